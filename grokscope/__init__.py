@@ -1,0 +1,53 @@
+"""GrokScope: an interpretability workbench for mixture-of-experts language models, Grok-1 first."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grokscope.transformer import edits as edits
+    from grokscope.config import GROK_1, MIXTRAL_8X7B, ModelConfig, RouterConfig
+    from grokscope.loading import inspect, load
+    from grokscope.model import Model
+    from grokscope.prompt import visible
+    from grokscope.sites import SITES, Capture
+    from grokscope.analysis.means import expert_means
+    from grokscope.analysis.tables import export, read_csv
+    from grokscope.checkpoints import CheckpointError
+    from grokscope.trace import Trace, open_trace
+
+__version__ = "0.1.0"
+
+# Name -> the module that has it, imported when the name is first used: `import grokscope` stays as cheap as the names
+# that a program needs.
+_HOMES = {
+    "Capture": "grokscope.sites",
+    "CheckpointError": "grokscope.checkpoints",
+    "GROK_1": "grokscope.config",
+    "MIXTRAL_8X7B": "grokscope.config",
+    "Model": "grokscope.model",
+    "ModelConfig": "grokscope.config",
+    "RouterConfig": "grokscope.config",
+    "SITES": "grokscope.sites",
+    "Trace": "grokscope.trace",
+    "expert_means": "grokscope.analysis.means",
+    "export": "grokscope.analysis.tables",
+    "inspect": "grokscope.loading",
+    "load": "grokscope.loading",
+    "open_trace": "grokscope.trace",
+    "read_csv": "grokscope.analysis.tables",
+    "visible": "grokscope.prompt",
+}
+_MODULES = {"edits": "grokscope.transformer.edits"}
+__all__ = sorted([*_HOMES, *_MODULES])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'grokscope' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,177 @@
+"""Every place inside the model that can be seen and changed.
+
+A site is a pair (name, layer). This table is the documentation, the schema of captures and traces, and a test.
+
+Letters: B batch, T token that reads, S token that is read, D d_model, H query head, G key/value head, K d_head,
+E expert, A slot (a token's chosen experts, best first), V vocabulary. `*.out` is exactly what is added to the residual
+stream: resid_mid == resid_pre + attn.out and resid_post == resid_mid + moe.out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+DIMS = {
+    "L": "layer",
+    "B": "batch",
+    "T": "token",
+    "S": "source",
+    "D": "d_model",
+    "H": "head",
+    "G": "kv_head",
+    "K": "d_head",
+    "E": "expert",
+    "A": "slot",
+    "F": "d_expert",
+    "V": "vocab",
+}
+"""Letter -> the name of that dimension in a trace."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One observable place: its name, its dims in letters, and what it holds."""
+
+    name: str
+    dims: str
+    meaning: str
+    in_block: bool = True
+    dtype: str = "float32"
+
+    @property
+    def needs_router(self) -> bool:
+        """Whether only a mixture of experts has it, not a dense block."""
+        return self.name.startswith(("router.", "expert."))
+
+
+SITES: dict[str, Site] = {
+    s.name: s
+    for s in (
+        Site("embed", "BTD", "scaled token embedding", in_block=False),
+        Site("resid_pre", "BTD", "residual stream entering the block"),
+        Site("attn.q", "BTHK", "queries, after RoPE"),
+        Site("attn.k", "BSGK", "keys, after RoPE"),
+        Site("attn.v", "BSGK", "values"),
+        Site("attn.scores", "BHTS", "scaled and soft-capped, before the mask"),
+        Site("attn.pattern", "BHTS", "softmax of the scores over the tokens that are read"),
+        Site("attn.z", "BTHK", "what each head read, before the output projection"),
+        Site("attn.out", "BTD", "added to the stream, after the post-norm"),
+        Site("resid_mid", "BTD", "residual stream after attention"),
+        Site("router.logits", "BTE", "router logits, float32"),
+        Site("router.probs", "BTE", "softmax of the logits over all experts, float32"),
+        Site("router.experts", "BTA", "chosen experts, best first; -1 where a slot is empty", dtype="int32"),
+        Site("router.gates", "BTA", "the weights really used; 0 where a slot is empty"),
+        Site("expert.out", "BTAD", "each chosen expert's output, before its gate"),
+        Site("moe.out", "BTD", "added to the stream, after the post-norm"),
+        Site("resid_post", "BTD", "residual stream leaving the block"),
+        Site("final", "BTD", "after the last norm", in_block=False),
+        Site("logits", "BTV", "next-token logits", in_block=False),
+    )
+}
+
+ROUTING = ("router.logits", "router.probs", "router.experts", "router.gates")
+DEFAULT_CAPTURE = (*ROUTING, "logits")
+
+_TRANSFORMER_LENS = {
+    "hook_embed": "embed",
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+    "hook_attn_out": "attn.out",
+    "hook_mlp_out": "moe.out",
+    "attn.hook_rot_q": "attn.q",
+    "attn.hook_rot_k": "attn.k",
+    "attn.hook_v": "attn.v",
+    "attn.hook_attn_scores": "attn.scores",
+    "attn.hook_pattern": "attn.pattern",
+    "attn.hook_z": "attn.z",
+    "mlp.hook_router_logits": "router.logits",
+    "mlp.hook_router_probs": "router.probs",
+    "mlp.hook_router_scores": "router.probs",
+    "mlp.hook_expert_indices": "router.experts",
+    "mlp.hook_expert_weights": "router.gates",
+    "mlp.hook_expert_out": "expert.out",
+    "mlp.gate.hook_out": "router.logits",
+    "ln_final.hook_normalized": "final",
+}
+_SHORT = {name.split("hook_")[-1].removeprefix("rot_"): site for name, site in _TRANSFORMER_LENS.items() if name != "mlp.gate.hook_out"}
+
+
+def parse_site(name: str) -> tuple[str, int | None]:
+    """A site's name in our spelling or TransformerLens's -> (our name, the layer if the spelling held one).
+
+    Traps: TransformerLens's hook_q and hook_k come before RoPE and have no site here, hook_rot_q and hook_rot_k have;
+    its short names q and k are understood as the rotated ones. Raises ValueError with the nearest names.
+    """
+    if name in SITES:
+        return name, None
+    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if block and block[2] in _TRANSFORMER_LENS:
+        return _TRANSFORMER_LENS[block[2]], int(block[1])
+    for table in (_TRANSFORMER_LENS, _SHORT):
+        if name in table:
+            return table[name], None
+    near = difflib.get_close_matches(block[2] if block else name, [*SITES, *_TRANSFORMER_LENS], 3, 0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ValueError(f"site: wanted one of grokscope.SITES, got {name!r}{hint}")
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Which sites a run keeps, and which layers, tokens, heads and experts of them (None: all).
+
+    The selections apply to the sites that have the dimension; `heads` are query heads, `tokens` the reading tokens.
+    """
+
+    sites: tuple[str, ...] = DEFAULT_CAPTURE
+    layers: tuple[int, ...] | None = None
+    tokens: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    experts: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        sites: str | Iterable[str] | Capture | None = None,
+        layers: Sequence[int] | None = None,
+        **selections: Sequence[int] | None,
+    ) -> Capture:
+        """A capture from names, globs ("router.*") and TransformerLens names.
+
+        A name that holds a layer ("blocks.3.attn.hook_pattern") sets `layers` when none are given.
+        """
+        if isinstance(sites, Capture):
+            return sites
+        wanted = DEFAULT_CAPTURE if sites is None else (sites,) if isinstance(sites, str) else tuple(sites)
+        names: set[str] = set()
+        named_layers: set[int] = set()
+        for name in wanted:
+            if any(c in name for c in "*?["):
+                matches = [s for s in SITES if fnmatchcase(s, name)]
+                if not matches:
+                    raise ValueError(f"capture: wanted a pattern that some site matches, got {name!r}; sites: {', '.join(SITES)}")
+                names.update(matches)
+            else:
+                site, layer = parse_site(name)
+                names.add(site)
+                named_layers |= set() if layer is None else {layer}
+        if layers is None and named_layers:
+            layers = sorted(named_layers)
+        chosen = {k: None if v is None else tuple(int(i) for i in v) for k, v in selections.items()}
+        return cls(
+            tuple(s for s in SITES if s in names), None if layers is None else tuple(int(i) for i in layers), **chosen
+        )
+
+    def at(self, layer: int) -> tuple[str, ...]:
+        """The sites inside block `layer` to keep."""
+        if self.layers is not None and layer not in self.layers:
+            return ()
+        return tuple(s for s in self.sites if SITES[s].in_block)
+
+    def outside(self) -> tuple[str, ...]:
+        """The sites outside the blocks to keep."""
+        return tuple(s for s in self.sites if not SITES[s].in_block)

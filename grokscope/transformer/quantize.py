@@ -1,0 +1,66 @@
+"""Weights -> int8 weights, grouped as the released Grok-1 is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from grokscope.transformer.weights import CONTRACTED, BlockWeights, Int8, ModelWeights, block_from
+
+ROW_GROUPS = {"attn.o": 8, "moe.down": 8}
+"""How many groups of input rows have scales of their own; 1 elsewhere. The release: one a shard of 8 devices."""
+
+
+def quantize(weights: ModelWeights) -> ModelWeights:
+    """Every matrix as int8 with bfloat16 scales; norms and routers stay float32, as in the release.
+
+    The embedding, which the release keeps in float32, is int8 with a scale for each row.
+    """
+    unembed = None if weights.unembed is None else to_int8("unembed", weights.unembed)
+    blocks = [quantize_block(b) for b in weights.blocks]
+    return ModelWeights(to_int8("embed", weights.embed), blocks, np.asarray(weights.final_norm, np.float32), unembed)
+
+
+def quantize_block(block: BlockWeights) -> BlockWeights:
+    """One layer of `quantize`."""
+
+    def array(name: str) -> Any:
+        value: Any = block
+        for part in name.split("."):
+            value = getattr(value, part)
+        if value is None or isinstance(value, Int8):
+            return value
+        return to_int8(name, value) if name in CONTRACTED else np.asarray(value, np.float32)
+
+    return block_from(array)
+
+
+def to_int8(name: str, array: Any) -> Int8:
+    """One array by its field name: symmetric, the largest of a group at 127, scales rounded to bfloat16 first."""
+    lead, rows = CONTRACTED[name]
+    array = np.asarray(array, np.float32)
+    shape, groups = array.shape, ROW_GROUPS.get(name, 1)
+    grouped = array.reshape(*shape[:lead], groups, -1, *shape[lead + rows :])
+    largest = np.abs(grouped).max(axis=lead + 1)
+    scales = np.maximum(largest / 127, 1e-12).astype(ml_dtypes.bfloat16)
+    values = np.rint(grouped / np.expand_dims(scales.astype(np.float32), lead + 1))
+    return Int8(np.clip(values, -127, 127).astype(np.int8).reshape(shape), scales, lead, rows)
+
+
+def dequantize(weights: ModelWeights, dtype: Any) -> ModelWeights:
+    """Every matrix as a plain array of `dtype`; worth its memory where a model is small and runs often."""
+
+    def array(value: Any) -> Any:
+        if isinstance(value, Int8):
+            return jnp.asarray(value.to(dtype))
+        if dataclasses.is_dataclass(value):
+            return type(value)(*(array(getattr(value, f.name)) for f in dataclasses.fields(value)))
+        if isinstance(value, list):
+            return [array(v) for v in value]
+        return value
+
+    return array(weights)

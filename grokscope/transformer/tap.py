@@ -1,0 +1,61 @@
+"""The one thing that sees and changes what happens inside a block.
+
+`x = tap("resid_pre", x)` applies the edits made for that site, keeps a copy where the run asked for one, and gives x
+back. A Tap is born and dies inside one traced call, so the call is pure from outside. It must not be used under vmap,
+scan or cond: tap the batched array outside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from grokscope.sites import SITES
+from grokscope.transformer.weights import pytree
+
+
+@pytree
+class Selection:
+    """Indices that a capture keeps, an array per letter (T, H, E), or None for all."""
+
+    T: Array | None = None
+    H: Array | None = None
+    E: Array | None = None
+
+
+class Tap:
+    """Applies edits at sites and keeps what is asked for."""
+
+    def __init__(
+        self,
+        sites: Sequence[str] = (),
+        edits: Sequence[Any] = (),
+        selection: Selection | None = None,
+    ) -> None:
+        self.kept: dict[str, Array] = {}
+        self._sites, self._edits, self._selection = frozenset(sites), edits, selection or Selection()
+
+    def __call__(self, site: str, x: Array, experts: Array | None = None) -> Array:
+        """Edit and keep x. `experts`, B T A, says who fills the slots of a site that has them."""
+        for edit in self._edits:
+            if edit.site == site:
+                x = edit.apply(x, x if site == "router.experts" else experts)
+        if site in self._sites:
+            self.kept[site] = _select(x, SITES[site].dims, self._selection)
+        return x
+
+    def wants(self, *sites: str) -> bool:
+        """Whether one of these is kept or edited, so that it must exist whole."""
+        return any(s in self._sites for s in sites) or any(e.site in sites for e in self._edits)
+
+
+def _select(x: jax.Array, dims: str, selection: Selection) -> jax.Array:
+    for letter in "THE":
+        indices = getattr(selection, letter)
+        if indices is not None and letter in dims:
+            x = jnp.take(x, indices, axis=dims.index(letter))
+    return x
