@@ -1,0 +1,173 @@
+"""Grok-1 as released: a directory of pickles `tensor00000_000`, one a parameter, without names.
+
+The i-th file is the i-th leaf of the reference's parameter tree in its sorted order, in which layer 10 comes before layer
+2: all layers have the same shapes, so a numeric order loads without any error and is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grokscope.checkpoints.pickled_array import CheckpointError, read_arrays
+from grokscope.config import GROK_1, ModelConfig, RouterConfig
+from grokscope.transformer.weights import CONTRACTED, BlockWeights, Int8, ModelWeights, block_from, block_shapes
+
+_LAYER_MOE = {"moe.gate": "moe/linear/w", "moe.down": "moe/linear_1/w", "moe.up": "moe/linear_v/w"}
+_LAYER_DENSE = {"moe.gate": "linear/w", "moe.down": "linear_1/w", "moe.up": "linear_v/w"}
+_LAYER_REST = {
+    "attn.k": "multi_head_attention/key/w",
+    "attn.o": "multi_head_attention/linear/w",
+    "attn.q": "multi_head_attention/query/w",
+    "attn.v": "multi_head_attention/value/w",
+    "attn_norm_in": "rms_norm/scale",
+    "attn_norm_out": "rms_norm_1/scale",
+    "moe_norm_in": "rms_norm_2/scale",
+    "moe_norm_out": "rms_norm_3/scale",
+    "moe.router": "router/w",
+}
+EMBED, FINAL_NORM = "language_model/in_out_embed/embeddings", "language_model/rms_norm/scale"
+ROW_GROUPS = 8
+"""Of the scales of attn.o and moe.down: the shards over which the release was quantised."""
+
+
+def layer_names(config: ModelConfig) -> dict[str, str]:
+    """Our dotted field -> the reference's name inside `transformer/decoder_layer_{i}/`."""
+    names = {**(_LAYER_DENSE if config.is_dense else _LAYER_MOE), **_LAYER_REST}
+    if config.is_dense:
+        del names["moe.router"]
+    return names
+
+
+def file_names(config: ModelConfig) -> dict[str, str]:
+    """The reference's parameter name -> its file, in the checkpoint's order."""
+    layers = [f"transformer/decoder_layer_{i}/{n}" for i in range(config.num_layers) for n in layer_names(config).values()]
+    # A module's own leaves and its submodules sort as the reference's nested dicts do: by module path, then by name.
+    ordered = sorted([EMBED, FINAL_NORM, *layers], key=lambda name: tuple(name.rsplit("/", 1)))
+    return {name: f"tensor{i:05d}_000" for i, name in enumerate(ordered)}
+
+
+def config_from_reference(values: dict[str, Any]) -> ModelConfig:
+    """A config in the reference's own field names (emb_size, key_size, widening_factor, ...)."""
+    wanted = {"vocab_size", "sequence_len", "emb_size", "key_size", "num_q_heads", "num_kv_heads", "num_layers", "widening_factor"}
+    if missing := sorted(wanted - set(values)):
+        raise ValueError(f"config.json: wanted the reference's fields, missing {missing}")
+    width, widening = values["emb_size"], values["widening_factor"]
+    rounded = -(-(int(widening * width) * 2 // 3) // 8) * 8
+    return ModelConfig(
+        vocab_size=values["vocab_size"],
+        d_model=width,
+        num_layers=values["num_layers"],
+        num_heads=values["num_q_heads"],
+        num_kv_heads=values["num_kv_heads"],
+        d_head=values["key_size"],
+        d_expert=values.get("ffn_size", rounded),
+        max_tokens=values["sequence_len"],
+        attention_scale=values.get("attn_output_multiplier", 1.0),
+        embed_scale=values.get("embedding_multiplier_scale", 1.0),
+        logit_scale=values.get("output_multiplier_scale", 1.0),
+        router=RouterConfig(num_experts=(e := values.get("num_experts", 1)), top_k=values.get("num_selected_experts", 1) if e > 1 else 1),
+        eos_id=values.get("eos_token"),
+        pad_id=values.get("pad_token"),
+    )
+
+
+def weights_from(config: ModelConfig, get: Callable[[str], dict[str, np.ndarray]]) -> ModelWeights:
+    """Weights from a function that gives each parameter by the reference's name, as `read_arrays` gives it."""
+
+    def block(layer: int) -> BlockWeights:
+        names, shapes = layer_names(config), block_shapes(config)
+
+        def array(field: str) -> Any:
+            if shapes[field] is None:
+                return None
+            name = f"transformer/decoder_layer_{layer}/{names[field]}"
+            return _translated(field, shapes[field], get(name), name)
+
+        return block_from(array)
+
+    embed = _translated("embed", (config.vocab_size, config.d_model), get(EMBED), EMBED)
+    norm = _translated("final_norm", (config.d_model,), get(FINAL_NORM), FINAL_NORM)
+    return ModelWeights(embed, [block(i) for i in range(config.num_layers)], norm)
+
+
+def _translated(field: str, shape: tuple[int, ...], arrays: dict[str, np.ndarray], name: str) -> Any:
+    """One parameter in our layout: the reference merges heads and widths, (in, out)."""
+    if problem := _problem(field, shape, arrays):
+        raise CheckpointError(f"{name}: {problem}")
+    if "array" in arrays:
+        return arrays["array"].reshape(shape)
+    lead, rows = CONTRACTED[field]
+    scales = arrays["scales"]
+    groups = scales.shape[lead]
+    return Int8(arrays["weight"].reshape(shape), scales.reshape(*shape[:lead], groups, *shape[lead + rows :]), lead, rows)
+
+
+def _problem(field: str, shape: tuple[int, ...], arrays: dict[str, np.ndarray]) -> str | None:
+    """What is wrong with the shapes of one parameter, if anything."""
+    lead, rows = CONTRACTED.get(field, (0, 1))
+    merged = (*shape[:lead], int(np.prod(shape[lead : lead + rows])))
+    if shape[lead + rows :]:
+        merged = (*merged, int(np.prod(shape[lead + rows :])))
+    got = next(iter(arrays.values()))
+    if got.shape not in (merged, shape):
+        return f"wanted shape {merged}, got {got.shape}"
+    if "scales" in arrays:
+        scales = arrays["scales"].shape
+        groups = scales[lead] if len(scales) == len(merged) else 0
+        if not groups or merged[lead] % groups or (*merged[:lead], groups, *merged[lead + 1 :]) != scales:
+            return f"wanted scales for groups of the {merged[lead]} rows of {merged}, got {scales}"
+    return None
+
+
+def recognises(path: Path) -> bool:
+    """Whether this directory holds the released format."""
+    return (path / "tensor00000_000").exists()
+
+
+def read_config(path: Path) -> ModelConfig:
+    """config.json in the directory or beside it, in our field names or the reference's; else, for a directory with as many
+    files as the release has, Grok-1's own."""
+    for place in (path / "config.json", path.parent / "config.json"):
+        if place.exists():
+            try:
+                values = json.loads(place.read_text(encoding="utf-8"))
+                return ModelConfig.from_dict(values.get("model", values)) if "d_model" in values.get("model", values) else config_from_reference(values)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"{place}: wanted a model's config, got something else ({error})") from error
+    files = sum(1 for p in path.iterdir() if p.name.startswith("tensor"))
+    if files == len(file_names(GROK_1)):
+        return GROK_1
+    raise CheckpointError(f"{path}: wanted config.json beside the tensors, or Grok-1's {len(file_names(GROK_1))} files, found {files}; pass config=")
+
+
+def problems(path: Path, config: ModelConfig) -> Iterator[str]:
+    """Every missing, extra, truncated, hostile or mis-shaped file, a line each."""
+    files = file_names(config)
+    expected = set(files.values())
+    present = {p.name for p in path.iterdir() if p.name.startswith("tensor")}
+    yield from (f"{name}: missing" for name in sorted(expected - present))
+    yield from (f"{name}: not part of this model ({len(expected)} files)" for name in sorted(present - expected))
+    shapes = {**block_shapes(config), "embed": (config.vocab_size, config.d_model), "final_norm": (config.d_model,)}
+    fields = {v: k for k, v in layer_names(config).items()} | {EMBED: "embed", FINAL_NORM: "final_norm"}
+    for name, file in files.items():
+        if file in present:
+            field = fields.get(name) or fields[name.split("/", 2)[2]]
+            try:
+                problem = _problem(field, shapes[field] or (), read_arrays(path / file))
+            except CheckpointError as error:
+                problem = str(error).removeprefix(f"{path / file}: ")
+            if problem:
+                yield f"{file} ({name}): {problem}"
+
+
+def load(path: Path, config: ModelConfig) -> ModelWeights:
+    """The weights of a released checkpoint, mapped from its files. Raises CheckpointError with every problem found."""
+    if found := list(problems(path, config)):
+        raise CheckpointError(f"{path}: {len(found)} of {len(file_names(config))} files are not as they should be:\n  " + "\n  ".join(found))
+    files = file_names(config)
+    return weights_from(config, lambda name: read_arrays(path / files[name]))
