@@ -1,0 +1,1 @@
+"""Traces -> labelled arrays and tables; functions only. Start with `tables.py`."""

@@ -1,0 +1,79 @@
+"""Traces on disk: a Zarr directory that opens lazily and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from grokscope.trace.trace import PROVENANCE, Trace
+
+SCHEMA = 1
+
+
+def save_trace(trace: Trace, path: str | Path) -> None:
+    """Write `trace` to a new directory. It appears under its name when it is complete, or not at all."""
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path}: wanted a new name, got one that exists; choose another or remove it")
+    data = trace.data.drop_vars("piece")
+    data.attrs = {
+        PROVENANCE: json.dumps({**trace.provenance, "schema": SCHEMA}),
+        "pieces": json.dumps(trace.data["piece"].values.tolist()),
+    }
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            data.to_zarr(scratch, mode="w", consolidated=False, encoding={v: _encoding(data[v]) for v in data.variables})
+        scratch.replace(path)
+    except OSError as error:
+        raise OSError(f"{path}: the trace could not be written ({error}); nothing was left under this name") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _encoding(array: xr.DataArray) -> dict[str, Any]:
+    """A chunk for each layer, so that opening one layer reads one layer."""
+    if "layer" in array.dims and array.ndim > 1:
+        return {"chunks": (1, *array.shape[1:])}
+    return {}
+
+
+def open_trace(path: str | Path) -> Trace:
+    """A saved trace; its arrays are read when they are used.
+
+    Raises FileNotFoundError, or ValueError for a directory that is no trace, is incomplete, or comes from a newer version.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: wanted a trace's directory, found none")
+    if not (path / "zarr.json").exists():
+        raise ValueError(f"{path}: wanted a trace that grokscope saved, got another directory")
+    try:
+        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        provenance, pieces = json.loads(attributes[PROVENANCE]), json.loads(attributes["pieces"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: wanted a trace that grokscope saved, got another Zarr store ({error!r})") from error
+    if provenance.get("schema", 0) > SCHEMA:
+        raise ValueError(f"{path}: wanted trace schema {SCHEMA} or older, got {provenance['schema']}; update grokscope")
+    try:
+        data = xr.open_zarr(path, consolidated=False, chunks=None, mask_and_scale=False)
+        data = data.assign_coords(piece=(("batch", "token"), np.array(pieces, dtype=object)))
+        _check_chunks(path)
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(f"{path}: this trace is damaged ({error}); run again") from error
+    data.attrs = {PROVENANCE: attributes[PROVENANCE]}
+    return Trace(data)
+
+
+def _check_chunks(path: Path) -> None:
+    """Every chunk is there: a missing one would otherwise read as fill values without a word."""
+    for name, array in zarr.open_group(path, mode="r").arrays():
+        if array.nchunks_initialized != array.nchunks:
+            raise ValueError(f"{name}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks are missing")
