@@ -1,0 +1,98 @@
+"""Documents -> token ids -> batches.
+
+Every domain is passed over as often as its share of the run needs, each pass in a new order, and the passes are spread
+evenly over the run. Documents follow each other in rows of one context; a token reads its own document only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from grokscope.train.corpus import corpus_files, read_documents
+from grokscope.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A domain's token ids end to end (uint16), and where each document starts; one more entry for the end."""
+
+    domain: str
+    ids: np.ndarray
+    starts: np.ndarray
+
+
+def tokenize_corpus(folder: str | Path, tokenizer: str | Path, cache: str | Path) -> list[Corpus]:
+    """The training files of `folder` as ids, BOS before and EOS after each document; kept in `cache` for the next run."""
+    cache = Path(cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    files = corpus_files(folder)
+    missing = [f for f in files if not (cache / f"{f.name}.npz").exists()]
+    with ProcessPoolExecutor(min(len(missing) or 1, os.cpu_count() or 1)) as pool:
+        list(pool.map(partial(_tokenize_file, tokenizer=str(tokenizer), cache=cache), missing))
+    made = []
+    for f in files:
+        with np.load(cache / f"{f.name}.npz") as arrays:
+            made.append(Corpus(f.name.split(".")[0].removeprefix("train-"), arrays["ids"], arrays["starts"]))
+    return made
+
+
+def _tokenize_file(path: Path, tokenizer: str, cache: Path) -> None:
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(model_file=tokenizer)
+    documents = [np.array(model.encode(d.text, add_bos=True, add_eos=True), np.uint16) for d in read_documents(path)]
+    starts = np.cumsum([0, *(len(d) for d in documents)])
+    scratch = cache / f".{path.name}.{os.getpid()}.npz"
+    np.savez(scratch, ids=np.concatenate(documents), starts=starts)
+    scratch.replace(cache / f"{path.name}.npz")
+
+
+def plan(corpora: list[Corpus], tokens: int, power: float, seed: int) -> tuple[np.ndarray, dict[str, float]]:
+    """The order of documents of a whole run, rows of (corpus, document), and how often each domain is passed over."""
+    rng = np.random.default_rng(seed)
+    share = np.array([len(c.ids) for c in corpora], float) ** power
+    share /= share.sum()
+    rows, times, passes = [], [], {}
+    for index, corpus in enumerate(corpora):
+        needed = tokens * share[index] / len(corpus.ids)
+        passes[corpus.domain] = needed
+        count = len(corpus.starts) - 1
+        for number in range(int(np.ceil(needed))):
+            order = rng.permutation(count)[: int(np.ceil(count * min(1.0, needed - number)))]
+            rows.append(np.stack([np.full(len(order), index), order], axis=1))
+            width = min(1.0, needed - number)
+            times.append((number + width * np.sort(rng.random(len(order)))) / needed)
+    return np.concatenate(rows)[np.argsort(np.concatenate(times), kind="stable")], passes
+
+
+def batches(corpora: list[Corpus], recipe: Recipe, first_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(ids, segments) of each step, [rows, context] each, from `first_step` on.
+
+    A row holds one more token than its context predicts from: ids[:, 1:] are the answers to ids[:, :-1], so rows overlap
+    by one token. Segments count the documents of a row from 1.
+    """
+    order, _ = plan(corpora, int(recipe.tokens * 1.02), recipe.domain_power, recipe.seed)
+    documents = (corpora[c].ids[corpora[c].starts[d] : corpora[c].starts[d + 1]] for c, d in order)
+    left = np.empty(0, np.uint16)
+    step = 0
+    for context, share in recipe.contexts:
+        rows = max(1, recipe.batch_tokens // context)
+        for _ in range(round(recipe.tokens * share / recipe.batch_tokens)):
+            needed = rows * context + 1
+            parts, size = [left], len(left)
+            while size < needed:
+                parts.append(next(documents))
+                size += len(parts[-1])
+            stream = np.concatenate(parts)
+            left = stream[needed - 1 :]
+            if step >= first_step:
+                ids = np.stack([stream[r * context : (r + 1) * context + 1] for r in range(rows)]).astype(np.int32)
+                yield ids, np.cumsum(ids == 1, axis=1, dtype=np.int32) + 1
+            step += 1

@@ -1,0 +1,132 @@
+"""A training run: steps, progress, checkpoints that resume, and the weights at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from grokscope.train.data import Corpus, batches
+from grokscope.train.loss import Teacher, bits_per_byte, initial_weights, loss
+from grokscope.train.optimizer import make_optimizer
+from grokscope.train.recipe import Recipe
+from grokscope.transformer.weights import ModelWeights
+
+EVERY = 100
+"""Steps between lines of the log; ten lines to a look at the held-out text."""
+
+Documents = list[tuple[np.ndarray, int, str]]
+
+
+def num_steps(recipe: Recipe) -> int:
+    """Steps of a whole run."""
+    return sum(round(recipe.tokens * share / recipe.batch_tokens) for _, share in recipe.contexts)
+
+
+@partial(jax.jit, static_argnames=("recipe", "teachers", "optimizer", "mesh"), donate_argnames=("weights", "state"))
+def train_step(weights: ModelWeights, state: Any, batch: tuple[Array, Array], step: Array, taught: list[ModelWeights], *, recipe: Recipe, teachers: tuple[Recipe, ...], optimizer: Any, mesh: Any) -> tuple[ModelWeights, Any, dict[str, Array]]:
+    """One step of the optimiser on one batch: the recipe's type inside the block, float32 weights, rows shared out over
+    the devices of `mesh`, each with all the weights."""
+
+    def gradient(weights: ModelWeights, batch: tuple[Array, Array], taught: list[ModelWeights]) -> Any:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), step), jax.lax.axis_index("data"))
+
+        def of(weights: ModelWeights) -> Any:
+            return loss(rounded(weights, recipe.dtype), *batch, key, recipe, list(zip(taught, teachers, strict=True)))
+
+        (_, report), grads = jax.value_and_grad(of, has_aux=True)(weights)
+        return jax.lax.pmean((grads, report), "data")
+
+    shared = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P(), check_vma=False)
+    grads, report = shared(weights, batch, taught)
+    updates, state = optimizer.update(grads, state, weights)
+    return optax.apply_updates(weights, updates), state, report
+
+
+def rounded(weights: ModelWeights, dtype: str) -> ModelWeights:
+    """The matrices in `dtype`, once a step instead of at EVERY use; routers and norms stay float32."""
+
+    def one(path: Any, w: Array) -> Array:
+        return w if path[-1].name == "router" or "norm" in path[-1].name else w.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(one, weights)
+
+
+def train(recipe: Recipe, corpora: list[Corpus], folder: str | Path, heldout: Documents | None = None, teachers: Sequence[Teacher] = (), start: ModelWeights | None = None, minutes: float | None = None) -> ModelWeights:
+    """Run `recipe`, or go on with it where `folder` holds a checkpoint; stop early, with a checkpoint, after `minutes`.
+
+    Prints loss, tokens a second and the least and most loaded expert of any layer; writes them to log.jsonl.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.json").write_text(recipe.to_json())
+    steps = num_steps(recipe)
+    optimizer = make_optimizer(recipe, steps)
+    weights = jax.tree.map(jnp.copy, start) if start else initial_weights(recipe)
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), (jax.sharding.AxisType.Auto,))
+    taught = [rounded(w, recipe.dtype) for w, _ in teachers]
+    state = optimizer.init(weights)
+    first, (weights, state) = _restore(folder, (weights, state))
+    started = clock = time.monotonic()
+    tokens = 0
+    with open(folder / "log.jsonl", "a") as log:
+        for step, (ids, segments) in enumerate(batches(corpora, recipe, first), first):
+            weights, state, report = train_step(weights, state, (ids, segments), np.int32(step), taught, recipe=recipe, teachers=tuple(r for _, r in teachers), optimizer=optimizer, mesh=mesh)
+            tokens += ids.shape[0] * (ids.shape[1] - 1)
+            last = step + 1 == steps
+            if (step + 1) % EVERY == 0 or last:
+                row = {"step": step + 1, "of": steps, "nats": float(report["nats"]), "soft": float(report["soft"])}
+                row |= {"least": float(report["load"].min()), "most": float(report["load"].max())}
+                now = time.monotonic()
+                row["tokens_per_second"], tokens, clock = tokens / (now - clock), 0, now
+                if heldout and ((step + 1) % (10 * EVERY) == 0 or last):
+                    by_domain = bits_per_byte(weights, heldout, recipe)
+                    row |= {"bits_per_byte": float(np.mean(list(by_domain.values()))), "by_domain": by_domain}
+                    clock = time.monotonic()
+                print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+            if minutes and time.monotonic() - started > 60 * minutes and not last:
+                _save(folder, step + 1, (weights, state))
+                return weights
+    _save(folder, steps, (weights, state))
+    return weights
+
+
+def _save(folder: Path, step: int, state: Any) -> None:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    scratch = folder / ".state.npz"
+    np.savez(scratch, step=step, **{str(i): leaf for i, leaf in enumerate(leaves)})
+    scratch.replace(folder / "state.npz")
+
+
+def load_run(folder: str | Path) -> Teacher:
+    """The weights (stacked, float32) and the recipe of a run that has a checkpoint."""
+    folder = Path(folder)
+    recipe = Recipe.from_file(folder / "recipe.json")
+    shapes = jax.eval_shape(partial(initial_weights, recipe))
+    with np.load(folder / "state.npz") as arrays:
+        leaves = [jnp.asarray(arrays[str(i)]) for i in range(len(jax.tree.leaves(shapes)))]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves), recipe
+
+
+def _restore(folder: Path, state: Any) -> tuple[int, Any]:
+    path = folder / "state.npz"
+    if not path.exists():
+        return 0, state
+    with np.load(path) as arrays:
+        leaves = [jax.numpy.asarray(arrays[str(i)]) for i in range(len(arrays.files) - 1)]
+        wanted = [leaf.shape for leaf in jax.tree.leaves(state)]
+        if [leaf.shape for leaf in leaves] != wanted:
+            raise ValueError(f"{path}: wanted a checkpoint of this recipe, got other shapes; use another folder")
+        return int(arrays["step"]), jax.tree.unflatten(jax.tree.structure(state), leaves)
