@@ -1,0 +1,178 @@
+"""The command line: `grokscope trace`, `generate`, `inspect`, `train`. Each `--help` is enough to use it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Look inside mixture-of-experts language models, Grok-1 first.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Text = Annotated[str | None, typer.Argument(help="The text. Or use --file.")]
+File = Annotated[Path | None, typer.Option("--file", "-f", help="A UTF-8 file with the text; - reads standard input.")]
+ModelPath = Annotated[str, typer.Option("--model", "-m", help='A checkpoint\'s directory, or "pocket", the embedded model.')]
+Dtype = Annotated[str, typer.Option(help="Of the arithmetic: bfloat16 or float32.")]
+
+
+@app.command()
+def trace(
+    text: Text = None,
+    file: File = None,
+    model: ModelPath = "pocket",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A new directory for the tables, and for trace.zarr with --capture.")] = None,
+    capture: Annotated[list[str] | None, typer.Option("--capture", "-c", help='Sites to keep besides routing and logits, e.g. "attn.pattern" or "resid_*".')] = None,
+    format: Annotated[str, typer.Option(help="Of the tables: csv or parquet.")] = "csv",
+    dtype: Dtype = "bfloat16",
+    truncate: Annotated[bool, typer.Option("--truncate", help="Keep the first tokens of a text that is over the context.")] = False,
+) -> None:  # fmt: skip
+    """Show how each token of a text is routed, and write it as tables with --out.
+
+    Example: grokscope trace "The quick brown fox" --out fox
+    """
+    words = _text(text, file)
+    if out is not None:
+        _check_free(out)
+    from grokscope.loading import load
+    from grokscope.sites import ROUTING, Capture
+
+    console = _console()
+    sites = Capture.of([*ROUTING, "logits", *(capture or [])] if out or capture else [*ROUTING, "logits"])
+    made = load(model, dtype=dtype).trace(words, sites, truncate=truncate)
+    from grokscope.views.terminal import legend, routing_picture
+
+    console.print(legend(made))
+    for line in routing_picture(made, width=console.width):
+        console.print(line, no_wrap=True, crop=False, soft_wrap=True)
+    if out is not None:
+        from grokscope.analysis.tables import export
+
+        export(made, out, format)  # type: ignore[arg-type]
+        if capture:
+            made.save(out / "trace.zarr")
+        console.print(f"wrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}", markup=False, highlight=False)
+
+
+@app.command()
+def generate(
+    text: Text = None,
+    file: File = None,
+    model: ModelPath = "pocket",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="At most this many.")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 takes the best token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the smallest set of tokens with this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same text.")] = 0,
+    dtype: Dtype = "bfloat16",
+) -> None:
+    """Continue a text, printing it as it comes.
+
+    Example: grokscope generate "Once upon a time" -n 100 -t 0.8 --top-p 0.95
+    """
+    words = _text(text, file)
+    from grokscope.loading import load
+
+    loaded = load(model, dtype=dtype)
+    write = sys.stdout.write
+    write(words)
+
+    def show(new: str) -> None:
+        write(_terminal_safe(new))
+        sys.stdout.flush()
+
+    loaded.generate(words, max_new_tokens, temperature, top_p, seed, capture=(), on_text=show)
+    write("\n")
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help='A checkpoint\'s directory, or "pocket".')] = "pocket",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is in a checkpoint: format, shape, parameters, bytes, and everything that is wrong with it.
+
+    Exit status 1 where something is wrong. Nothing in the files is executed.
+    """
+    from grokscope.loading import as_dict
+    from grokscope.loading import inspect as look
+
+    found = look(path)
+    if json:
+        import json as library
+
+        print(library.dumps(as_dict(found), indent=1))
+    else:
+        c = found.config
+        rows = {
+            "path": found.path,
+            "format": found.format,
+            "files": f"{found.files}, {found.bytes:,} bytes",
+            "parameters": f"{c.num_parameters:,} ({c.num_active_parameters:,} active for a token)",
+            "layers": f"{c.num_layers} of width {c.d_model}, {c.num_heads} heads of {c.d_head} ({c.num_kv_heads} key/value)",
+            "experts": "none: a dense model" if c.is_dense else f"{c.router.num_experts} of width {c.d_expert}, top {c.router.top_k}",
+            "router": f"softmax over {c.router.softmax}, {'renormalised' if c.router.renormalize or c.router.softmax == 'chosen' else 'not renormalised'}",
+            "vocabulary": f"{c.vocab_size:,}, context {c.max_tokens:,} tokens",
+            "problems": "none" if not found.problems else str(len(found.problems)),
+        }
+        for key, value in rows.items():
+            print(f"{key:<11} {value}")
+    if found.problems:
+        raise ValueError("this checkpoint cannot be loaded:\n  " + "\n  ".join(found.problems))
+
+
+def _text(text: str | None, file: Path | None) -> str:
+    if (text is None) == (file is None):
+        raise typer.BadParameter("give one text, or one --file")
+    if text is not None:
+        return text
+    try:
+        return sys.stdin.buffer.read().decode("utf-8") if str(file) == "-" else Path(str(file)).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: wanted UTF-8, got byte {error.object[error.start]:#x} at {error.start}; convert it, e.g. with iconv -t utf-8") from error
+
+
+def _check_free(out: Path) -> None:
+    """Before the work, not after it."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out}: wanted a new or an empty directory, got one that already holds something; name another")
+    parent = next(p for p in out.absolute().parents if p.exists())
+    import os
+
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"{out}: wanted a place to write, {parent} is not writable; name another")
+
+
+def _terminal_safe(text: str) -> str:
+    from grokscope.prompt import visible
+
+    return "".join(c if c in "\n\t" else visible(c) for c in text)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _add_training() -> None:
+    from grokscope.train.cli import app as training
+
+    app.add_typer(training, name="train")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit status 1, never a traceback."""
+    _add_training()
+    try:
+        app()
+    except (ValueError, OSError, MemoryError, TypeError, IndexError) as error:
+        line = str(error) if not isinstance(error, OSError) or error.errno is None else f"{error.strerror}: {error.filename}"
+        print(f"grokscope: {line}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("grokscope: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""View-models: what a picture shows, worked out without a browser and without JAX."""
