@@ -138,8 +138,9 @@ class Recorder:
         tokens = int(self.lengths.max())
         for site in capture.sites:
             shape = shape_of(site, config, whole, len(self.lengths), tokens, slots)
-            whole_numbers = SITES[site].dtype == "int32"
-            self.arrays[site] = np.full(tuple(shape.values()), -1 if whole_numbers else np.nan, SITES[site].dtype)
+            self.arrays[site] = np.empty(tuple(shape.values()), SITES[site].dtype)
+            if (self.lengths != tokens).any():
+                self.arrays[site].fill(-1 if SITES[site].dtype == "int32" else np.nan)
             self.dims[site] = tuple(shape)
 
     def record(self, layer: int | None, kept: dict[str, Any], positions: np.ndarray, key_positions: np.ndarray) -> None:
@@ -184,13 +185,15 @@ class Recorder:
 
 
 def _put(out: np.ndarray, values: np.ndarray, site: str, positions: np.ndarray, keys: np.ndarray) -> None:
-    """One text's part of one site into `out`. Tokens are the T, or the S of attn.k; sources the S beside a T."""
+    """One text's part of one site into `out`. Tokens are the T, or the S of attn.k; sources the S beside a T, from 0 on."""
     dims = SITES[site].dims[1:]
-    at: list[Any] = [slice(None)] * len(dims)
-    at[dims.index("T") if "T" in dims else dims.index("S")] = positions
-    if dims.endswith("TS"):
-        # What comes after a token is never read: nothing in the pattern, no score at all.
-        row = np.full((*values.shape[:-1], out.shape[-1]), 0 if site == "attn.pattern" else np.nan, np.float32)
-        row[..., keys] = np.where(keys <= positions[:, None], values, row[..., keys])
-        values = row
-    out[tuple(at)] = values
+    axis = dims.index("T") if "T" in dims else dims.index("S")
+    rows = out[(slice(None),) * axis + (slice(int(positions[0]), int(positions[-1]) + 1),)] if len(positions) else out[:0]
+    if not dims.endswith("TS"):
+        rows[...] = values
+        return
+    # What comes after a token is never read: nothing in the pattern, no score at all.
+    rows[..., : len(keys)] = values
+    rows[..., len(keys) :] = 0 if site == "attn.pattern" else np.nan
+    if site == "attn.scores":
+        rows[..., : len(keys)][:, keys > positions[:, None]] = np.nan

@@ -5,8 +5,6 @@ Query head h reads key/value head h // R. With G of them, the einsums carry (G, 
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -17,10 +15,12 @@ from grokscope.transformer.ops import einsum, rope, soft_cap
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.weights import AttentionWeights, pytree
 
-MASKED = -1e30
-"""The reference's: finite, so that a token which may read nothing attends evenly instead of giving NaN."""
+MAPS = ("attn.scores", "attn.pattern")
 
-QUERY_CHUNK = 512
+LOWEST = -1e30
+"""Stands for the largest score of a token that may read nothing (padding), where minus infinity would give NaN."""
+
+QUERY_CHUNK = 256
 
 
 @pytree
@@ -78,33 +78,65 @@ def attention(
 def attend(q: Array, k: Array, v: Array, seq: Sequence, config: ModelConfig, tap: Tap) -> Float[Array, "B T H K"]:
     """The mixture of values that each query head reads.
 
-    Where neither scores nor pattern is wanted, queries go in chunks that read the tokens up to their own end: the whole
-    B H T S is never there, and half of it is never computed.
+    Queries go in chunks that read the tokens up to their own end, so that half of B H T S is never computed, and all of
+    it is never there unless it is kept. Where scores or pattern are edited they are whole.
     """
-    seen = tap.wants("attn.scores", "attn.pattern")
-    if not seen and seq.past is None and jax.default_backend() == "gpu" and flash.fits(q, k, config.attention_cap):
-        return flash.flash_attend(q, k, v, seq.segments, config.attention_scale, config.attention_cap)
-    tokens = q.shape[1]
-    past = k.shape[1] - tokens
-    chunk = tokens if seen else QUERY_CHUNK
-    parts = []
+    edited = tap.edits(*MAPS)
+    kept = [] if edited else [site for site in MAPS if tap.keeps(site)]
+    cap = config.attention_cap
+    if not edited and not kept and seq.past is None and jax.default_backend() == "gpu" and flash.fits(q, k, cap):
+        return flash.flash_attend(q, k, v, seq.segments, config.attention_scale, cap)
+    tokens, past = q.shape[1], k.shape[1] - q.shape[1]
+    chunk = tokens if edited else QUERY_CHUNK
+    # Heads in front, and really so: XLA on a CPU takes six times as long over products whose batch is not in front.
+    q, k, v = jax.lax.optimization_barrier(tuple(jnp.swapaxes(x, 1, 2) for x in (q, k, v)))
+    v = jnp.concatenate([v, jnp.ones((*v.shape[:3], 1), v.dtype)], axis=-1)
+    parts: list[Array] = []
+    maps: dict[str, list[Array]] = {site: [] for site in kept}
     for start in range(0, tokens, chunk):
         stop = min(start + chunk, tokens)
-        mask = seq.mask(start, stop)
-        parts.append(_attend_chunk(q[:, start:stop], k[:, : past + stop], v[:, : past + stop], mask, config, tap))
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+        read = slice(0, past + stop)
+        scores = _scores(q[:, :, start:stop], k[:, :, read], config)
+        mask = seq.mask(start, stop)[:, None]
+        if edited:
+            weights = _exp(tap("attn.scores", scores), mask, bounded=False)
+            weights = tap("attn.pattern", weights / _at_least_tiny(weights.sum(axis=-1, keepdims=True)))
+            parts.append(_mix(weights, v)[..., :-1])
+            continue
+        weights = _exp(scores, mask, bounded=cap is not None)
+        z = _mix(weights, v[:, :, read])
+        total = _at_least_tiny(z[..., -1:])
+        parts.append(z[..., :-1] / total)
+        for site in kept:
+            whole = scores if site == "attn.scores" else weights / total
+            maps[site].append(jnp.pad(whole, [(0, 0)] * 3 + [(0, tokens - stop)]))
+    for site, arrays in maps.items():
+        tap(site, jnp.concatenate(arrays, axis=2))
+    return jnp.swapaxes(jnp.concatenate(parts, axis=2), 1, 2).astype(v.dtype)
 
 
-def _attend_chunk(q: Array, k: Array, v: Array, mask: Array, config: ModelConfig, tap: Tap) -> Array:
-    b, t, h, d = q.shape
-    g, s = k.shape[2], k.shape[1]
-    q = q.reshape(b, t, g, h // g, d)
-    scores = jnp.einsum("BTGRK,BSGK->BGRTS", q, k, preferred_element_type=jnp.float32) * config.attention_scale
-    scores = tap("attn.scores", soft_cap(scores, config.attention_cap).reshape(b, h, t, s))
-    pattern = tap("attn.pattern", jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1))
-    pattern = pattern.astype(v.dtype).reshape(b, g, h // g, t, s)
-    return _value_mix(pattern, v).reshape(b, t, h, d)
+def _scores(q: Float[Array, "B H T K"], k: Float[Array, "B G S K"], config: ModelConfig) -> Float[Array, "B H T S"]:
+    b, h, t, d = q.shape
+    grouped = q.reshape(b, k.shape[1], -1, d)
+    scores = jnp.einsum("BGNK,BGSK->BGNS", grouped, k, preferred_element_type=jnp.float32).reshape(b, h, t, -1)
+    return soft_cap(scores * config.attention_scale, config.attention_cap)
 
 
-def _value_mix(pattern: Array, v: Array) -> Any:
-    return jnp.einsum("BGRTS,BSGK->BTGRK", pattern, v, preferred_element_type=jnp.float32).astype(v.dtype)
+def _exp(scores: Float[Array, "B H T S"], mask: Bool[Array, "B 1 T S"], bounded: bool) -> Float[Array, "B H T S"]:
+    """What the softmax divides by its sum; 0 where nothing may be read. Capped scores need no maximum taken off."""
+    if not bounded:
+        largest = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=-jnp.inf)
+        scores = scores - jax.lax.stop_gradient(jnp.maximum(largest, LOWEST))
+    return jnp.where(mask, jnp.exp(scores), 0)
+
+
+def _mix(weights: Float[Array, "B H T S"], v: Float[Array, "B G S K"]) -> Float[Array, "B H T K"]:
+    """Values weighted and summed. A column of ones beside the values gives the sum of the weights in the same product,
+    where a reduction of its own would compute every exponential again."""
+    b, h, t, s = weights.shape
+    grouped = weights.astype(v.dtype).reshape(b, v.shape[1], -1, s)
+    return jnp.einsum("BGNS,BGSK->BGNK", grouped, v, preferred_element_type=jnp.float32).reshape(b, h, t, -1)
+
+
+def _at_least_tiny(x: Array) -> Array:
+    return jnp.maximum(x, jnp.finfo(jnp.float32).tiny)

@@ -22,16 +22,16 @@ Activation = Literal["gelu", "silu"]
 
 
 def glu(gate: Weight, up: Weight, down: Weight, x: Float[Array, "M D"], activation: Activation) -> Float[Array, "M D"]:
-    """One expert: (act(x gate) * x up) down, act in float32; gelu is the tanh form."""
+    """One expert: (act(x gate) * x up) down in float32, as the reference adds them up; gelu is the tanh form."""
     act = partial(jax.nn.gelu, approximate=True) if activation == "gelu" else jax.nn.silu
     h = act(einsum("MD,DF->MF", x, gate, jnp.float32)) * einsum("MD,DF->MF", x, up, jnp.float32)
-    return einsum("MF,FD->MD", h.astype(x.dtype), down)
+    return einsum("MF,FD->MD", h.astype(x.dtype), down, jnp.float32)
 
 
 def dense(w: MoEWeights, x: Float[Array, "B T D"], activation: Activation) -> Float[Array, "B T D"]:
     """The block's only expert over every token."""
     weights = _pick((w.gate, w.up, w.down), 0)
-    return glu(*weights, x.reshape(-1, x.shape[-1]), activation).reshape(x.shape)
+    return glu(*weights, x.reshape(-1, x.shape[-1]), activation).reshape(x.shape).astype(x.dtype)
 
 
 def apply_experts(
@@ -128,7 +128,7 @@ def _one_by_one(weights: Any, blocks: Float[Array, "N M D"], plan: _Plan, activa
 
     def step(_: None, item: tuple[Array, Array]) -> tuple[None, Array]:
         index, rows = item
-        return None, jax.lax.cond(index < plan.num_blocks, run, lambda _, r: jnp.zeros_like(r), index, rows)
+        return None, jax.lax.cond(index < plan.num_blocks, run, lambda _, r: jnp.zeros(r.shape, jnp.float32), index, rows)
 
     return jax.lax.scan(step, None, (jnp.arange(blocks.shape[0]), blocks))[1]
 

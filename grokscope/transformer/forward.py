@@ -71,7 +71,7 @@ def run_unembed(table: Weight, norm: Array, x: Array, seen: Seen, *, config: Mod
     """The last norm and the logits, float32; the logits are not computed where nobody wants them."""
     tap = Tap(sites, *seen)
     x = tap("final", rms_norm(x, norm, config.norm_eps))
-    if tap.wants("logits"):
+    if tap.keeps("logits"):
         tap("logits", einsum("BTD,VD->BTV", x, table, jnp.float32) * config.logit_scale)
     return tap.kept
 

@@ -187,7 +187,7 @@ class Edit:
         value = np.asarray(value)
         if value.dtype.kind in "iubf":
             value = value.astype(SITES[self.site].dtype)
-        if by_expert or value.ndim < 2:
+        if by_expert or value.ndim == 0:
             return value, known, by_expert
         if value.ndim > len(dims):
             raise ValueError(f"{self}: value: wanted at most the dims {' '.join(DIMS[c] for c in dims)}, got shape {value.shape}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 from grokscope.transformer.weights import CONTRACTED, BlockWeights, Int8, ModelWeights, block_from
 
 ROW_GROUPS = {"attn.o": 8, "moe.down": 8}
-"""How many groups of input rows have scales of their own; 1 elsewhere. The release: one a shard of 8 devices."""
+"""How many groups of input rows have scales of their own, where they divide evenly; 1 elsewhere. In the release each is
+the shard of one of 8 devices."""
 
 
 def quantize(weights: ModelWeights) -> ModelWeights:
@@ -43,7 +43,10 @@ def to_int8(name: str, array: Any) -> Int8:
     """One array by its field name: symmetric, the largest of a group at 127, scales rounded to bfloat16 first."""
     lead, rows = CONTRACTED[name]
     array = np.asarray(array, np.float32)
-    shape, groups = array.shape, ROW_GROUPS.get(name, 1)
+    shape = array.shape
+    groups = ROW_GROUPS.get(name, 1)
+    if np.prod(shape[lead : lead + rows]) % groups:
+        groups = 1
     grouped = array.reshape(*shape[:lead], groups, -1, *shape[lead + rows :])
     largest = np.abs(grouped).max(axis=lead + 1)
     scales = np.maximum(largest / 127, 1e-12).astype(ml_dtypes.bfloat16)
@@ -56,7 +59,7 @@ def dequantize(weights: ModelWeights, dtype: Any) -> ModelWeights:
 
     def array(value: Any) -> Any:
         if isinstance(value, Int8):
-            return jnp.asarray(value.to(dtype))
+            return value.to(dtype)
         if dataclasses.is_dataclass(value):
             return type(value)(*(array(getattr(value, f.name)) for f in dataclasses.fields(value)))
         if isinstance(value, list):

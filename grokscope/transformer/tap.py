@@ -48,9 +48,13 @@ class Tap:
             self.kept[site] = _select(x, SITES[site].dims, self._selection)
         return x
 
-    def wants(self, *sites: str) -> bool:
-        """Whether one of these is kept or edited, so that it must exist whole."""
-        return any(s in self._sites for s in sites) or any(e.site in sites for e in self._edits)
+    def keeps(self, site: str) -> bool:
+        """Whether the run asked for this site."""
+        return site in self._sites
+
+    def edits(self, *sites: str) -> bool:
+        """Whether one of these is edited."""
+        return any(e.site in sites for e in self._edits)
 
 
 def _select(x: jax.Array, dims: str, selection: Selection) -> jax.Array:

@@ -45,13 +45,13 @@ class Int8:
         """That of the array it stands for."""
         return self.values.shape
 
-    def to(self, dtype: Any) -> jax.Array:
-        """The plain array: value times scale, in `dtype`."""
+    def to(self, dtype: Any) -> Array:
+        """The plain array: value times scale, in `dtype`; of NumPy's where the values are."""
         shape = self.values.shape
         lead, out = shape[: self.lead], shape[self.lead + self.rows :]
         groups = self.scales.shape[self.lead]
         values = self.values.reshape(*lead, groups, -1, *out).astype(dtype)
-        scales = jnp.expand_dims(self.scales, self.lead + 1).astype(dtype)
+        scales = self.scales.reshape(*lead, groups, 1, *out).astype(dtype)
         return (values * scales).reshape(shape)
 
 

@@ -1,0 +1,28 @@
+# Two commands do everything on a machine with python3 and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test bench lint clean
+
+demo: .venv/ready  ## set up, then show how the embedded model routes a sentence
+	$(BIN)/grokscope trace "The quick brown fox jumps over the lazy dog. 快速的棕色狐狸 def fox(): return 42"
+
+test: .venv/ready  ## set up, then run the whole test suite
+	$(BIN)/python -m pytest -n 2
+
+bench: .venv/ready  ## the speed of this machine, as ratios against floors and peers
+	$(BIN)/python tests/bench/forward.py
+
+lint: .venv/ready
+	$(BIN)/ruff check grokscope tests
+
+# uv installs the pinned versions in seconds; where it cannot be had, pip does it alone.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv \
+	  && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test]' \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,65 @@
+"""What the tests share: where the reference's data lie, a small model whose sizes are different primes, the embedded model.
+
+Sizes that differ let no transposition hide. Compiled programs are kept between runs, in the user's cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import grokscope as gs
+from grokscope.config import ModelConfig, RouterConfig
+from grokscope.loading import keep_compiled
+from grokscope.model import Model
+from grokscope.transformer.weights import random_weights
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+GOLDENS = ROOT / "tests" / "goldens"
+
+keep_compiled()
+
+TINY = ModelConfig(
+    vocab_size=97, d_model=40, num_layers=3, num_heads=6, num_kv_heads=2, d_head=14, d_expert=24, max_tokens=67,
+    router=RouterConfig(num_experts=5, top_k=2), attention_scale=14**-0.5, embed_scale=40**0.5, logit_scale=0.577,
+    eos_id=2,
+)  # fmt: skip
+
+
+def make(config: ModelConfig = TINY, seed: int = 0, dtype: str = "float32") -> Model:
+    """A model with random weights, norms and routers too, so that nothing is one by chance."""
+    weights = random_weights(config, seed)
+    rng = np.random.default_rng(seed)
+
+    def vary(path: tuple, leaf: jax.Array) -> jax.Array:
+        return leaf * (1 + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32)) if "norm" in path[-1].name else leaf
+
+    return Model(config, jax.tree_util.tree_map_with_path(vary, weights), None, dtype, "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Model:
+    return make()
+
+
+@pytest.fixture(scope="session")
+def ids() -> np.ndarray:
+    """B 3, T 11."""
+    return np.random.default_rng(7).integers(3, 97, (3, 11))
+
+
+@pytest.fixture(scope="session")
+def pocket() -> Model:
+    return gs.load(dtype="float32")
+
+
+def shared(path: str) -> Path:
+    """A file of the reference data beside the checkout; the test is skipped where it is not there."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"{found} is not here: the reference data lie beside a developer's checkout")
+    return found
