@@ -4,16 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grokscope.transformer import edits as edits
+    from grokscope.analysis.means import expert_means
+    from grokscope.analysis.tables import export, read_csv
+    from grokscope.checkpoints import CheckpointError
     from grokscope.config import GROK_1, MIXTRAL_8X7B, ModelConfig, RouterConfig
     from grokscope.loading import inspect, load
     from grokscope.model import Model
     from grokscope.prompt import visible
     from grokscope.sites import SITES, Capture
-    from grokscope.analysis.means import expert_means
-    from grokscope.analysis.tables import export, read_csv
-    from grokscope.checkpoints import CheckpointError
     from grokscope.trace import Trace, open_trace
+    from grokscope.transformer import edits as edits
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ _HOMES = {
     "visible": "grokscope.prompt",
 }
 _MODULES = {"edits": "grokscope.transformer.edits"}
-__all__ = sorted([*_HOMES, *_MODULES])  # noqa: PLE0605
+__all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:

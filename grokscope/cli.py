@@ -8,11 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Look inside mixture-of-experts language models, Grok-1 first.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Look inside mixture-of-experts language models, Grok-1 first.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Text = Annotated[str | None, typer.Argument(help="The text. Or use --file.")]
 File = Annotated[Path | None, typer.Option("--file", "-f", help="A UTF-8 file with the text; - reads standard input.")]
-ModelPath = Annotated[str, typer.Option("--model", "-m", help='A checkpoint\'s directory, or "pocket", the embedded model.')]
+ModelPath = Annotated[
+    str, typer.Option("--model", "-m", help='A checkpoint\'s directory, or "pocket", the embedded model.')
+]
 Dtype = Annotated[str, typer.Option(help="Of the arithmetic: bfloat16 or float32.")]
 
 
@@ -51,7 +58,9 @@ def trace(
         export(made, out, format)  # type: ignore[arg-type]
         if capture:
             made.save(out / "trace.zarr")
-        console.print(f"wrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}", markup=False, highlight=False)
+        console.print(
+            f"wrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}", markup=False, highlight=False
+        )
 
 
 @app.command()
@@ -109,7 +118,9 @@ def inspect(
             "files": f"{found.files}, {found.bytes:,} bytes",
             "parameters": f"{c.num_parameters:,} ({c.num_active_parameters:,} active for a token)",
             "layers": f"{c.num_layers} of width {c.d_model}, {c.num_heads} heads of {c.d_head} ({c.num_kv_heads} key/value)",
-            "experts": "none: a dense model" if c.is_dense else f"{c.router.num_experts} of width {c.d_expert}, top {c.router.top_k}",
+            "experts": "none: a dense model"
+            if c.is_dense
+            else f"{c.router.num_experts} of width {c.d_expert}, top {c.router.top_k}",
             "router": f"softmax over {c.router.softmax}, {'renormalised' if c.router.renormalize or c.router.softmax == 'chosen' else 'not renormalised'}",
             "vocabulary": f"{c.vocab_size:,}, context {c.max_tokens:,} tokens",
             "problems": "none" if not found.problems else str(len(found.problems)),
@@ -126,15 +137,21 @@ def _text(text: str | None, file: Path | None) -> str:
     if text is not None:
         return text
     try:
-        return sys.stdin.buffer.read().decode("utf-8") if str(file) == "-" else Path(str(file)).read_text(encoding="utf-8")
+        return (
+            sys.stdin.buffer.read().decode("utf-8") if str(file) == "-" else Path(str(file)).read_text(encoding="utf-8")
+        )
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: wanted UTF-8, got byte {error.object[error.start]:#x} at {error.start}; convert it, e.g. with iconv -t utf-8") from error
+        raise ValueError(
+            f"{file}: wanted UTF-8, got byte {error.object[error.start]:#x} at {error.start}; convert it, e.g. with iconv -t utf-8"
+        ) from error
 
 
 def _check_free(out: Path) -> None:
     """Before the work, not after it."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: wanted a new or an empty directory, got one that already holds something; name another")
+        raise FileExistsError(
+            f"{out}: wanted a new or an empty directory, got one that already holds something; name another"
+        )
     parent = next(p for p in out.absolute().parents if p.exists())
     import os
 
@@ -166,7 +183,11 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, MemoryError, TypeError, IndexError) as error:
-        line = str(error) if not isinstance(error, OSError) or error.errno is None else f"{error.strerror}: {error.filename}"
+        line = (
+            str(error)
+            if not isinstance(error, OSError) or error.errno is None
+            else f"{error.strerror}: {error.filename}"
+        )
         print(f"grokscope: {line}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:

@@ -18,8 +18,9 @@ from grokscope.transformer import kv_cache
 from grokscope.transformer.attention import Sequence as Tokens
 from grokscope.transformer.edits import prepare
 from grokscope.transformer.forward import Kept, Run, run_end, run_layers
-from grokscope.transformer.primitives import NOWHERE, LoweredEdits, Place
+from grokscope.transformer.primitives import NOWHERE, Place
 from grokscope.transformer.sampling import sample
+from grokscope.transformer.site_edits import LoweredEdits
 from grokscope.transformer.tap import Selection
 
 if TYPE_CHECKING:
@@ -41,15 +42,30 @@ class Generation:
     trace: Trace | None
 
 
-def generate(model: Model, prompt: Any, max_new_tokens: int, how: tuple[float, float, int], capture: Any, edits: Sequence[Any], *, on_text: Callable[[str], None] | None = None, layers: Any = None, **select: Any) -> Generation:
+def generate(
+    model: Model,
+    prompt: Any,
+    max_new_tokens: int,
+    how: tuple[float, float, int],
+    capture: Any,
+    edits: Sequence[Any],
+    *,
+    on_text: Callable[[str], None] | None = None,
+    layers: Any = None,
+    **select: Any,
+) -> Generation:
     """See `Model.generate`; `how` is temperature, top_p, seed."""
     temperature, top_p, seed = how
     if max_new_tokens < 0 or temperature < 0 or not 0 <= top_p <= 1:
-        raise ValueError(f"generate: wanted max_new_tokens >= 0, temperature >= 0 and top_p from 0 to 1, got {max_new_tokens}, {temperature}, {top_p}")
+        raise ValueError(
+            f"generate: wanted max_new_tokens >= 0, temperature >= 0 and top_p from 0 to 1, got {max_new_tokens}, {temperature}, {top_p}"
+        )
     encoded = model.encode(prompt)
     room = model.config.max_tokens - encoded.tokens
     if max_new_tokens > room:
-        raise ValueError(f"max_new_tokens: wanted at most {room} ({model.config.max_tokens} less the prompt's {encoded.tokens}), got {max_new_tokens}")
+        raise ValueError(
+            f"max_new_tokens: wanted at most {room} ({model.config.max_tokens} less the prompt's {encoded.tokens}), got {max_new_tokens}"
+        )
     wanted = model.capture(capture, layers, **select)
     session = _Session(model, encoded, max_new_tokens, wanted, edits)
     single = isinstance(prompt, str) or encoded.batch == 1
@@ -67,8 +83,13 @@ def generate(model: Model, prompt: Any, max_new_tokens: int, how: tuple[float, f
     else:
         session.done[:] = True
     rows = session.rows
-    texts, new = _decode(model, rows), [model.tokenizer.decode(r[n:]) if model.tokenizer else "" for r, n in zip(rows, encoded.lengths, strict=True)]
-    return Generation(*((x[0] if single else x) for x in (texts, new, rows)), session.trace(edits) if wanted.sites else None)
+    texts, new = (
+        _decode(model, rows),
+        [model.tokenizer.decode(r[n:]) if model.tokenizer else "" for r, n in zip(rows, encoded.lengths, strict=True)],
+    )
+    return Generation(
+        *((x[0] if single else x) for x in (texts, new, rows)), session.trace(edits) if wanted.sites else None
+    )
 
 
 def _decode(model: Model, rows: list[list[int]]) -> list[str]:
@@ -133,7 +154,6 @@ class _Session:
         return self._call(ids, positions, keys, seq, positions[:, 0].astype(np.int32))
 
     def _call(self, ids: np.ndarray, positions: np.ndarray, keys: np.ndarray, seq: Tokens, at: np.ndarray) -> jax.Array:
-        first = positions.shape[1] > 1 or not self.calls
         lengths = np.array([len(row) for row in self.rows])
         place = Place(self.config, positions, keys, lengths, self.longest)
         capture = Capture(self.inner.sites, None, None, None, None)
@@ -144,7 +164,14 @@ class _Session:
                 self.cache.write(layer, kept, jnp.asarray(at))
             self._keep(layer, kept, positions, keys)
 
-        x = run_layers(self.model.weights, jnp.asarray(ids), seq, run, record, None if first else self.cache.layers)
+        x = run_layers(
+            self.model.weights,
+            jnp.asarray(ids),
+            seq,
+            run,
+            record,
+            self.cache.layers if seq.past_segments is not None else None,
+        )
         last = np.array([len(row) - 1 for row in self.rows]) - positions[:, 0]
         kept = self._end(x, run, partial(self._keep, positions=positions, keys=keys), last, place)
         return kept
@@ -156,7 +183,9 @@ class _Session:
         if any(s in ("final",) for s in self.capture.sites):
             run_end(self.model.weights, x, run, record)
         rows = np.arange(len(last))
-        at = Place(place.config, place.positions[rows, last][:, None], place.key_positions, place.lengths, place.max_length)
+        at = Place(
+            place.config, place.positions[rows, last][:, None], place.key_positions, place.lengths, place.max_length
+        )
         only = Run(run.config, run.dtype, Capture(("logits",)), LoweredEdits(self.edits, at).at, Selection())
         return run_end(self.model.weights, x[rows, last][:, None], only, lambda *_: None)["logits"][:, 0]
 
@@ -173,4 +202,8 @@ class _Session:
         for layer, kept, positions, keys in self.calls:
             recorder.record(layer, kept, positions, keys)
         whole = self.model.encode(self.rows)
-        return Trace(recorder.dataset(whole.ids, self.model.pieces(whole), self.model.provenance(self.config, self.capture, edits)))
+        return Trace(
+            recorder.dataset(
+                whole.ids, self.model.pieces(whole), self.model.provenance(self.config, self.capture, edits)
+            )
+        )

@@ -23,7 +23,13 @@ from grokscope.transformer.weights import ModelWeights
 DTYPES = ("bfloat16", "float32")
 
 
-def load(path: str | Path | None = None, config: ModelConfig | None = None, tokenizer: Tokenizer | str | Path | None = None, dtype: str = "bfloat16", weights: Literal["auto", "resident", "streamed"] = "auto") -> Model:
+def load(
+    path: str | Path | None = None,
+    config: ModelConfig | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
+    dtype: str = "bfloat16",
+    weights: Literal["auto", "resident", "streamed"] = "auto",
+) -> Model:
     """A model from a directory; without one, the embedded model "pocket".
 
     path: Grok-1 as released, or a directory that grokscope wrote. config: else config.json in the directory or beside
@@ -76,10 +82,15 @@ def check_finite(weights: ModelWeights, path: Path) -> None:
     """Raise CheckpointError, naming the arrays, where a weight or a scale is NaN or infinite."""
     wrong = []
     for where, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        if leaf.dtype.kind != "i" and not np.isfinite(np.asarray(leaf, leaf.dtype if leaf.dtype.kind == "f" else np.float32)).all():
+        if (
+            leaf.dtype.kind != "i"
+            and not np.isfinite(np.asarray(leaf, leaf.dtype if leaf.dtype.kind == "f" else np.float32)).all()
+        ):
             wrong.append(jax.tree_util.keystr(where, simple=True, separator="."))
     if wrong:
-        raise CheckpointError(f"{path}: wanted finite weights, found NaN or infinity in {', '.join(wrong)}; download it again")
+        raise CheckpointError(
+            f"{path}: wanted finite weights, found NaN or infinity in {', '.join(wrong)}; download it again"
+        )
 
 
 def keep_compiled() -> None:

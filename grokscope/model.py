@@ -20,8 +20,9 @@ from grokscope.prompt import Encoder, Prompt, Tokenizer, bucket
 from grokscope.sites import SITES, Capture
 from grokscope.transformer.attention import Sequence as Tokens
 from grokscope.transformer.edits import prepare
-from grokscope.transformer.forward import Run, run_end, run_layers, run_logprobs
-from grokscope.transformer.primitives import Edit, LoweredEdits, Place
+from grokscope.transformer.forward import Run, run_end, run_layers
+from grokscope.transformer.primitives import Place
+from grokscope.transformer.site_edits import Edit, LoweredEdits
 from grokscope.transformer.tap import Selection
 from grokscope.transformer.weights import ModelWeights
 
@@ -50,7 +51,17 @@ class Model:
         config = self.config
         return Encoder(self.tokenizer, config.vocab_size, config.max_tokens, config.bos_id)(prompt, truncate)
 
-    def trace(self, prompt: Any, capture: Any = None, layers: Sequence[int] | None = None, edits: Sequence[Any] = (), *, truncate: bool = False, max_bytes: int | None = None, **select: Sequence[int] | None) -> Trace:
+    def trace(
+        self,
+        prompt: Any,
+        capture: Any = None,
+        layers: Sequence[int] | None = None,
+        edits: Sequence[Any] = (),
+        *,
+        truncate: bool = False,
+        max_bytes: int | None = None,
+        **select: Sequence[int] | None,
+    ) -> Trace:
         """Run the model over `prompt` and keep what happens inside.
 
         prompt: a text, several, or token ids [B, T]. capture: names, globs ("router.*"), TransformerLens names or a
@@ -77,12 +88,24 @@ class Model:
         run_end(self.weights, x, run, record)
         return Trace(recorder.dataset(encoded.ids, self.pieces(encoded), self.provenance(config, kept, edits)))
 
-    def plan(self, prompt: Any, capture: Any = None, layers: Sequence[int] | None = None, **select: Any) -> pd.DataFrame:
+    def plan(
+        self, prompt: Any, capture: Any = None, layers: Sequence[int] | None = None, **select: Any
+    ) -> pd.DataFrame:
         """What a trace of `prompt` would keep, a row a site: its named shape and its bytes (4 a value)."""
         encoded = self.encode(prompt)
         return plan(self.config, self.capture(capture, layers, **select), encoded.batch, encoded.tokens)
 
-    def generate(self, prompt: Any, max_new_tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, capture: Any = None, edits: Sequence[Any] = (), **options: Any) -> Generation:
+    def generate(
+        self,
+        prompt: Any,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        capture: Any = None,
+        edits: Sequence[Any] = (),
+        **options: Any,
+    ) -> Generation:
         """Continue `prompt`; see `Generation` for what comes back. temperature 0 takes the best token each time.
 
         Stops at the end-of-text token or after max_new_tokens. Options: layers, tokens, heads, experts as in `trace`;
@@ -106,11 +129,19 @@ class Model:
         """What to keep, checked against this model; see `Capture`."""
         made = Capture.of(sites, layers, **select)
         if self.config.is_dense:
-            asked = sites is not None and not isinstance(sites, Capture) and any("*" not in s for s in np.atleast_1d(sites))
+            asked = (
+                sites is not None and not isinstance(sites, Capture) and any("*" not in s for s in np.atleast_1d(sites))
+            )
             if asked and all(SITES[s].needs_router for s in made.sites):
-                raise ValueError(f"capture: a dense model has no {', '.join(made.sites)}; it has {', '.join(s for s in SITES if not SITES[s].needs_router)}")
+                raise ValueError(
+                    f"capture: a dense model has no {', '.join(made.sites)}; it has {', '.join(s for s in SITES if not SITES[s].needs_router)}"
+                )
             made = dataclasses.replace(made, sites=tuple(s for s in made.sites if not SITES[s].needs_router))
-        limits = {"heads": self.config.num_heads, "experts": self.config.router.num_experts, "tokens": self.config.max_tokens}
+        limits = {
+            "heads": self.config.num_heads,
+            "experts": self.config.router.num_experts,
+            "tokens": self.config.max_tokens,
+        }
         for name, size in limits.items():
             chosen = getattr(made, name)
             if chosen is not None and (not chosen or not all(0 <= i < size for i in chosen)):

@@ -74,7 +74,9 @@ class SentencePiece:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise TypeError(f"text: wanted Unicode, got a lone surrogate at {error.start}; read the file as UTF-8") from error
+            raise TypeError(
+                f"text: wanted Unicode, got a lone surrogate at {error.start}; read the file as UTF-8"
+            ) from error
         return self._model.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -180,12 +182,16 @@ class Encoder:
                 return [self._ids(p) for p in prompt]
         array = np.asarray(prompt)
         if array.ndim == 0 or array.size == 0 or array.ndim > 2 or array.dtype.kind not in "iu":
-            raise ValueError(f"prompt: wanted a text, several texts, or token ids [batch, tokens], got {str(prompt)[:60]!r}")
+            raise ValueError(
+                f"prompt: wanted a text, several texts, or token ids [batch, tokens], got {str(prompt)[:60]!r}"
+            )
         return [self._ids(row) for row in np.atleast_2d(array)]
 
     def _text(self, text: str) -> list[int]:
         if self.tokenizer is None:
-            raise ValueError("prompt: wanted token ids, got text: this model was loaded without a tokenizer; pass tokenizer= to load")
+            raise ValueError(
+                "prompt: wanted token ids, got text: this model was loaded without a tokenizer; pass tokenizer= to load"
+            )
         ids = self.tokenizer.encode(text)
         return ids and [*([] if self.bos_id is None else [self.bos_id]), *ids]
 

@@ -71,7 +71,8 @@ def _window(model: Model, ids: np.ndarray) -> np.ndarray:
 
 def _bytes_of(model: Model, ids: list[int], text: str) -> Any:
     """How many bytes of the text each token stands for. They add up to the text's: what a tokenizer added (a leading
-    space) or changed is the first token's or the last one's."""
+    space) or changed is the first token's or the last one's.
+    """
     spelt = (p.replace("▁", " ").replace("⏎", "\n").replace("⇥", "\t") for p in model.tokenizer.pieces(ids))  # type: ignore[union-attr]
     sizes = np.array([1 if len(p) == 6 and p.startswith("<0x") else len(p.encode()) for p in spelt])
     extra = int(sizes.sum()) - len(text.encode())

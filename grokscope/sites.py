@@ -98,7 +98,11 @@ _TRANSFORMER_LENS = {
     "mlp.gate.hook_out": "router.logits",
     "ln_final.hook_normalized": "final",
 }
-_SHORT = {name.split("hook_")[-1].removeprefix("rot_"): site for name, site in _TRANSFORMER_LENS.items() if name != "mlp.gate.hook_out"}
+_SHORT = {
+    name.split("hook_")[-1].removeprefix("rot_"): site
+    for name, site in _TRANSFORMER_LENS.items()
+    if name != "mlp.gate.hook_out"
+}
 
 
 def parse_site(name: str) -> tuple[str, int | None]:
@@ -153,7 +157,9 @@ class Capture:
             if any(c in name for c in "*?["):
                 matches = [s for s in SITES if fnmatchcase(s, name)]
                 if not matches:
-                    raise ValueError(f"capture: wanted a pattern that some site matches, got {name!r}; sites: {', '.join(SITES)}")
+                    raise ValueError(
+                        f"capture: wanted a pattern that some site matches, got {name!r}; sites: {', '.join(SITES)}"
+                    )
                 names.update(matches)
             else:
                 site, layer = parse_site(name)

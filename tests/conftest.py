@@ -36,7 +36,9 @@ def make(config: ModelConfig = TINY, seed: int = 0, dtype: str = "float32") -> M
     rng = np.random.default_rng(seed)
 
     def vary(path: tuple, leaf: jax.Array) -> jax.Array:
-        return leaf * (1 + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32)) if "norm" in path[-1].name else leaf
+        return (
+            leaf * (1 + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32)) if "norm" in path[-1].name else leaf
+        )
 
     return Model(config, jax.tree_util.tree_map_with_path(vary, weights), None, dtype, "tiny")
 

@@ -25,7 +25,13 @@ def inputs():
     k = 4 * jax.random.normal(keys[1], (B, T, G, K))
     v = jax.random.normal(keys[2], (B, T, G, K))
     segments = jnp.asarray(np.sort(np.random.default_rng(0).integers(1, 4, (B, T)), axis=1))
-    return q, k, v, Sequence(jnp.broadcast_to(jnp.arange(T), (B, T)), segments), jax.random.normal(keys[3], (B, T, H, K))
+    return (
+        q,
+        k,
+        v,
+        Sequence(jnp.broadcast_to(jnp.arange(T), (B, T)), segments),
+        jax.random.normal(keys[3], (B, T, H, K)),
+    )
 
 
 @pytest.mark.parametrize("cap", [30.0, None])

@@ -129,7 +129,9 @@ def test_mean_ablation_and_map():
     t = run(E.ReplaceExpert([1], means, layers=2), capture=["expert.out", "router.experts"])
     hit = t["router.experts", 2].values == 1
     assert hit.any()
-    np.testing.assert_allclose(t["expert.out", 2].values[hit], np.broadcast_to(means.values[2, 1], (hit.sum(), 40)), atol=1e-6)
+    np.testing.assert_allclose(
+        t["expert.out", 2].values[hit], np.broadcast_to(means.values[2, 1], (hit.sum(), 40)), atol=1e-6
+    )
     mapped = run(E.Map("moe.out", jnp.tanh, 1), capture=["moe.out"])["moe.out", 1]
     np.testing.assert_allclose(mapped, np.tanh(CLEAN["moe.out", 1]), atol=1e-6)
 
@@ -192,4 +194,7 @@ def test_an_edit_moved_to_another_layer_strength_or_token_compiles_nothing():
 
 def test_the_python_that_makes_an_edit_is_in_the_provenance():
     t = run(E.BanExperts([3], layers=[1]), E.Add("resid_pre", np.ones(40), 2), capture=["logits"])
-    assert t.provenance["edits"] == ["BanExperts(experts=[3], layers=[1])", "Add(site='resid_pre', value=<array 40>, layers=2)"]
+    assert t.provenance["edits"] == [
+        "BanExperts(experts=[3], layers=[1])",
+        "Add(site='resid_pre', value=<array 40>, layers=2)",
+    ]

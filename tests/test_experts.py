@@ -52,7 +52,11 @@ def test_any_load_empty_slots_and_padding(experts, padded):
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_thousand_tokens(load, int8):
     rng = np.random.default_rng(3)
-    experts = {"one expert takes all": lambda n: np.full(n, 3), "one is never chosen": lambda n: rng.integers(0, 4, n), "even": lambda n: rng.integers(0, 5, n)}[load]((1, 331, A))
+    experts = {
+        "one expert takes all": lambda n: np.full(n, 3),
+        "one is never chosen": lambda n: rng.integers(0, 4, n),
+        "even": lambda n: rng.integers(0, 5, n),
+    }[load]((1, 331, A))
     x = jnp.asarray(rng.standard_normal((1, 331, D)), jnp.float32)
     w = weights(f=24 if int8 else F, int8=int8)
     assert not int8 or w.down.scales.shape == (E, 8, D)
@@ -76,5 +80,9 @@ def test_gradients_are_those_of_the_plain_formula(tokens):
         every = jnp.stack([glu(w.gate[e], w.up[e], w.down[e], x[0], "gelu") for e in range(E)])
         return (every[experts[0], jnp.arange(tokens)[:, None]][None] * target).mean()
 
-    for got, wanted in zip(jax.tree.leaves(jax.grad(ours, (0, 1))(weights(), x)), jax.tree.leaves(jax.grad(plainly, (0, 1))(weights(), x)), strict=True):
+    for got, wanted in zip(
+        jax.tree.leaves(jax.grad(ours, (0, 1))(weights(), x)),
+        jax.tree.leaves(jax.grad(plainly, (0, 1))(weights(), x)),
+        strict=True,
+    ):
         np.testing.assert_allclose(got, wanted, atol=1e-6, rtol=1e-3)

@@ -16,7 +16,11 @@ from tests.conftest import GOLDENS
 PROMPTS = [[5, 9, 3, 0, 77], [44, 6, 31, 8, 12, 60, 7]]
 
 
-@pytest.mark.parametrize("edits", [(), (gs.edits.BanExperts([1], layers=1), gs.edits.Add("resid_pre", 1.0, 2, tokens=slice(3, 9)))], ids=["plain", "edited"])
+@pytest.mark.parametrize(
+    "edits",
+    [(), (gs.edits.BanExperts([1], layers=1), gs.edits.Add("resid_pre", 1.0, 2, tokens=slice(3, 9)))],
+    ids=["plain", "edited"],
+)
 def test_the_trace_equals_that_of_the_whole_text(tiny, edits):
     """Every site, prompts of different lengths, edits active at each step."""
     made = tiny.generate(PROMPTS, 6, temperature=1.0, seed=5, capture=["*"], edits=edits)
@@ -48,7 +52,9 @@ def test_stopping_at_the_end_of_text(tiny):
     """With end of text made certain from position 9 on, each text stops there; the reference never does."""
     certain = np.zeros(97, np.float32)
     certain[2] = 100
-    made = tiny.generate(PROMPTS, 20, capture=["router.experts"], edits=[gs.edits.Add("logits", certain, tokens=slice(9, None))])
+    made = tiny.generate(
+        PROMPTS, 20, capture=["router.experts"], edits=[gs.edits.Add("logits", certain, tokens=slice(9, None))]
+    )
     assert [len(t) for t in made.tokens] == [10, 10]
     assert made.trace["router.experts"].sizes["token"] == 10
 
@@ -83,7 +89,11 @@ def test_text_comes_as_it_is_made(pocket):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_new_tokens": 63}, "wanted at most 62"), ({"temperature": -1.0}, "temperature >= 0"), ({"top_p": 1.5}, "top_p from 0 to 1")],
+    [
+        ({"max_new_tokens": 63}, "wanted at most 62"),
+        ({"temperature": -1.0}, "temperature >= 0"),
+        ({"top_p": 1.5}, "top_p from 0 to 1"),
+    ],
 )
 def test_bad_options(tiny, options, message):
     with pytest.raises(ValueError, match=message):

@@ -55,7 +55,10 @@ def reference_params(model: Model):
         if isinstance(value, Int8):
             scales = np.asarray(value.scales, np.float64)
             out = scales.shape[lead + 1 :]
-            return {"weight": flat(value.values), "scales": scales.reshape(*scales.shape[: lead + 1], int(np.prod(out)))}
+            return {
+                "weight": flat(value.values),
+                "scales": scales.reshape(*scales.shape[: lead + 1], int(np.prod(out))),
+            }
         return {"array": flat(value)}
 
     def get(name):
@@ -108,7 +111,11 @@ def test_int8_weights_in_row_groups():
     config = replace(TINY, num_heads=8, d_head=14)
     plain = make(config, seed=5)
     small = quantize(plain.weights)
-    groups = {small.blocks[0].attn.o.scales.shape[0], small.blocks[0].moe.down.scales.shape[1], small.blocks[0].attn.q.scales.shape[0]}
+    groups = {
+        small.blocks[0].attn.o.scales.shape[0],
+        small.blocks[0].moe.down.scales.shape[1],
+        small.blocks[0].attn.q.scales.shape[0],
+    }
     assert groups == {8, 1}
     model = Model(config, jax.tree.map(jax.numpy.asarray, small), None, "float32")
     compare(model, np.random.default_rng(2).integers(0, 97, (2, 7)), np.array([7, 3]), 2e-5)

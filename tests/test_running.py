@@ -179,7 +179,11 @@ def test_every_config_field_matters(ids):
             changed = make(replace(TINY, post_norms=False))
         after = changed.trace(ids, ["logits", "router.*"])
         gates = make().trace(ids)["router.gates"].values if name == "router" else None
-        moved = np.abs(after["logits"].values - clean).max() if gates is None else np.abs(after["router.gates"].values - gates).max()
+        moved = (
+            np.abs(after["logits"].values - clean).max()
+            if gates is None
+            else np.abs(after["router.gates"].values - gates).max()
+        )
         assert moved > 1e-5, name
     capped = replace(TINY, router=RouterConfig(num_experts=5, top_k=2, logit_cap=0.2))
     assert np.abs(make(capped).trace(ids)["router.logits"].values).max() <= 0.2

@@ -14,7 +14,10 @@ from grokscope.transformer.block import block
 from grokscope.transformer.tap import Tap
 from tests.conftest import TINY, make
 
-RULES = {"grok": RouterConfig(num_experts=5, top_k=2), "mixtral": RouterConfig(num_experts=5, top_k=2, softmax="chosen")}
+RULES = {
+    "grok": RouterConfig(num_experts=5, top_k=2),
+    "mixtral": RouterConfig(num_experts=5, top_k=2, softmax="chosen"),
+}
 
 
 def models(rule: str):
@@ -58,12 +61,21 @@ def test_an_edit_at_each_site_changes_the_output(site, rule, ids):
     layers = 1 if SITES[site].in_block else None
     clean = model.trace(ids, "logits")["logits"].values
     # Not a factor for all alike: the norm after each branch would cancel it, and a softmax a constant.
-    size = {"attn.scores": 11, "attn.pattern": 11, "router.logits": 5, "router.probs": 5, "router.gates": 2, "logits": 97}
+    size = {
+        "attn.scores": 11,
+        "attn.pattern": 11,
+        "router.logits": 5,
+        "router.probs": 5,
+        "router.gates": 2,
+        "logits": 97,
+    }
     size |= {"attn.q": 14, "attn.k": 14, "attn.v": 14, "attn.z": 14}
     uneven = np.linspace(-1.5, 2, size.get(site, 40), dtype=np.float32) if site != "router.experts" else None
     if site in ("router.probs", "router.gates"):
         uneven = np.abs(uneven)
-    edit = gs.edits.Scale(site, uneven, layers) if uneven is not None else gs.edits.Replace(site, np.array([4, 0]), layers)
+    edit = (
+        gs.edits.Scale(site, uneven, layers) if uneven is not None else gs.edits.Replace(site, np.array([4, 0]), layers)
+    )
     assert np.abs(model.trace(ids, "logits", edits=[edit])["logits"].values - clean).max() > 1e-4
 
 

@@ -18,4 +18,6 @@ def expert_means(trace: Trace) -> xr.DataArray:
     num_experts = trace.config.router.num_experts
     everything = out.mean(("batch", "token", "slot"))
     means = [out.where(chosen == e).mean(("batch", "token", "slot")) for e in range(num_experts)]
-    return xr.concat([m.where(np.isfinite(m), everything) for m in means], dim="expert").transpose("layer", "expert", "d_model")
+    return xr.concat([m.where(np.isfinite(m), everything) for m in means], dim="expert").transpose(
+        "layer", "expert", "d_model"
+    )

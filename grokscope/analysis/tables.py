@@ -29,8 +29,12 @@ def routing_table(trace: Trace) -> pd.DataFrame:
     logit of that expert, margin (its logit less the best unchosen expert's: how far this choice is from being another;
     negative where an edit forced it).
     """
-    experts, gates = (trace[s].transpose("layer", "batch", "token", "slot").values for s in ("router.experts", "router.gates"))
-    logits, probs = (trace[s].transpose("layer", "batch", "token", "expert").values for s in ("router.logits", "router.probs"))
+    experts, gates = (
+        trace[s].transpose("layer", "batch", "token", "slot").values for s in ("router.experts", "router.gates")
+    )
+    logits, probs = (
+        trace[s].transpose("layer", "batch", "token", "expert").values for s in ("router.logits", "router.probs")
+    )
     if logits.shape[-1] != trace.config.router.num_experts:
         raise ValueError("export: wanted a trace with all experts, got a selection; run again without experts=")
     safe = np.maximum(experts, 0)
@@ -95,7 +99,9 @@ def export(trace: Trace, out: str | Path, format: Literal["csv", "parquet"] = "c
         raise ValueError(f'format: wanted "csv" or "parquet", got {format!r}')
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: wanted a new or an empty directory, got one that already holds something; name another")
+        raise FileExistsError(
+            f"{out}: wanted a new or an empty directory, got one that already holds something; name another"
+        )
     tables = {"routing": routing_table(trace), "expert_stats": expert_stats_table(trace)}
     scratch = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
@@ -104,7 +110,9 @@ def export(trace: Trace, out: str | Path, format: Literal["csv", "parquet"] = "c
             if format == "parquet":
                 table.to_parquet(scratch / f"{name}.parquet", index=False, compression="zstd")
                 continue
-            text = {c: table[c].map(spreadsheet_safe) for c in table.columns if table[c].dtype.kind == "O" or c == "token"}
+            text = {
+                c: table[c].map(spreadsheet_safe) for c in table.columns if table[c].dtype.kind == "O" or c == "token"
+            }
             table.assign(**text).to_csv(scratch / f"{name}.csv", index=False, encoding="utf-8-sig", lineterminator="\n")
         run = {"schema": SCHEMA, **trace.provenance}
         (scratch / "run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -112,13 +120,15 @@ def export(trace: Trace, out: str | Path, format: Literal["csv", "parquet"] = "c
             out.rmdir()
         scratch.replace(out)
     except OSError as error:
-        raise OSError(f"{out}: the tables could not be written ({error.strerror or error}); nothing was left under this name") from error
+        raise OSError(
+            f"{out}: the tables could not be written ({error.strerror or error}); nothing was left under this name"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
 
 
-_FORMULA = tuple("=+-@|%\t\r\n＝＋－＠")  # noqa: RUF001
+_FORMULA = tuple("=+-@|%\t\r\n＝＋－＠")
 
 
 def spreadsheet_safe(text: str) -> str:
@@ -131,4 +141,9 @@ def spreadsheet_safe(text: str) -> str:
 
 def read_csv(path: str | Path) -> pd.DataFrame:
     """One of our CSV tables, as it was: pandas alone turns tokens such as `nan`, `NA` and `null` into missing values."""
-    return pd.read_csv(path, keep_default_na=False, na_values={c: [""] for c in ("gate_mean", "margin", "logit", "gate", "probability")}, encoding="utf-8-sig")
+    return pd.read_csv(
+        path,
+        keep_default_na=False,
+        na_values={c: [""] for c in ("gate_mean", "margin", "logit", "gate", "probability")},
+        encoding="utf-8-sig",
+    )

@@ -32,5 +32,7 @@ def recognise(path: str | Path) -> tuple[str, Path]:
             f"{path}: wanted a checkpoint, found neither tensor00000_000 (Grok-1 as released) nor grokscope's config.json"
         )
     if len(found) > 1:
-        raise CheckpointError(f"{path}: wanted one checkpoint, found {len(found)} ({', '.join(sorted(n for n, _ in found))}); name one directory")
+        raise CheckpointError(
+            f"{path}: wanted one checkpoint, found {len(found)} ({', '.join(sorted(n for n, _ in found))}); name one directory"
+        )
     return found.pop()

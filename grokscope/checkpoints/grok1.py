@@ -45,7 +45,9 @@ def layer_names(config: ModelConfig) -> dict[str, str]:
 
 def file_names(config: ModelConfig) -> dict[str, str]:
     """The reference's parameter name -> its file, in the checkpoint's order."""
-    layers = [f"transformer/decoder_layer_{i}/{n}" for i in range(config.num_layers) for n in layer_names(config).values()]
+    layers = [
+        f"transformer/decoder_layer_{i}/{n}" for i in range(config.num_layers) for n in layer_names(config).values()
+    ]
     # A module's own leaves and its submodules sort as the reference's nested dicts do: by module path, then by name.
     ordered = sorted([EMBED, FINAL_NORM, *layers], key=lambda name: tuple(name.rsplit("/", 1)))
     return {name: f"tensor{i:05d}_000" for i, name in enumerate(ordered)}
@@ -53,7 +55,16 @@ def file_names(config: ModelConfig) -> dict[str, str]:
 
 def config_from_reference(values: dict[str, Any]) -> ModelConfig:
     """A config in the reference's own field names (emb_size, key_size, widening_factor, ...)."""
-    wanted = {"vocab_size", "sequence_len", "emb_size", "key_size", "num_q_heads", "num_kv_heads", "num_layers", "widening_factor"}
+    wanted = {
+        "vocab_size",
+        "sequence_len",
+        "emb_size",
+        "key_size",
+        "num_q_heads",
+        "num_kv_heads",
+        "num_layers",
+        "widening_factor",
+    }
     if missing := sorted(wanted - set(values)):
         raise ValueError(f"config.json: wanted the reference's fields, missing {missing}")
     width, widening = values["emb_size"], values["widening_factor"]
@@ -70,7 +81,9 @@ def config_from_reference(values: dict[str, Any]) -> ModelConfig:
         attention_scale=values.get("attn_output_multiplier", 1.0),
         embed_scale=values.get("embedding_multiplier_scale", 1.0),
         logit_scale=values.get("output_multiplier_scale", 1.0),
-        router=RouterConfig(num_experts=(e := values.get("num_experts", 1)), top_k=values.get("num_selected_experts", 1) if e > 1 else 1),
+        router=RouterConfig(
+            num_experts=(e := values.get("num_experts", 1)), top_k=values.get("num_selected_experts", 1) if e > 1 else 1
+        ),
         eos_id=values.get("eos_token"),
         pad_id=values.get("pad_token"),
     )
@@ -104,7 +117,9 @@ def _translated(field: str, shape: tuple[int, ...], arrays: dict[str, np.ndarray
     lead, rows = CONTRACTED[field]
     scales = arrays["scales"]
     groups = scales.shape[lead]
-    return Int8(arrays["weight"].reshape(shape), scales.reshape(*shape[:lead], groups, *shape[lead + rows :]), lead, rows)
+    return Int8(
+        arrays["weight"].reshape(shape), scales.reshape(*shape[:lead], groups, *shape[lead + rows :]), lead, rows
+    )
 
 
 def _problem(field: str, shape: tuple[int, ...], arrays: dict[str, np.ndarray]) -> str | None:
@@ -131,18 +146,25 @@ def recognises(path: Path) -> bool:
 
 def read_config(path: Path) -> ModelConfig:
     """config.json in the directory or beside it, in our field names or the reference's; else, for a directory with as many
-    files as the release has, Grok-1's own."""
+    files as the release has, Grok-1's own.
+    """
     for place in (path / "config.json", path.parent / "config.json"):
         if place.exists():
             try:
                 values = json.loads(place.read_text(encoding="utf-8"))
-                return ModelConfig.from_dict(values.get("model", values)) if "d_model" in values.get("model", values) else config_from_reference(values)
+                return (
+                    ModelConfig.from_dict(values.get("model", values))
+                    if "d_model" in values.get("model", values)
+                    else config_from_reference(values)
+                )
             except (ValueError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{place}: wanted a model's config, got something else ({error})") from error
     files = sum(1 for p in path.iterdir() if p.name.startswith("tensor"))
     if files == len(file_names(GROK_1)):
         return GROK_1
-    raise CheckpointError(f"{path}: wanted config.json beside the tensors, or Grok-1's {len(file_names(GROK_1))} files, found {files}; pass config=")
+    raise CheckpointError(
+        f"{path}: wanted config.json beside the tensors, or Grok-1's {len(file_names(GROK_1))} files, found {files}; pass config="
+    )
 
 
 def problems(path: Path, config: ModelConfig) -> Iterator[str]:
@@ -168,6 +190,9 @@ def problems(path: Path, config: ModelConfig) -> Iterator[str]:
 def load(path: Path, config: ModelConfig) -> ModelWeights:
     """The weights of a released checkpoint, mapped from its files. Raises CheckpointError with every problem found."""
     if found := list(problems(path, config)):
-        raise CheckpointError(f"{path}: {len(found)} of {len(file_names(config))} files are not as they should be:\n  " + "\n  ".join(found))
+        raise CheckpointError(
+            f"{path}: {len(found)} of {len(file_names(config))} files are not as they should be:\n  "
+            + "\n  ".join(found)
+        )
     files = file_names(config)
     return weights_from(config, lambda name: read_arrays(path / files[name]))

@@ -38,7 +38,9 @@ def read_config(path: Path) -> ModelConfig:
     """The config of a directory in our format. Raises CheckpointError for a version from the future."""
     values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if values.get("version", 0) > VERSION:
-        raise CheckpointError(f"{path}: wanted format version {VERSION} or older, got {values['version']}; update grokscope")
+        raise CheckpointError(
+            f"{path}: wanted format version {VERSION} or older, got {values['version']}; update grokscope"
+        )
     return ModelConfig.from_dict(values["model"])
 
 
@@ -55,7 +57,9 @@ def save(path: str | Path, config: ModelConfig, weights: ModelWeights, tokenizer
     scratch.mkdir(parents=True)
     try:
         for index, block in enumerate(weights.blocks):
-            save_file(_flat(lambda n, b=block: _field(b, n), block_shapes(config)), scratch / f"layer-{index:03d}.safetensors")
+            save_file(
+                _flat(lambda n, b=block: _field(b, n), block_shapes(config)), scratch / f"layer-{index:03d}.safetensors"
+            )
         outer = {"embed": weights.embed, "final_norm": weights.final_norm, "unembed": weights.unembed}
         save_file(_flat(outer.get, outer), scratch / "outer.safetensors")
         header = {"format": FORMAT, "version": VERSION, "model": config.to_dict()}

@@ -70,7 +70,9 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except (IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
-        raise CheckpointError(f"{path}: wanted a pickled array, got a truncated or foreign file ({error}); download it again") from error
+        raise CheckpointError(
+            f"{path}: wanted a pickled array, got a truncated or foreign file ({error}); download it again"
+        ) from error
 
 
 def _array(node: Any) -> np.ndarray:
@@ -96,7 +98,9 @@ class _Machine:
 
     def take(self, n: int) -> memoryview:
         if self.at + n > len(self.data):
-            raise CheckpointError(f"truncated: wanted {self.at + n:,} bytes or more, got {len(self.data):,}; download it again")
+            raise CheckpointError(
+                f"truncated: wanted {self.at + n:,} bytes or more, got {len(self.data):,}; download it again"
+            )
         self.at += n
         return self.data[self.at - n : self.at]
 
@@ -163,7 +167,9 @@ class _Machine:
             target.state = state
             push(target)
         else:
-            raise CheckpointError(f"opcode {code!r} at byte {self.at - 1} is not one that arrays need; refused, nothing was run")
+            raise CheckpointError(
+                f"opcode {code!r} at byte {self.at - 1} is not one that arrays need; refused, nothing was run"
+            )
 
     def name(self) -> None:
         module, name = self.pop(2)

@@ -30,7 +30,9 @@ def save_trace(trace: Trace, path: str | Path) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with zarr.config.set({"array.write_empty_chunks": True}):
-            data.to_zarr(scratch, mode="w", consolidated=False, encoding={v: _encoding(data[v]) for v in data.variables})
+            data.to_zarr(
+                scratch, mode="w", consolidated=False, encoding={v: _encoding(data[v]) for v in data.variables}
+            )
         scratch.replace(path)
     except OSError as error:
         raise OSError(f"{path}: the trace could not be written ({error}); nothing was left under this name") from error
@@ -76,4 +78,6 @@ def _check_chunks(path: Path) -> None:
     """Every chunk is there: a missing one would otherwise read as fill values without a word."""
     for name, array in zarr.open_group(path, mode="r").arrays():
         if array.nchunks_initialized != array.nchunks:
-            raise ValueError(f"{name}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks are missing")
+            raise ValueError(
+                f"{name}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks are missing"
+            )

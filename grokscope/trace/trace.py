@@ -68,7 +68,8 @@ class Trace:
     def pieces(self) -> list[list[str]]:
         """The pieces of each text, without padding."""
         return [
-            [str(p) for p in row[:n]] for row, n in zip(self.data["piece"].values, self.data["length"].values, strict=True)
+            [str(p) for p in row[:n]]
+            for row, n in zip(self.data["piece"].values, self.data["length"].values, strict=True)
         ]
 
     def save(self, path: str | Path) -> None:
@@ -145,7 +146,8 @@ class Recorder:
 
     def record(self, layer: int | None, kept: dict[str, Any], positions: np.ndarray, key_positions: np.ndarray) -> None:
         """Put away what one layer of one call kept. positions: [B, t] of its tokens, key_positions: [B, S] of what it read;
-        cells beyond a text's end are left out."""
+        cells beyond a text's end are left out.
+        """
         for site, values in kept.items():
             if site not in self.arrays:
                 continue
@@ -188,7 +190,9 @@ def _put(out: np.ndarray, values: np.ndarray, site: str, positions: np.ndarray, 
     """One text's part of one site into `out`. Tokens are the T, or the S of attn.k; sources the S beside a T, from 0 on."""
     dims = SITES[site].dims[1:]
     axis = dims.index("T") if "T" in dims else dims.index("S")
-    rows = out[(slice(None),) * axis + (slice(int(positions[0]), int(positions[-1]) + 1),)] if len(positions) else out[:0]
+    rows = (
+        out[(slice(None),) * axis + (slice(int(positions[0]), int(positions[-1]) + 1),)] if len(positions) else out[:0]
+    )
     if not dims.endswith("TS"):
         rows[...] = values
         return

@@ -9,7 +9,9 @@ import typer
 
 app = typer.Typer(help="Train a small mixture of experts, or the embedded model again.", no_args_is_help=True)
 
-Corpora = Annotated[Path, typer.Argument(help='A folder of train-<domain>.jsonl[.xz|.bz2|.gz] files, one {"text": ...} a line.')]
+Corpora = Annotated[
+    Path, typer.Argument(help='A folder of train-<domain>.jsonl[.xz|.bz2|.gz] files, one {"text": ...} a line.')
+]
 Tokenizer = Annotated[Path, typer.Argument(help="A SentencePiece model, e.g. from `grokscope train tokenizer`.")]
 
 
@@ -39,7 +41,9 @@ def recipe(out: Annotated[Path, typer.Argument(help="The file to write.")]) -> N
 def model(
     corpora: Corpora,
     tokenizer: Tokenizer,
-    out: Annotated[Path, typer.Argument(help="The run's folder: log, checkpoint and the int8 model. Run again to go on.")],
+    out: Annotated[
+        Path, typer.Argument(help="The run's folder: log, checkpoint and the int8 model. Run again to go on.")
+    ],
     recipe: Annotated[Path | None, typer.Option(help="A recipe's JSON; else the default.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop with a checkpoint after this long.")] = None,
 ) -> None:

@@ -85,4 +85,6 @@ def _information(counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
     joint = np.stack([counts[labels == k].sum(axis=0) for k in range(labels.max() + 1)]).astype(float)
     joint /= joint.sum(axis=(0, 2), keepdims=True)
     product = joint.sum(axis=0, keepdims=True) * joint.sum(axis=2, keepdims=True)
-    return np.where(joint > 0, joint * np.log2(np.where(joint > 0, joint, 1) / np.maximum(product, 1e-300)), 0).sum(axis=(0, 2))
+    return np.where(joint > 0, joint * np.log2(np.where(joint > 0, joint, 1) / np.maximum(product, 1e-300)), 0).sum(
+        axis=(0, 2)
+    )

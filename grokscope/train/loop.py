@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from functools import partial
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,21 @@ def num_steps(recipe: Recipe) -> int:
 
 
 @partial(jax.jit, static_argnames=("recipe", "teachers", "optimizer", "mesh"), donate_argnames=("weights", "state"))
-def train_step(weights: ModelWeights, state: Any, batch: tuple[Array, Array], step: Array, taught: list[ModelWeights], *, recipe: Recipe, teachers: tuple[Recipe, ...], optimizer: Any, mesh: Any) -> tuple[ModelWeights, Any, dict[str, Array]]:
+def train_step(
+    weights: ModelWeights,
+    state: Any,
+    batch: tuple[Array, Array],
+    step: Array,
+    taught: list[ModelWeights],
+    *,
+    recipe: Recipe,
+    teachers: tuple[Recipe, ...],
+    optimizer: Any,
+    mesh: Any,
+) -> tuple[ModelWeights, Any, dict[str, Array]]:
     """One step of the optimiser on one batch: the recipe's type inside the block, float32 weights, rows shared out over
-    the devices of `mesh`, each with all the weights."""
+    the devices of `mesh`, each with all the weights.
+    """
 
     def gradient(weights: ModelWeights, batch: tuple[Array, Array], taught: list[ModelWeights]) -> Any:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), step), jax.lax.axis_index("data"))
@@ -62,7 +74,15 @@ def rounded(weights: ModelWeights, dtype: str) -> ModelWeights:
     return jax.tree_util.tree_map_with_path(one, weights)
 
 
-def train(recipe: Recipe, corpora: list[Corpus], folder: str | Path, heldout: Documents | None = None, teachers: Sequence[Teacher] = (), start: ModelWeights | None = None, minutes: float | None = None) -> ModelWeights:
+def train(
+    recipe: Recipe,
+    corpora: list[Corpus],
+    folder: str | Path,
+    heldout: Documents | None = None,
+    teachers: Sequence[Teacher] = (),
+    start: ModelWeights | None = None,
+    minutes: float | None = None,
+) -> ModelWeights:
     """Run `recipe`, or go on with it where `folder` holds a checkpoint; stop early, with a checkpoint, after `minutes`.
 
     Prints loss, tokens a second and the least and most loaded expert of any layer; writes them to log.jsonl.
@@ -81,7 +101,17 @@ def train(recipe: Recipe, corpora: list[Corpus], folder: str | Path, heldout: Do
     tokens = 0
     with open(folder / "log.jsonl", "a") as log:
         for step, (ids, segments) in enumerate(batches(corpora, recipe, first), first):
-            weights, state, report = train_step(weights, state, (ids, segments), np.int32(step), taught, recipe=recipe, teachers=tuple(r for _, r in teachers), optimizer=optimizer, mesh=mesh)
+            weights, state, report = train_step(
+                weights,
+                state,
+                (ids, segments),
+                np.int32(step),
+                taught,
+                recipe=recipe,
+                teachers=tuple(r for _, r in teachers),
+                optimizer=optimizer,
+                mesh=mesh,
+            )
             tokens += ids.shape[0] * (ids.shape[1] - 1)
             last = step + 1 == steps
             if (step + 1) % EVERY == 0 or last:
@@ -108,6 +138,15 @@ def _save(folder: Path, step: int, state: Any) -> None:
     scratch = folder / ".state.npz"
     np.savez(scratch, step=step, **{str(i): leaf for i, leaf in enumerate(leaves)})
     scratch.replace(folder / "state.npz")
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Whether a run has come to its last step."""
+    folder = Path(folder)
+    if not (folder / "state.npz").exists():
+        return False
+    with np.load(folder / "state.npz") as arrays:
+        return int(arrays["step"]) == num_steps(Recipe.from_file(folder / "recipe.json"))
 
 
 def load_run(folder: str | Path) -> Teacher:

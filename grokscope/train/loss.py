@@ -56,7 +56,9 @@ def dropout(x: Array, rate: float, key: Array) -> Array:
     return jnp.where(bits >= round(rate * 256), x / (1 - round(rate * 256) / 256), 0).astype(x.dtype)
 
 
-def hidden(weights: ModelWeights, ids: Int[Array, "B T"], segments: Int[Array, "B T"], recipe: Recipe, key: Array | None) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
+def hidden(
+    weights: ModelWeights, ids: Int[Array, "B T"], segments: Int[Array, "B T"], recipe: Recipe, key: Array | None
+) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
     """The normed final stream, and the router's sites, L B T E."""
     config = recipe.config
     seq = Sequence(jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape), segments)
@@ -94,9 +96,12 @@ class Head:
         return jnp.einsum("ND,VD->NV", rows, self.table.astype(rows.dtype)).astype(jnp.float32) * self.scale
 
 
-def token_losses(head: Head, targets: Int[Array, "B T"], teachers: Sequence_[Head] = (), chunk: int = 16_384) -> dict[str, Float[Array, " N"]]:
+def token_losses(
+    head: Head, targets: Int[Array, "B T"], teachers: Sequence_[Head] = (), chunk: int = 16_384
+) -> dict[str, Float[Array, " N"]]:
     """Of each token, in nats: `nll` of its target, `partition` (log of the sum), and `soft`, the cross-entropy against
-    the mean of the teachers' probabilities. Logits exist for one chunk of tokens at a time."""
+    the mean of the teachers' probabilities. Logits exist for one chunk of tokens at a time.
+    """
     targets = targets.reshape(-1)
     chunk = min(chunk, len(targets))
 
@@ -123,11 +128,21 @@ def load(experts: Int[Array, "L B T A"], num_experts: int) -> Float[Array, "L E"
 Teacher = tuple[ModelWeights, Recipe]
 
 
-def loss(weights: ModelWeights, ids: Int[Array, "B T1"], segments: Int[Array, "B T1"], key: Array | None, recipe: Recipe, teachers: Sequence_[Teacher] = ()) -> tuple[Array, dict[str, Array]]:
+def loss(
+    weights: ModelWeights,
+    ids: Int[Array, "B T1"],
+    segments: Int[Array, "B T1"],
+    key: Array | None,
+    recipe: Recipe,
+    teachers: Sequence_[Teacher] = (),
+) -> tuple[Array, dict[str, Array]]:
     """What training minimises, and what it reports: nats a token, load L E."""
     e = recipe.config.router.num_experts
     x, kept = hidden(weights, ids[:, :-1], segments[:, :-1], recipe, key)
-    heads = [Head(w.embed, jax.lax.stop_gradient(hidden(w, ids[:, :-1], segments[:, :-1], r, None)[0]), r.config.logit_scale) for w, r in teachers]
+    heads = [
+        Head(w.embed, jax.lax.stop_gradient(hidden(w, ids[:, :-1], segments[:, :-1], r, None)[0]), r.config.logit_scale)
+        for w, r in teachers
+    ]
     losses = token_losses(Head(weights.embed, x, recipe.config.logit_scale), ids[:, 1:], heads)
     # A new document's first token is not an answer to the old one's last.
     counts = (segments[:, 1:] == segments[:, :-1]).reshape(-1).astype(jnp.float32)
@@ -137,11 +152,17 @@ def loss(weights: ModelWeights, ids: Int[Array, "B T1"], segments: Int[Array, "B
     balance = e * (shares * kept["router.probs"].mean(axis=(1, 2))).sum(axis=-1).mean()
     router_z = (jax.nn.logsumexp(kept["router.logits"], axis=-1) ** 2).mean()
     total = recipe.distill * soft + (1 - recipe.distill) * nats
-    total += recipe.balance_loss * balance + recipe.router_z_loss * router_z + recipe.logit_z_loss * (losses["partition"] ** 2).mean()
+    total += (
+        recipe.balance_loss * balance
+        + recipe.router_z_loss * router_z
+        + recipe.logit_z_loss * (losses["partition"] ** 2).mean()
+    )
     return total, {"nats": nats, "soft": soft, "load": shares}
 
 
-def bits_per_byte(weights: ModelWeights, documents: list[tuple[np.ndarray, int, str]], recipe: Recipe) -> dict[str, float]:
+def bits_per_byte(
+    weights: ModelWeights, documents: list[tuple[np.ndarray, int, str]], recipe: Recipe
+) -> dict[str, float]:
     """Bits per byte by domain, each document from its BOS on; documents are (ids with BOS, bytes, domain)."""
     bits: dict[str, float] = {}
     size: dict[str, int] = {}

@@ -26,11 +26,16 @@ FIRST_STAGE = {
     "a": Recipe(seed=1, tokens=350_000_000, dropout=0.1),
     "b": Recipe(seed=2, tokens=350_000_000, dropout=0.2),
     "deep": Recipe(seed=3, tokens=290_000_000, dropout=0.15, config=pocket_config(num_layers=10, d_expert=304)),
-    "wide": Recipe(seed=4, tokens=210_000_000, dropout=0.2, config=pocket_config(d_model=512, d_expert=512, num_heads=8)),
+    "wide": Recipe(
+        seed=4, tokens=210_000_000, dropout=0.2, config=pocket_config(d_model=512, d_expert=512, num_heads=8)
+    ),
 }
 STUDENTS = ("a", "b", "deep")
 """Those of the first stage that are small enough to ship."""
-SECOND_STAGE: dict[str, Any] = {"seed": 5, "tokens": 500_000_000, "dropout": 0.1, "distill": 0.7, "learning_rate": 0.01, "adam_rate": 0.0015, "warmup": 50}  # fmt: skip
+SECOND_STAGE: dict[str, Any] = {
+    "seed": 5, "tokens": 500_000_000, "dropout": 0.1, "distill": 0.7,
+    "learning_rate": 0.01, "adam_rate": 0.0015, "warmup": 50,
+}  # fmt: skip
 
 
 def heldout_documents(path: str | Path, tokenizer: str | Path) -> list[tuple[np.ndarray, int, str]]:
@@ -40,7 +45,9 @@ def heldout_documents(path: str | Path, tokenizer: str | Path) -> list[tuple[np.
     from grokscope.train.corpus import read_documents
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
-    return [(np.array(model.encode(d.text, add_bos=True)), len(d.text.encode()), d.domain) for d in read_documents(path)]
+    return [
+        (np.array(model.encode(d.text, add_bos=True)), len(d.text.encode()), d.domain) for d in read_documents(path)
+    ]
 
 
 def run(name: str, corpora: Path, tokenizer: Path, out: Path, minutes: float) -> None:
@@ -78,25 +85,37 @@ def export(weights: Any, recipe: Recipe, out: Path, tokenizer: Path, heldout: An
     small = quantize(type(weights)(weights.embed, layers, weights.final_norm))
     native.save(out, recipe.config, small, tokenizer)
     plain = dequantize(small, np.float32)
-    again = type(weights)(plain.embed, jax.tree.map(lambda *a: jax.numpy.stack(a), *plain.blocks), jax.numpy.asarray(plain.final_norm))
+    again = type(weights)(
+        plain.embed, jax.tree.map(lambda *a: jax.numpy.stack(a), *plain.blocks), jax.numpy.asarray(plain.final_norm)
+    )
     scores = {"float32": bits_per_byte(weights, heldout, recipe), "int8": bits_per_byte(again, heldout, recipe)}
     for by_domain in scores.values():
         by_domain["mean"] = float(np.mean(list(by_domain.values())))
-    (out.parent / f"{out.name}.json").write_text(json.dumps({"recipe": json.loads(recipe.to_json()), **scores}, indent=1))
+    (out.parent / f"{out.name}.json").write_text(
+        json.dumps({"recipe": json.loads(recipe.to_json()), **scores}, indent=1)
+    )
     print(out.name, {kind: round(s["mean"], 4) for kind, s in scores.items()}, flush=True)
+
+
+_RUN = (
+    "import sys; from pathlib import Path; from grokscope.train.pocket import run; "
+    "run(sys.argv[1], *map(Path, sys.argv[2:5]), float(sys.argv[5]))"
+)
 
 
 def main(corpora: str, tokenizer: str, out: str, minutes: float = 600.0) -> None:
     """Both stages; runs that are complete are not run again."""
     started = time.monotonic()
     Path(out).mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", "import sys; from pathlib import Path; from grokscope.train.pocket import run; run(sys.argv[1], *map(Path, sys.argv[2:5]), float(sys.argv[5]))"]
+    command = [sys.executable, "-c", _RUN]
     gpus = _gpus()
 
     def start(name: str, device: str | None, left: float) -> subprocess.Popen[bytes]:
         environment = dict(os.environ) if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
         with open(Path(out) / f"{name}.txt", "w") as log:
-            return subprocess.Popen([*command, name, corpora, tokenizer, out, str(left)], env=environment, stdout=log, stderr=log)
+            return subprocess.Popen(
+                [*command, name, corpora, tokenizer, out, str(left)], env=environment, stdout=log, stderr=log
+            )
 
     from grokscope.train.data import tokenize_corpus
 

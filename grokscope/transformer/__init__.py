@@ -1,0 +1,1 @@
+"""The forward pass; JAX and nothing else. Start with `block.py`."""

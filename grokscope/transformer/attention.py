@@ -57,7 +57,9 @@ class Sequence:
         allowed = same & (own <= readers) & self.is_real[:, None, :stop]
         if self.past is None:
             return allowed
-        past = (self.segments[:, start:stop, None] == self.past_segments[:, None, :]) & self.is_real[:, start:stop, None]
+        past = (self.segments[:, start:stop, None] == self.past_segments[:, None, :]) & self.is_real[
+            :, start:stop, None
+        ]
         return jnp.concatenate([past, allowed], axis=2)
 
 
@@ -132,7 +134,8 @@ def _exp(scores: Float[Array, "B H T S"], mask: Bool[Array, "B 1 T S"], bounded:
 
 def _mix(weights: Float[Array, "B H T S"], v: Float[Array, "B G S K"]) -> Float[Array, "B H T K"]:
     """Values weighted and summed. A column of ones beside the values gives the sum of the weights in the same product,
-    where a reduction of its own would compute every exponential again."""
+    where a reduction of its own would compute every exponential again.
+    """
     b, h, t, s = weights.shape
     grouped = weights.astype(v.dtype).reshape(b, v.shape[1], -1, s)
     return jnp.einsum("BGNS,BGSK->BGNK", grouped, v, preferred_element_type=jnp.float32).reshape(b, h, t, -1)

@@ -1,6 +1,6 @@
 """The router's verbs. Each is one or two edits at the sites of the router, and says where it acts.
 
-    logits -> probabilities -> choice -> gates -> output
+logits -> probabilities -> choice -> gates -> output
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from grokscope.config import ModelConfig
-from grokscope.transformer.primitives import Add, Edit, Indices, Map, Place, Primitive, Replace, Scale, concise, indices
+from grokscope.transformer.primitives import Place, Primitive
 from grokscope.transformer.router import EMPTY
+from grokscope.transformer.site_edits import Add, Edit, Indices, Map, Replace, Scale, concise, indices
 
 __all__ = [
     "Add", "BanExperts", "BiasLogits", "ForceExperts", "Map", "Replace", "ReplaceExpert", "Replay", "Scale",
@@ -38,10 +39,13 @@ class BanExperts:
 
     __repr__ = concise
 
-    def primitives(self, config: ModelConfig) -> list[Edit]:  # noqa: D102
+    def primitives(self, config: ModelConfig) -> list[Edit]:
+        """The single-site edits that this verb stands for."""
         banned = indices(self.experts, config.router.num_experts, "expert", self)
         if len(set(banned)) == config.router.num_experts:
-            raise ValueError(f"{self}: wanted at least one expert left, got a ban of all {len(banned)}; replace their outputs instead")
+            raise ValueError(
+                f"{self}: wanted at least one expert left, got a ban of all {len(banned)}; replace their outputs instead"
+            )
         site, value = ("router.logits", -np.inf) if self.reroute else ("router.experts", EMPTY)
         return [Replace(site, value, self.layers, self.tokens, experts=banned)]
 
@@ -59,11 +63,14 @@ class ForceExperts:
 
     __repr__ = concise
 
-    def primitives(self, config: ModelConfig) -> list[Edit]:  # noqa: D102
+    def primitives(self, config: ModelConfig) -> list[Edit]:
+        """The single-site edits that this verb stands for."""
         wanted = np.asarray(self.experts)
         slots, num_experts = config.router.top_k, config.router.num_experts
         if wanted.ndim == 0 or wanted.shape[-1] != slots or wanted.dtype.kind not in "iu":
-            raise ValueError(f"{self}: experts: wanted {slots} for each token, one a slot, got {wanted.tolist()}; -1 leaves a slot empty")
+            raise ValueError(
+                f"{self}: experts: wanted {slots} for each token, one a slot, got {wanted.tolist()}; -1 leaves a slot empty"
+            )
         if wanted.max() >= num_experts or wanted.min() < EMPTY:
             raise ValueError(f"{self}: experts: wanted 0 to {num_experts - 1}, or -1, got {np.unique(wanted).tolist()}")
         return [Replace("router.experts", wanted, self.layers, self.tokens)]
@@ -80,14 +87,16 @@ class BiasLogits:
 
     __repr__ = concise
 
-    def primitives(self, config: ModelConfig) -> list[Edit]:  # noqa: D102
+    def primitives(self, config: ModelConfig) -> list[Edit]:
+        """The single-site edits that this verb stands for."""
         return [Add("router.logits", self.bias, self.layers, self.tokens, experts=self.experts)]
 
 
 @dataclass(frozen=True, repr=False)
 class SetTopK:
     """Each token visits its k best experts; acts on the choice. More than the model's own widens the slots of the
-    whole run: layers without this edit leave the new ones empty (expert -1, gate 0)."""
+    whole run: layers without this edit leave the new ones empty (expert -1, gate 0).
+    """
 
     k: int
     layers: Indices = None
@@ -95,7 +104,8 @@ class SetTopK:
 
     __repr__ = concise
 
-    def primitives(self, config: ModelConfig) -> list[Edit]:  # noqa: D102
+    def primitives(self, config: ModelConfig) -> list[Edit]:
+        """The single-site edits that this verb stands for."""
         if not 1 <= self.k <= config.router.num_experts:
             raise ValueError(f"{self}: wanted 1 to {config.router.num_experts} experts, got {self.k}")
         beyond = range(self.k, config.router.top_k)
@@ -113,14 +123,16 @@ class ScaleGate:
 
     __repr__ = concise
 
-    def primitives(self, config: ModelConfig) -> list[Edit]:  # noqa: D102
+    def primitives(self, config: ModelConfig) -> list[Edit]:
+        """The single-site edits that this verb stands for."""
         return [Scale("router.gates", self.factor, self.layers, self.tokens, experts=self.experts)]
 
 
 @dataclass(frozen=True, repr=False)
 class ReplaceExpert:
     """These experts answer `value` where they are chosen: 0, a vector of D, or `grokscope.expert_means(trace)`; acts
-    on the output, before the gate."""
+    on the output, before the gate.
+    """
 
     experts: Indices
     value: Any = 0.0
@@ -129,7 +141,8 @@ class ReplaceExpert:
 
     __repr__ = concise
 
-    def primitives(self, config: ModelConfig) -> list[Edit]:  # noqa: D102
+    def primitives(self, config: ModelConfig) -> list[Edit]:
+        """The single-site edits that this verb stands for."""
         return [Replace("expert.out", self.value, self.layers, self.tokens, experts=self.experts)]
 
 
@@ -147,7 +160,8 @@ class Replay:
 
     __repr__ = concise
 
-    def primitives(self, config: ModelConfig) -> list[Edit]:  # noqa: D102
+    def primitives(self, config: ModelConfig) -> list[Edit]:
+        """The single-site edits that this verb stands for."""
         recorded = self.experts
         if hasattr(recorded, "sites"):
             recorded = recorded["router.experts"].transpose("layer", "batch", "token", "slot")
@@ -156,7 +170,9 @@ class Replay:
             known = np.moveaxis(np.asarray(recorded), 1, 0)[:, None]
             layers = list(range(config.num_layers))
         if known.shape[0] != len(layers) or known.shape[-1] != config.router.top_k:
-            raise ValueError(f"Replay: wanted [tokens, {config.num_layers} layers, {config.router.top_k} slots], got {np.shape(recorded)}")
+            raise ValueError(
+                f"Replay: wanted [tokens, {config.num_layers} layers, {config.router.top_k} slots], got {np.shape(recorded)}"
+            )
         if known.max() >= config.router.num_experts:
             raise ValueError(f"Replay: wanted experts 0 to {config.router.num_experts - 1}, got {int(known.max())}")
         wanted = indices(self.layers, config.num_layers, "layer", self)
@@ -203,7 +219,9 @@ def prepare(edits: Sequence[Any], config: ModelConfig) -> tuple[ModelConfig, lis
     own = config.router.top_k
     wider = tuple(e for e in edits if isinstance(e, SetTopK) and e.k > own)
     slots = max([own, *(e.k for e in wider)])
-    config = dataclasses.replace(config, router=dataclasses.replace(config.router, top_k=min(slots, config.router.num_experts)))
+    config = dataclasses.replace(
+        config, router=dataclasses.replace(config.router, top_k=min(slots, config.router.num_experts))
+    )
     single: list[Edit] = [p for edit in edits for p in edit.primitives(config)]
     for edit in single:
         edit.check(config)

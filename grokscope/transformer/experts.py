@@ -128,7 +128,9 @@ def _one_by_one(weights: Any, blocks: Float[Array, "N M D"], plan: _Plan, activa
 
     def step(_: None, item: tuple[Array, Array]) -> tuple[None, Array]:
         index, rows = item
-        return None, jax.lax.cond(index < plan.num_blocks, run, lambda _, r: jnp.zeros(r.shape, jnp.float32), index, rows)
+        return None, jax.lax.cond(
+            index < plan.num_blocks, run, lambda _, r: jnp.zeros(r.shape, jnp.float32), index, rows
+        )
 
     return jax.lax.scan(step, None, (jnp.arange(blocks.shape[0]), blocks))[1]
 

@@ -20,7 +20,13 @@ _LOG2_E = 1.4426950408889634
 
 def fits(q: Array, k: Array, cap: float | None) -> bool:
     """Whether the kernels serve these shapes: capped scores, whole blocks, heads of a width that matrix units take."""
-    return cap is not None and cap <= 60 and q.shape[1] == k.shape[1] and q.shape[1] % BLOCK == 0 and q.shape[3] in (64, 128)
+    return (
+        cap is not None
+        and cap <= 60
+        and q.shape[1] == k.shape[1]
+        and q.shape[1] % BLOCK == 0
+        and q.shape[3] in (64, 128)
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -44,7 +50,9 @@ def _mask(q_at: Any, k_at: Any, segments_q: Array, segments_k: Array) -> Array:
     return causal & (segments_q[:, None] == segments_k[None, :])
 
 
-def _forward_kernel(q_ref: Any, k_ref: Any, v_ref: Any, segment_ref: Any, o_ref: Any, log_ref: Any, *, scale: float, cap: float) -> None:
+def _forward_kernel(
+    q_ref: Any, k_ref: Any, v_ref: Any, segment_ref: Any, o_ref: Any, log_ref: Any, *, scale: float, cap: float
+) -> None:
     at = pl.program_id(0)
     q = q_ref[...]
     segments_q = segment_ref[pl.ds(at * BLOCK, BLOCK)]
@@ -63,7 +71,19 @@ def _forward_kernel(q_ref: Any, k_ref: Any, v_ref: Any, segment_ref: Any, o_ref:
     log_ref[...] = jnp.log2(total)
 
 
-def _dq_kernel(q_ref: Any, k_ref: Any, v_ref: Any, segment_ref: Any, log_ref: Any, do_ref: Any, delta_ref: Any, dq_ref: Any, *, scale: float, cap: float) -> None:
+def _dq_kernel(
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    segment_ref: Any,
+    log_ref: Any,
+    do_ref: Any,
+    delta_ref: Any,
+    dq_ref: Any,
+    *,
+    scale: float,
+    cap: float,
+) -> None:
     at = pl.program_id(0)
     q, do = q_ref[...], do_ref[...]
     log, delta = log_ref[...], delta_ref[...]
@@ -81,7 +101,20 @@ def _dq_kernel(q_ref: Any, k_ref: Any, v_ref: Any, segment_ref: Any, log_ref: An
     dq_ref[...] = jax.lax.fori_loop(0, at + 1, step, jnp.zeros(q.shape, jnp.float32)).astype(dq_ref.dtype)
 
 
-def _dkv_kernel(q_ref: Any, k_ref: Any, v_ref: Any, segment_ref: Any, log_ref: Any, do_ref: Any, delta_ref: Any, dk_ref: Any, dv_ref: Any, *, scale: float, cap: float) -> None:
+def _dkv_kernel(
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    segment_ref: Any,
+    log_ref: Any,
+    do_ref: Any,
+    delta_ref: Any,
+    dk_ref: Any,
+    dv_ref: Any,
+    *,
+    scale: float,
+    cap: float,
+) -> None:
     at = pl.program_id(0)
     k, v = k_ref[...], v_ref[...]
     segments_k = segment_ref[pl.ds(at * BLOCK, BLOCK)]
@@ -102,7 +135,15 @@ def _dkv_kernel(q_ref: Any, k_ref: Any, v_ref: Any, segment_ref: Any, log_ref: A
     dk_ref[...], dv_ref[...] = dk.astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
 
 
-def _call(kernel: Any, shape: tuple[int, ...], ratio: int, whole: str, outs: list[tuple[str, Any]], interpret: bool, **constants: float) -> Any:
+def _call(
+    kernel: Any,
+    shape: tuple[int, ...],
+    ratio: int,
+    whole: str,
+    outs: list[tuple[str, Any]],
+    interpret: bool,
+    **constants: float,
+) -> Any:
     """A kernel over (block of tokens, batch, head); `whole` says of each input whether it sees the block or all tokens.
 
     q: B T H K by block, Q: all of it; k, K: the same of B S G K, of the head's group; s: segments; l, L: B H T.
@@ -134,7 +175,9 @@ def _call(kernel: Any, shape: tuple[int, ...], ratio: int, whole: str, outs: lis
     )
 
 
-def _forward(q: Array, k: Array, v: Array, segments: Array, scale: float, cap: float, interpret: bool) -> tuple[Array, Any]:
+def _forward(
+    q: Array, k: Array, v: Array, segments: Array, scale: float, cap: float, interpret: bool
+) -> tuple[Array, Any]:
     outs = [("q", q.dtype), ("l", jnp.float32)]
     call = _call(_forward_kernel, q.shape, q.shape[2] // k.shape[2], "qKKs", outs, interpret, scale=scale, cap=cap)
     out, log = call(q, k, v, segments)

@@ -53,21 +53,27 @@ def embed(table: Weight, tokens: Int[Array, "B T"], scale: float, dtype: Any) ->
 
 
 @partial(jax.jit, static_argnames=("config", "sites", "dtype"))
-def run_embed(table: Weight, tokens: Array, seen: Seen, *, config: ModelConfig, sites: tuple[str, ...], dtype: Any) -> tuple[Array, Kept]:
+def run_embed(
+    table: Weight, tokens: Array, seen: Seen, *, config: ModelConfig, sites: tuple[str, ...], dtype: Any
+) -> tuple[Array, Kept]:
     """Token ids -> the residual stream that enters the first block."""
     tap = Tap(sites, *seen)
     return tap("embed", embed(table, tokens, config.embed_scale, dtype)), tap.kept
 
 
 @partial(jax.jit, static_argnames=("config", "sites"))
-def run_block(w: BlockWeights, x: Array, seq: Sequence, seen: Seen, *, config: ModelConfig, sites: tuple[str, ...]) -> tuple[Array, Kept]:
+def run_block(
+    w: BlockWeights, x: Array, seq: Sequence, seen: Seen, *, config: ModelConfig, sites: tuple[str, ...]
+) -> tuple[Array, Kept]:
     """One block, and what its sites kept."""
     tap = Tap(sites, *seen)
     return block(w, x, seq, config, tap), tap.kept
 
 
 @partial(jax.jit, static_argnames=("config", "sites"))
-def run_unembed(table: Weight, norm: Array, x: Array, seen: Seen, *, config: ModelConfig, sites: tuple[str, ...]) -> Kept:
+def run_unembed(
+    table: Weight, norm: Array, x: Array, seen: Seen, *, config: ModelConfig, sites: tuple[str, ...]
+) -> Kept:
     """The last norm and the logits, float32; the logits are not computed where nobody wants them."""
     tap = Tap(sites, *seen)
     x = tap("final", rms_norm(x, norm, config.norm_eps))
@@ -76,11 +82,15 @@ def run_unembed(table: Weight, norm: Array, x: Array, seen: Seen, *, config: Mod
     return tap.kept
 
 
-def run_layers(weights: ModelWeights, tokens: Array, seq: Sequence, run: Run, record: Record, pasts: Sequence_[Past] | None = None) -> Array:
+def run_layers(
+    weights: ModelWeights, tokens: Array, seq: Sequence, run: Run, record: Record, pasts: Sequence_[Past] | None = None
+) -> Array:
     """The stream that leaves the last block; `record` gets what each layer kept, while the next one runs."""
     outside = run.capture.outside()
     seen = (run.edits_at(None), run.selection)
-    x, kept = run_embed(weights.embed, tokens, seen, config=run.config, sites=tuple(s for s in outside if s == "embed"), dtype=run.dtype)
+    x, kept = run_embed(
+        weights.embed, tokens, seen, config=run.config, sites=tuple(s for s in outside if s == "embed"), dtype=run.dtype
+    )
     before: tuple[int | None, Kept] = (None, kept)
     for layer, w in enumerate(weights.blocks):
         if pasts is not None:
@@ -106,7 +116,9 @@ def run_end(weights: ModelWeights, x: Array, run: Run, record: Record) -> Kept:
 
 
 @partial(jax.jit, static_argnames="config")
-def run_logprobs(table: Weight, norm: Array, x: Array, targets: Int[Array, "B T"], *, config: ModelConfig) -> Float[Array, "B T"]:
+def run_logprobs(
+    table: Weight, norm: Array, x: Array, targets: Int[Array, "B T"], *, config: ModelConfig
+) -> Float[Array, "B T"]:
     """The log-probability, in nats, of each target after the token at its place; logits exist for 512 tokens at a time."""
 
     def chunk(item: tuple[Array, Array]) -> Array:

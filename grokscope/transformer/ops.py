@@ -32,12 +32,12 @@ def rope(x: Float[Array, "B T N K"], positions: Int[Array, "B T"], base: float) 
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
 
 
-def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+def soft_cap(x: Float[Array, ...], cap: float | None) -> Float[Array, ...]:
     """cap tanh(x / cap): x where it is small, never beyond +-cap."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def einsum(spec: str, x: Float[Array, "..."], w: Weight, dtype: Any = None) -> Float[Array, "..."]:
+def einsum(spec: str, x: Float[Array, ...], w: Weight, dtype: Any = None) -> Float[Array, ...]:
     """Contract activations with a plain or an int8 weight in x's type, summing in float32; the result in `dtype`.
 
     The float32 sum is also what makes bfloat16 fast on a CPU: without it XLA widens the weights at every call.

@@ -22,7 +22,9 @@ def route(
     Softmax over the chosen alone (Mixtral) is softmax over all, chosen, and divided by its sum: so an edit of the
     probabilities acts under either rule. Equal probabilities go to the lower expert.
     """
-    logits = jnp.einsum("BTD,DE->BTE", x.astype(jnp.float32), w, preferred_element_type=jnp.float32, precision="highest")
+    logits = jnp.einsum(
+        "BTD,DE->BTE", x.astype(jnp.float32), w, preferred_element_type=jnp.float32, precision="highest"
+    )
     logits = tap("router.logits", soft_cap(logits, rule.logit_cap))
     probs = tap("router.probs", jax.nn.softmax(logits, axis=-1))
     best, experts = jax.lax.top_k(probs, rule.top_k)

@@ -22,7 +22,9 @@ def nucleus(logits: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
 
 
 @partial(jax.jit, static_argnames="greedy")
-def sample(logits: Float[Array, "B V"], key: Array, temperature: float, top_p: float, *, greedy: bool) -> Int[Array, " B"]:
+def sample(
+    logits: Float[Array, "B V"], key: Array, temperature: float, top_p: float, *, greedy: bool
+) -> Int[Array, " B"]:
     """The best token, or one drawn at a temperature from the nucleus; float32 throughout."""
     if greedy:
         return jnp.argmax(logits, axis=-1)

@@ -125,7 +125,10 @@ def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...] | None]:
     }
 
 
-CONTRACTED = {"attn.q": (0, 1), "attn.k": (0, 1), "attn.v": (0, 1), "attn.o": (0, 2), "moe.gate": (1, 1), "moe.up": (1, 1), "moe.down": (1, 1), "embed": (1, 1), "unembed": (1, 1)}  # fmt: skip
+CONTRACTED = {
+    "attn.q": (0, 1), "attn.k": (0, 1), "attn.v": (0, 1), "attn.o": (0, 2),
+    "moe.gate": (1, 1), "moe.up": (1, 1), "moe.down": (1, 1), "embed": (1, 1), "unembed": (1, 1),
+}  # fmt: skip
 """Field -> (lead axes, contracted axes) of the arrays that may be int8."""
 
 

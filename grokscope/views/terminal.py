@@ -22,7 +22,8 @@ def routing_picture(trace: Trace, prompt: int = 0, width: int = 100) -> Iterator
     it all without colour.
     """
     experts, gates = (
-        trace[site].isel(batch=prompt).transpose("layer", "token", "slot").values for site in ("router.experts", "router.gates")
+        trace[site].isel(batch=prompt).transpose("layer", "token", "slot").values
+        for site in ("router.experts", "router.gates")
     )
     layers = [int(n) for n in trace["router.experts"]["layer"].values]
     pieces = trace.pieces[prompt]
@@ -37,7 +38,9 @@ def routing_picture(trace: Trace, prompt: int = 0, width: int = 100) -> Iterator
         heads = "".join(f"L{layers[i]}".ljust(cell) for i in shown)
         yield Text(f"{'token':<{label}}  {heads}".rstrip(), style="bold")
         for t, piece in enumerate(pieces):
-            line = Text(set_cell_size(piece if cell_len(piece) <= label else set_cell_size(piece, label - 1) + "…", label))
+            line = Text(
+                set_cell_size(piece if cell_len(piece) <= label else set_cell_size(piece, label - 1) + "…", label)
+            )
             line.append("  ")
             for i in shown:
                 line.append_text(_cell(experts[i, t], gates[i, t], digits))

@@ -6,6 +6,7 @@ the reference's bfloat16 roundings happens here. Two of the reference's quirks a
 inside a real prompt is an ordinary token (the reference hides it), and a mixture with float weights is computed (the
 reference silently returns its input).
 """
+
 from collections.abc import Callable
 from typing import Any
 
@@ -130,8 +131,9 @@ def feed_forward(config: dict[str, Any], params: Params, layer: str, x: np.ndarr
 def block(config: dict[str, Any], params: Params, layer: str, x: np.ndarray, lengths: np.ndarray, rule: str) -> Leaf:
     """Run one decoder layer on the residual x and return all its captures."""
     post = config.get("post_norms", True)
-    att = attention(config, params, f"{layer}/multi_head_attention",
-                    rms_norm(config, params, f"{layer}/rms_norm", x), lengths)
+    att = attention(
+        config, params, f"{layer}/multi_head_attention", rms_norm(config, params, f"{layer}/rms_norm", x), lengths
+    )
     if post:
         att["out"] = rms_norm(config, params, f"{layer}/rms_norm_1", att["out"])
     mid = x + att["out"]
@@ -142,8 +144,9 @@ def block(config: dict[str, Any], params: Params, layer: str, x: np.ndarray, len
     return {"resid_pre": x, **attn, "resid_mid": mid, **moe, "resid_post": mid + moe["moe.out"]}
 
 
-def forward(config: dict[str, Any], params: Params, tokens: np.ndarray, lengths: np.ndarray | None = None,
-            softmax: str = "all") -> dict[str, np.ndarray]:
+def forward(
+    config: dict[str, Any], params: Params, tokens: np.ndarray, lengths: np.ndarray | None = None, softmax: str = "all"
+) -> dict[str, np.ndarray]:
     """Run tokens [B,T] of right-padded rows with lengths [B] real tokens and return every capture and the logits."""
     tokens = np.asarray(tokens)
     if softmax not in ("all", "chosen"):

@@ -1,0 +1,146 @@
+"""The command line, in fresh processes: what it prints, what it writes, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+import grokscope as gs
+from tests.conftest import SHARED
+
+FOX = "The quick brown dog"
+
+
+def grokscope(*args: str, stdin: bytes | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "grokscope.cli", *args], capture_output=True, input=stdin,
+        env={**os.environ, "COLUMNS": "120", **environment}, timeout=300,
+    )  # fmt: skip
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
+    )
+
+
+def test_trace_prints_tokens_against_layers():
+    done = grokscope("trace", FOX)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "gates are not renormalised" in lines[0]
+    assert lines[1].split() == ["token", *(f"L{i}" for i in range(8))]
+    assert [line.split()[0] for line in lines[2:]] == ["[BOS]", "▁The", "▁quick", "▁brown", "▁dog"]
+    assert "\x1b" not in done.stdout
+
+
+def test_colour_is_there_when_asked_for_and_the_text_is_the_same():
+    import re
+
+    coloured = grokscope("trace", FOX, FORCE_COLOR="1").stdout
+    assert "\x1b[" in coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == grokscope("trace", FOX, NO_COLOR="1").stdout
+
+
+def test_out_writes_the_tables_and_the_trace(tmp_path):
+    out = tmp_path / "fox"
+    done = grokscope("trace", FOX, "--out", str(out), "--capture", "attn.pattern")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in out.iterdir()) == ["expert_stats.csv", "routing.csv", "run.json", "trace.zarr"]
+    assert len(gs.read_csv(out / "routing.csv")) == 5 * 8 * 2
+    assert "attn.pattern" in gs.open_trace(out / "trace.zarr").sites
+    again = grokscope("trace", FOX, "--out", str(out))
+    assert again.returncode == 1
+    assert "already holds something" in again.stderr
+
+
+def test_parquet_and_a_file_and_standard_input(tmp_path):
+    (tmp_path / "t.txt").write_text(FOX, encoding="utf-8")
+    one = grokscope("trace", "--file", str(tmp_path / "t.txt"), "--out", str(tmp_path / "o"), "--format", "parquet")
+    assert one.returncode == 0, one.stderr
+    assert len(pd.read_parquet(tmp_path / "o" / "routing.parquet")) == 80
+    two = grokscope("trace", "--file", "-", stdin=FOX.encode())
+    assert two.stdout.splitlines()[:7] == one.stdout.splitlines()[:7]
+
+
+def test_generate_prints_text():
+    done = grokscope("generate", "Once upon a time", "-n", "8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Once upon a time")
+    assert len(done.stdout) > len("Once upon a time") + 5
+
+
+def test_inspect():
+    done = grokscope("inspect")
+    assert done.returncode == 0, done.stderr
+    assert "37,785,984 (16,552,320 active for a token)" in done.stdout
+    assert json.loads(grokscope("inspect", "pocket", "--json").stdout)["format"] == "grokscope"
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the reference data lie beside a developer's checkout")
+def test_inspect_names_what_is_wrong():
+    done = grokscope("inspect", str(SHARED / "grok1/ckpt_tiny"))
+    assert done.returncode == 0, done.stderr
+    assert "grok-1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["trace"],
+        ["generate"],
+        ["inspect"],
+        ["train"],
+        ["train", "model"],
+        ["train", "tokenizer"],
+        ["train", "pocket"],
+    ],
+)
+def test_help(command):
+    done = grokscope(*command, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+def one_line(done: subprocess.CompletedProcess[str], status: int, words: str) -> None:
+    assert done.returncode == status, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert words in done.stderr, done.stderr
+    if status == 1:
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_mistakes_are_one_line(tmp_path):
+    one_line(grokscope("trace", ""), 1, "wanted at least one token, got an empty text")
+    one_line(grokscope("trace", FOX, "--model", str(tmp_path / "no")), 1, "found nothing there")
+    one_line(grokscope("trace", FOX, "--capture", "attn.patern"), 1, "did you mean 'attn.pattern'")
+    one_line(grokscope("trace", FOX, "--dtype", "float16"), 1, "wanted bfloat16 or float32")
+    one_line(grokscope("trace", "--file", str(tmp_path / "none.txt")), 1, "none.txt")
+    (tmp_path / "latin").write_bytes("caf\xe9".encode("latin-1"))
+    one_line(grokscope("trace", "--file", str(tmp_path / "latin")), 1, "wanted UTF-8, got byte 0xe9 at 3")
+    one_line(grokscope("generate", FOX, "-n", "9000"), 1, "max_new_tokens: wanted at most")
+    (tmp_path / "file").write_text("x")
+    one_line(grokscope("trace", FOX, "--out", str(tmp_path / "file" / "out")), 1, "file")
+    one_line(grokscope("trace", "word " * 9000), 1, "truncate")
+
+
+def test_wrong_usage_is_status_2():
+    one_line(grokscope("trace"), 2, "give one text, or one --file")
+    one_line(grokscope("trace", "a", "--file", "b"), 2, "give one text, or one --file")
+    one_line(grokscope("trace", "a", "--nonsense"), 2, "No such option")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_cannot_be_written(tmp_path):
+    tmp_path.chmod(0o500)
+    one_line(grokscope("trace", FOX, "--out", str(tmp_path / "o")), 1, "not writable")
+
+
+def test_terminal_escapes_in_a_text_do_nothing():
+    done = grokscope("trace", "a\x1b[31mb\u202ec")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert "\u202e" not in done.stdout
