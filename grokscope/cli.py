@@ -20,6 +20,8 @@ File = Annotated[Path | None, typer.Option("--file", "-f", help="A UTF-8 file wi
 ModelPath = Annotated[
     str, typer.Option("--model", "-m", help='A checkpoint\'s directory, or "pocket", the embedded model.')
 ]
+_OUT = "A new directory for the tables, and for trace.zarr with --capture."
+_CAPTURE = 'Sites to keep besides routing and logits, e.g. "attn.pattern" or "resid_*".'
 Dtype = Annotated[str, typer.Option(help="Of the arithmetic: bfloat16 or float32.")]
 
 
@@ -28,8 +30,8 @@ def trace(
     text: Text = None,
     file: File = None,
     model: ModelPath = "pocket",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A new directory for the tables, and for trace.zarr with --capture.")] = None,
-    capture: Annotated[list[str] | None, typer.Option("--capture", "-c", help='Sites to keep besides routing and logits, e.g. "attn.pattern" or "resid_*".')] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help=_OUT)] = None,
+    capture: Annotated[list[str] | None, typer.Option("--capture", "-c", help=_CAPTURE)] = None,
     format: Annotated[str, typer.Option(help="Of the tables: csv or parquet.")] = "csv",
     dtype: Dtype = "bfloat16",
     truncate: Annotated[bool, typer.Option("--truncate", help="Keep the first tokens of a text that is over the context.")] = False,
@@ -121,7 +123,7 @@ def inspect(
             "experts": "none: a dense model"
             if c.is_dense
             else f"{c.router.num_experts} of width {c.d_expert}, top {c.router.top_k}",
-            "router": f"softmax over {c.router.softmax}, {'renormalised' if c.router.renormalize or c.router.softmax == 'chosen' else 'not renormalised'}",
+            "router": f"softmax over {c.router.softmax}, gates {'sum to 1' if c.router.gates_sum_to_one else 'not renormalised'}",
             "vocabulary": f"{c.vocab_size:,}, context {c.max_tokens:,} tokens",
             "problems": "none" if not found.problems else str(len(found.problems)),
         }

@@ -30,6 +30,11 @@ class RouterConfig:
     logit_cap: float | None = None
     """c in c tanh(logits / c); Grok-1 has none."""
 
+    @property
+    def gates_sum_to_one(self) -> bool:
+        """Whether a token's gates add up to 1."""
+        return self.renormalize or self.softmax == "chosen"
+
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= max(self.num_experts, 1):
             raise ValueError(f"top_k: wanted 1 to {self.num_experts} (the number of experts), got {self.top_k}")

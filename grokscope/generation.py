@@ -58,13 +58,15 @@ def generate(
     temperature, top_p, seed = how
     if max_new_tokens < 0 or temperature < 0 or not 0 <= top_p <= 1:
         raise ValueError(
-            f"generate: wanted max_new_tokens >= 0, temperature >= 0 and top_p from 0 to 1, got {max_new_tokens}, {temperature}, {top_p}"
+            "generate: wanted max_new_tokens >= 0, temperature >= 0 and top_p from 0 to 1, "
+            f"got {max_new_tokens}, {temperature}, {top_p}"
         )
     encoded = model.encode(prompt)
     room = model.config.max_tokens - encoded.tokens
     if max_new_tokens > room:
         raise ValueError(
-            f"max_new_tokens: wanted at most {room} ({model.config.max_tokens} less the prompt's {encoded.tokens}), got {max_new_tokens}"
+            f"max_new_tokens: wanted at most {room} ({model.config.max_tokens} less the prompt's {encoded.tokens}), "
+            f"got {max_new_tokens}"
         )
     wanted = model.capture(capture, layers, **select)
     session = _Session(model, encoded, max_new_tokens, wanted, edits)
@@ -82,18 +84,11 @@ def generate(
             logits = session.step()
     else:
         session.done[:] = True
+    decode = model.tokenizer.decode if model.tokenizer else lambda _: ""
     rows = session.rows
-    texts, new = (
-        _decode(model, rows),
-        [model.tokenizer.decode(r[n:]) if model.tokenizer else "" for r, n in zip(rows, encoded.lengths, strict=True)],
-    )
-    return Generation(
-        *((x[0] if single else x) for x in (texts, new, rows)), session.trace(edits) if wanted.sites else None
-    )
-
-
-def _decode(model: Model, rows: list[list[int]]) -> list[str]:
-    return ["" if model.tokenizer is None else model.tokenizer.decode(row) for row in rows]
+    texts, new = [decode(r) for r in rows], [decode(r[n:]) for r, n in zip(rows, encoded.lengths, strict=True)]
+    trace = session.trace(edits) if wanted.sites else None
+    return Generation(*((x[0] if single else x) for x in (texts, new, rows)), trace)
 
 
 class _Stream:
@@ -173,14 +168,13 @@ class _Session:
             self.cache.layers if seq.past_segments is not None else None,
         )
         last = np.array([len(row) - 1 for row in self.rows]) - positions[:, 0]
-        kept = self._end(x, run, partial(self._keep, positions=positions, keys=keys), last, place)
-        return kept
+        return self._end(x, run, partial(self._keep, positions=positions, keys=keys), last, place)
 
     def _end(self, x: jax.Array, run: Run, record: Any, last: np.ndarray, place: Place) -> jax.Array:
         if "logits" in self.capture.sites:
             logits = run_end(self.model.weights, x, run, record)["logits"]
             return logits[np.arange(len(last)), last]
-        if any(s in ("final",) for s in self.capture.sites):
+        if "final" in self.capture.sites:
             run_end(self.model.weights, x, run, record)
         rows = np.arange(len(last))
         at = Place(

@@ -30,7 +30,7 @@ def test_trace_prints_tokens_against_layers():
     done = grokscope("trace", FOX)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert "gates are not renormalised" in lines[0]
+    assert "gates not renormalised" in lines[0]
     assert lines[1].split() == ["token", *(f"L{i}" for i in range(8))]
     assert [line.split()[0] for line in lines[2:]] == ["[BOS]", "▁The", "▁quick", "▁brown", "▁dog"]
     assert "\x1b" not in done.stdout

@@ -32,6 +32,6 @@ def route(
     experts = tap("router.experts", jnp.where(open_slot, experts, EMPTY))
 
     gates = jnp.take_along_axis(probs, jnp.maximum(experts, 0), axis=-1) * (experts != EMPTY)
-    if rule.renormalize or rule.softmax == "chosen":
+    if rule.gates_sum_to_one:
         gates = gates / jnp.maximum(gates.sum(axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
     return experts, tap("router.gates", gates, experts=experts)

@@ -65,6 +65,5 @@ def legend(trace: Trace) -> Text:
     text = Text("experts ")
     for e in range(min(router.num_experts, 16)):
         text.append(f"{e} ", style=PALETTE[e % len(PALETTE)])
-    rule = "softmax over all experts, then the best" if router.softmax == "all" else "the best, then softmax over them"
-    kept = "gates sum to 1" if router.renormalize or router.softmax == "chosen" else "gates are not renormalised"
-    return text.append(f"· bar = gate · {rule} {router.top_k}; {kept}")
+    text.append(f"· bar = gate · top {router.top_k} after softmax over {router.softmax}")
+    return text.append("" if router.gates_sum_to_one else ", gates not renormalised")
