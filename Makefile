@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test bench lint clean
 
 demo: .venv/ready  ## set up, then show how the embedded model routes a sentence
-	$(BIN)/grokscope trace "The quick brown fox jumps over the lazy dog. 快速的棕色狐狸 def fox(): return 42"
+	$(BIN)/grokscope trace "The moon is bright. 床前明月光 def moon(): return 42"
 
 test: .venv/ready  ## set up, then run the whole test suite
 	$(BIN)/python -m pytest -n 2

@@ -18,7 +18,7 @@ from grokscope.memory import free_memory
 from grokscope.model import Model
 from grokscope.prompt import SentencePiece, Tokenizer
 from grokscope.transformer.quantize import dequantize
-from grokscope.transformer.weights import ModelWeights
+from grokscope.transformer.weights import ModelWeights, PerExpert
 
 DTYPES = ("bfloat16", "float32")
 
@@ -72,10 +72,35 @@ def _find_tokenizer(given: str | Path | None, folder: Path) -> Tokenizer | None:
 
 
 def _resident(weights: ModelWeights, config: ModelConfig, dtype: str) -> ModelWeights:
-    """On the device; on a CPU, which has no use for int8, as plain arrays where they are small."""
-    if jax.default_backend() == "cpu" and config.bytes(dtype) < 2**32:
-        weights = dequantize(weights, jnp.dtype(dtype))
+    """On the device. A GPU keeps int8 as it is; a CPU, which has no use for it, takes its own form where that is small."""
+    if jax.default_backend() == "cpu" and config.bytes("float32") < 2**33:
+        return for_cpu(weights, dtype)
     return jax.tree.map(jnp.asarray, weights)
+
+
+def for_cpu(weights: ModelWeights, dtype: str) -> ModelWeights:
+    """Every matrix rounded to `dtype`, the experts apart from each other; the same numbers as from `weights`.
+
+    Kept in float32 where the processor has no bfloat16 units.
+    """
+    plain = dequantize(weights, jnp.dtype(dtype))
+    kept = jnp.dtype(dtype) if _has_bfloat16_units() else jnp.float32
+
+    def array(path: Any, w: Any) -> Any:
+        name = path[-1].name
+        if name == "router" or "norm" in name:
+            return jnp.asarray(w)
+        rounded = np.asarray(w).astype(dtype).astype(kept)
+        return PerExpert.of(rounded) if name in ("gate", "up", "down") else jnp.asarray(rounded)
+
+    return jax.tree_util.tree_map_with_path(array, plain)
+
+
+def _has_bfloat16_units() -> bool:
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii")
+    except OSError:
+        return False
 
 
 def check_finite(weights: ModelWeights, path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import grokscope as gs
 from grokscope.transformer.experts import apply_experts, glu
 from grokscope.transformer.quantize import to_int8
-from grokscope.transformer.weights import MoEWeights
+from grokscope.transformer.weights import MoEWeights, PerExpert, plain
 
 D, F, E, A = 19, 29, 5, 2
 
@@ -86,3 +87,32 @@ def test_gradients_are_those_of_the_plain_formula(tokens):
         strict=True,
     ):
         np.testing.assert_allclose(got, wanted, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_the_form_for_a_cpu_is_the_same_model(activation):
+    w = weights()
+    apart = MoEWeights(None, *(PerExpert.of(m) for m in (w.gate, w.up, w.down)))
+    rng = np.random.default_rng(6)
+    x = jnp.asarray(rng.standard_normal((1, 53, D)), jnp.float32)
+    experts = jnp.asarray(rng.integers(-1, E, (1, 53, A)), jnp.int32)
+    real = jnp.ones((1, 53), bool)
+    one, two = (apply_experts(m, x, experts, real, activation) for m in (w, apart))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    assert apart.gate.shape == w.gate.shape
+    np.testing.assert_array_equal(plain(apart.down, jnp.float32), w.down)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_for_a_cpu_changes_no_number(dtype):
+    """The embedded model as its int8 arrays, and in the form that `load` gives it here."""
+    from dataclasses import replace
+
+    loaded = gs.load(dtype=dtype)
+    as_stored = replace(loaded, weights=gs.load(dtype=dtype, weights="streamed").weights)
+    text = "One model, two forms. 床前明月光"
+    a, b = (m.trace(text, ["logits", "router.*"]) for m in (loaded, as_stored))
+    if dtype == "float32":
+        np.testing.assert_array_equal(a["router.experts"], b["router.experts"])
+    assert np.abs(a["logits"] - b["logits"]).max() < {"float32": 1e-4, "bfloat16": 0.7}[dtype]
+    assert np.abs(a["logits"] - b["logits"]).mean() < {"float32": 1e-5, "bfloat16": 0.05}[dtype]
