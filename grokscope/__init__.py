@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from grokscope.model import Model
     from grokscope.prompt import visible
     from grokscope.sites import SITES, Capture
-    from grokscope.trace import Trace, open_trace
+    from grokscope.trace.store import open_trace
+    from grokscope.trace.trace import Trace
     from grokscope.transformer import edits as edits
 
 __version__ = "0.1.0"
@@ -28,12 +29,12 @@ _HOMES = {
     "ModelConfig": "grokscope.config",
     "RouterConfig": "grokscope.config",
     "SITES": "grokscope.sites",
-    "Trace": "grokscope.trace",
+    "Trace": "grokscope.trace.trace",
     "expert_means": "grokscope.analysis.means",
     "export": "grokscope.analysis.tables",
     "inspect": "grokscope.loading",
     "load": "grokscope.loading",
-    "open_trace": "grokscope.trace",
+    "open_trace": "grokscope.trace.store",
     "read_csv": "grokscope.analysis.tables",
     "visible": "grokscope.prompt",
 }

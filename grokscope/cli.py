@@ -41,22 +41,29 @@ def trace(
     Example: grokscope trace "The quick brown fox" --out fox
     """
     words = _text(text, file)
+    if capture and out is None:
+        raise typer.BadParameter("--capture keeps more in trace.zarr: it needs --out")
     if out is not None:
         _check_free(out)
     from grokscope.loading import load
     from grokscope.sites import ROUTING, Capture
+    from grokscope.views.terminal import RoutingPicture, draw, legend
 
     console = _console()
-    sites = Capture.of([*ROUTING, "logits", *(capture or [])] if out or capture else [*ROUTING, "logits"])
-    made = load(model, dtype=dtype).trace(words, sites, truncate=truncate)
-    from grokscope.views.terminal import legend, routing_picture
-
-    console.print(legend(made))
-    for line in routing_picture(made, width=console.width):
+    loaded = load(model, dtype=dtype)
+    sites = Capture.of([*ROUTING, "logits", *(capture or [])] if out else ROUTING)
+    # Without tables nothing needs pandas or xarray, which take longer to import than pocket to load and run.
+    recorder, encoded = loaded.record(words, sites, truncate=truncate)
+    pieces = loaded.pieces(encoded)
+    experts, gates = (recorder.arrays[s][:, 0] for s in ("router.experts", "router.gates"))
+    console.print(legend(recorder.config.router), soft_wrap=True)
+    for line in draw(RoutingPicture(experts, gates, pieces[0], recorder.layers, recorder.config.router), console.width):
         console.print(line, no_wrap=True, crop=False, soft_wrap=True)
     if out is not None:
         from grokscope.analysis.tables import export
+        from grokscope.trace.trace import as_trace
 
+        made = as_trace(recorder, encoded.ids, pieces, loaded.provenance(recorder.config, sites, ()))
         export(made, out, format)  # type: ignore[arg-type]
         if capture:
             made.save(out / "trace.zarr")

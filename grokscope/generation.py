@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grokscope.memory import check_memory, plan
+from grokscope.memory import check_memory
 from grokscope.prompt import Prompt, bucket
 from grokscope.sites import Capture
+from grokscope.trace.recorder import Recorder
 from grokscope.transformer import kv_cache
 from grokscope.transformer.attention import Sequence as Tokens
 from grokscope.transformer.edits import prepare
@@ -25,7 +26,7 @@ from grokscope.transformer.tap import Selection
 
 if TYPE_CHECKING:
     from grokscope.model import Model
-    from grokscope.trace import Trace
+    from grokscope.trace.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class _Session:
         self.config, self.edits = prepare(edits, model.config)
         self.rows, self.done = prompt.rows, np.zeros(prompt.batch, bool)
         self.longest = prompt.tokens + new
-        check_memory(plan(self.config, capture, prompt.batch, self.longest), self.longest, None)
+        check_memory(self.config, capture, (prompt.batch, self.longest), None)
         # Keys and values must be captured everywhere to be remembered; the trace keeps what was asked for.
         self.inner = Capture((*dict.fromkeys((*capture.sites, *kv_cache.SITES)),))
         self.cache = kv_cache.KVCache.empty(self.config, prompt.batch, bucket(self.longest), jnp.dtype(model.dtype))
@@ -190,14 +191,11 @@ class _Session:
 
     def trace(self, edits: Sequence[Any]) -> Trace:
         """All calls as one trace."""
-        from grokscope.trace import Recorder, Trace
+        from grokscope.trace.trace import as_trace
 
         recorder = Recorder(self.config, self.capture, [len(row) for row in self.rows], self.config.router.top_k)
         for layer, kept, positions, keys in self.calls:
             recorder.record(layer, kept, positions, keys)
         whole = self.model.encode(self.rows)
-        return Trace(
-            recorder.dataset(
-                whole.ids, self.model.pieces(whole), self.model.provenance(self.config, self.capture, edits)
-            )
-        )
+        provenance = self.model.provenance(self.config, self.capture, edits)
+        return as_trace(recorder, whole.ids, self.model.pieces(whole), provenance)

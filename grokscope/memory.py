@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING
 
 from grokscope.config import ModelConfig
 from grokscope.sites import Capture
+from grokscope.trace.recorder import shape_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,16 +18,17 @@ def plan(config: ModelConfig, capture: Capture, batch: int, tokens: int) -> pd.D
     """A row for each site: its named shape and its bytes."""
     import pandas as pd
 
-    from grokscope.trace.trace import shape_of
-
-    rows = []
-    for site in capture.sites:
-        shape = shape_of(site, config, capture, batch, tokens, config.router.top_k)
-        size = 4
-        for n in shape.values():
-            size *= n
-        rows.append({"site": site, "shape": " ".join(f"{d}={n}" for d, n in shape.items()), "bytes": size})
+    shapes = _shapes(config, capture, batch, tokens)
+    rows = [(s, " ".join(f"{d}={n}" for d, n in shape.items()), _bytes(shape)) for s, shape in shapes.items()]
     return pd.DataFrame(rows, columns=["site", "shape", "bytes"]).set_index("site")
+
+
+def _shapes(config: ModelConfig, capture: Capture, batch: int, tokens: int) -> dict[str, dict[str, int]]:
+    return {s: shape_of(s, config, capture, batch, tokens, config.router.top_k) for s in capture.sites}
+
+
+def _bytes(shape: dict[str, int]) -> int:
+    return 4 * math.prod(shape.values())
 
 
 def free_memory() -> int:
@@ -38,17 +41,18 @@ def free_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def check_memory(planned: pd.DataFrame, tokens: int, max_bytes: int | None) -> None:
-    """Raise MemoryError, saying what would fit, where a plan is over `max_bytes` (half of the free memory)."""
+def check_memory(config: ModelConfig, capture: Capture, texts: tuple[int, int], max_bytes: int | None) -> None:
+    """Raise MemoryError, saying what would fit, where (B, T) texts would take over `max_bytes` (half of what is free)."""
     limit = free_memory() // 2 if max_bytes is None else max_bytes
-    total = int(planned["bytes"].sum())
+    sizes = {s: _bytes(shape) for s, shape in _shapes(config, capture, *texts).items()}
+    total = sum(sizes.values())
     if total <= limit:
         return
-    largest = planned["bytes"].nlargest(3)
-    quadratic = int(planned["bytes"][[s in ("attn.scores", "attn.pattern") for s in planned.index]].sum())
-    fits = int(tokens * (limit / total) ** (0.5 if quadratic > total / 2 else 1))
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+    quadratic = sum(b for s, b in sizes.items() if s in ("attn.scores", "attn.pattern"))
+    fits = int(texts[1] * (limit / total) ** (0.5 if quadratic > total / 2 else 1))
     raise MemoryError(
         f"capture: wanted at most {limit / 1e9:.2f} GB, this run would keep {total / 1e9:.2f} GB "
-        f"({', '.join(f'{s} {b / 1e9:.2f} GB' for s, b in largest.items())}). What would fit: about {fits} tokens, or "
+        f"({', '.join(f'{s} {b / 1e9:.2f} GB' for s, b in largest)}). What would fit: about {fits} tokens, or "
         f"{100 * limit / total:.1f} % of the layers or heads (layers=, heads=), or fewer sites; max_bytes= raises the limit"
     )

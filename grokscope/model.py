@@ -18,6 +18,7 @@ from grokscope.generation import Generation, generate
 from grokscope.memory import check_memory, plan
 from grokscope.prompt import Encoder, Prompt, Tokenizer, bucket
 from grokscope.sites import SITES, Capture
+from grokscope.trace.recorder import Recorder
 from grokscope.transformer.attention import Sequence as Tokens
 from grokscope.transformer.edits import prepare
 from grokscope.transformer.forward import Run, run_end, run_layers
@@ -29,7 +30,7 @@ from grokscope.transformer.weights import ModelWeights
 if TYPE_CHECKING:
     import pandas as pd
 
-    from grokscope.trace import Trace
+    from grokscope.trace.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,30 @@ class Model:
         Raises ValueError for an empty or too long prompt, an unknown site or layer, an edit that cannot take effect;
         MemoryError, with what would fit, for a trace that is too large.
         """
-        from grokscope.trace import Recorder, Trace
+        from grokscope.trace.trace import as_trace
 
+        recorder, encoded = self.record(
+            prompt, capture, layers, edits, truncate=truncate, max_bytes=max_bytes, **select
+        )
+        provenance = self.provenance(recorder.config, recorder.capture, edits)
+        return as_trace(recorder, encoded.ids, self.pieces(encoded), provenance)
+
+    def record(
+        self,
+        prompt: Any,
+        capture: Any = None,
+        layers: Sequence[int] | None = None,
+        edits: Sequence[Any] = (),
+        *,
+        truncate: bool = False,
+        max_bytes: int | None = None,
+        **select: Sequence[int] | None,
+    ) -> tuple[Recorder, Prompt]:
+        """What `trace` makes a trace of: the bare arrays, and the prompt as ids. For programs that must start at once."""
         encoded = self.encode(prompt, truncate)
         config, single = prepare(edits, self.config)
         kept = self.capture(capture, layers, **select)
-        check_memory(plan(config, kept, encoded.batch, encoded.tokens), encoded.tokens, max_bytes)
+        check_memory(config, kept, (encoded.batch, encoded.tokens), max_bytes)
         recorder = Recorder(config, kept, encoded.lengths.tolist(), config.router.top_k)
         width = bucket(encoded.tokens)
         positions = np.broadcast_to(np.arange(width), (encoded.batch, width))
@@ -86,7 +105,7 @@ class Model:
         seq = Tokens(jnp.asarray(positions), jnp.asarray(encoded.segments(width)))
         x = run_layers(self.weights, jnp.asarray(encoded.padded(width)), seq, run, record)
         run_end(self.weights, x, run, record)
-        return Trace(recorder.dataset(encoded.ids, self.pieces(encoded), self.provenance(config, kept, edits)))
+        return recorder, encoded
 
     def plan(
         self, prompt: Any, capture: Any = None, layers: Sequence[int] | None = None, **select: Any
@@ -133,9 +152,8 @@ class Model:
                 sites is not None and not isinstance(sites, Capture) and any("*" not in s for s in np.atleast_1d(sites))
             )
             if asked and all(SITES[s].needs_router for s in made.sites):
-                raise ValueError(
-                    f"capture: a dense model has no {', '.join(made.sites)}; it has {', '.join(s for s in SITES if not SITES[s].needs_router)}"
-                )
+                has = ", ".join(s for s in SITES if not SITES[s].needs_router)
+                raise ValueError(f"capture: a dense model has no {', '.join(made.sites)}; it has {has}")
             made = dataclasses.replace(made, sites=tuple(s for s in made.sites if not SITES[s].needs_router))
         limits = {
             "heads": self.config.num_heads,

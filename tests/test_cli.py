@@ -116,7 +116,11 @@ def one_line(done: subprocess.CompletedProcess[str], status: int, words: str) ->
 def test_mistakes_are_one_line(tmp_path):
     one_line(grokscope("trace", ""), 1, "wanted at least one token, got an empty text")
     one_line(grokscope("trace", FOX, "--model", str(tmp_path / "no")), 1, "found nothing there")
-    one_line(grokscope("trace", FOX, "--capture", "attn.patern"), 1, "did you mean 'attn.pattern'")
+    one_line(
+        grokscope("trace", FOX, "--capture", "attn.patern", "--out", str(tmp_path / "o")),
+        1,
+        "did you mean 'attn.pattern'",
+    )
     one_line(grokscope("trace", FOX, "--dtype", "float16"), 1, "wanted bfloat16 or float32")
     one_line(grokscope("trace", "--file", str(tmp_path / "none.txt")), 1, "none.txt")
     (tmp_path / "latin").write_bytes("caf\xe9".encode("latin-1"))
@@ -130,6 +134,7 @@ def test_mistakes_are_one_line(tmp_path):
 def test_wrong_usage_is_status_2():
     one_line(grokscope("trace"), 2, "give one text, or one --file")
     one_line(grokscope("trace", "a", "--file", "b"), 2, "give one text, or one --file")
+    one_line(grokscope("trace", "a", "--capture", "resid_pre"), 2, "it needs --out")
     one_line(grokscope("trace", "a", "--nonsense"), 2, "No such option")
 
 

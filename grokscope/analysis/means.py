@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from grokscope.trace import Trace
+from grokscope.trace.trace import Trace
 
 
 def expert_means(trace: Trace) -> xr.DataArray:

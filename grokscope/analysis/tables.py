@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from grokscope.prompt import visible
-from grokscope.trace import Trace
+from grokscope.trace.trace import Trace
 
 SCHEMA = 1
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from grokscope.trace.trace import PROVENANCE, Trace
 
@@ -29,6 +28,8 @@ def save_trace(trace: Trace, path: str | Path) -> None:
     }
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        import zarr
+
         with zarr.config.set({"array.write_empty_chunks": True}):
             data.to_zarr(
                 scratch, mode="w", consolidated=False, encoding={v: _encoding(data[v]) for v in data.variables}
@@ -76,6 +77,8 @@ def open_trace(path: str | Path) -> Trace:
 
 def _check_chunks(path: Path) -> None:
     """Every chunk is there: a missing one would otherwise read as fill values without a word."""
+    import zarr
+
     for name, array in zarr.open_group(path, mode="r").arrays():
         if array.nchunks_initialized != array.nchunks:
             raise ValueError(

@@ -8,6 +8,7 @@ cost nothing. Measured on a CPU, this beats all experts over all tokens by 4 and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -29,7 +30,9 @@ def glu(gate: Weight, up: Weight, down: Weight, x: Float[Array, "M D"], activati
     return einsum("MF,FD->MD", h.astype(x.dtype), down, jnp.float32)
 
 
-def glu_left(gate: Array, up: Array, down: Array, x: Float[Array, "M D"], activation: Activation) -> Float[Array, "M D"]:
+def glu_left(
+    gate: Array, up: Array, down: Array, x: Float[Array, "M D"], activation: Activation
+) -> Float[Array, "M D"]:
     """The same from matrices that lie output first (F D, F D, D F), each the left operand of its product.
 
     Weights wider than the rows are not narrowed: the products of rounded numbers are the same, and on a CPU without
@@ -66,7 +69,7 @@ def apply_experts(
     b, t, slots = experts.shape
     d, num_experts = x.shape[-1], w.gate.shape[0]
     rows = b * t * slots
-    size = 512 if rows >= 16_384 else 64 if rows > 256 else 16
+    size = _block_size(rows, num_experts)
     chosen = jnp.where(is_real[..., None] & (experts >= 0), experts, num_experts).reshape(-1)
     plan = _plan(chosen, num_experts, size)
 
@@ -80,6 +83,13 @@ def apply_experts(
         one = _of_parts(weights, activation) if isinstance(w.gate, PerExpert) else _of_stack(weights, activation)
         y = _one_by_one(one, blocks, plan)
     return _combine(y.reshape(-1, d), plan).reshape(b, t, slots, d)
+
+
+def _block_size(rows: int, num_experts: int) -> int:
+    """Rows in a block: half again an expert's share, so that most experts need one block and their weights are read once;
+    not more than keep a CPU busy, and many where the weights of all blocks at once are to be worth their copies.
+    """
+    return 512 if rows >= 16_384 else min(64, max(2, 2 * math.ceil(0.75 * rows / num_experts)))
 
 
 @pytree
@@ -154,7 +164,10 @@ def _of_stack(weights: Any, activation: Activation) -> Unit:
 
 
 def _of_parts(weights: tuple[PerExpert, ...], activation: Activation) -> Unit:
-    branches = [partial(glu_left, *matrices, activation=activation) for matrices in zip(*(w.parts for w in weights), strict=True)]
+    branches = [
+        partial(glu_left, *matrices, activation=activation)
+        for matrices in zip(*(w.parts for w in weights), strict=True)
+    ]
     return lambda expert, rows: jax.lax.switch(expert, branches, rows)
 
 
@@ -163,7 +176,9 @@ def _one_by_one(unit: Unit, blocks: Float[Array, "N M D"], plan: _Plan) -> Float
 
     def step(_: None, item: tuple[Array, Array, Array]) -> tuple[None, Array]:
         index, expert, rows = item
-        return None, jax.lax.cond(index < plan.num_blocks, unit, lambda _, r: jnp.zeros(r.shape, jnp.float32), expert, rows)
+        return None, jax.lax.cond(
+            index < plan.num_blocks, unit, lambda _, r: jnp.zeros(r.shape, jnp.float32), expert, rows
+        )
 
     return jax.lax.scan(step, None, (jnp.arange(blocks.shape[0]), plan.expert_of_block, blocks))[1]
 

@@ -190,7 +190,8 @@ class Scale(Edit):
 @dataclass(frozen=True, repr=False)
 class Replace(Edit):
     """Put `value` in place: an array that broadcasts against the site, or a trace's (patching), which is matched by layer
-    and by position; tokens beyond its end keep what the run computes."""
+    and by position; tokens beyond its end keep what the run computes.
+    """
 
 
 @dataclass(frozen=True, repr=False)

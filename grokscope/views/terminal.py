@@ -1,34 +1,41 @@
-"""A trace's routing as lines of a terminal: tokens down, layers across, each expert in its colour."""
+"""Routing as lines of a terminal: tokens down, layers across, each expert in its colour."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from grokscope.trace import Trace
+from grokscope.config import RouterConfig
 
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#5C9EFF", "#D55E00", "#CC79A7", "#BBBBBB")
 """Okabe & Ito's colours, told apart by colour-blind readers; blue and black lightened for dark screens."""
 _LEVELS = "▁▂▃▄▅▆▇█"
 
 
-def routing_picture(trace: Trace, prompt: int = 0, width: int = 100) -> Iterator[Text]:
-    """Lines that show one prompt's routing, the layers in as many panels as `width` columns need.
+@dataclass(frozen=True)
+class RoutingPicture:
+    """One text's routing: experts and gates [L, T, A], a piece for each token, the layers' numbers, the router's rule."""
+
+    experts: np.ndarray
+    gates: np.ndarray
+    pieces: list[str]
+    layers: list[int]
+    router: RouterConfig
+
+
+def draw(picture: RoutingPicture, width: int = 100) -> Iterator[Text]:
+    """Lines that show the picture, the layers in as many panels as `width` columns need.
 
     A cell holds a token's experts at a layer, best first, each with a bar as high as its gate. The experts' numbers say
     it all without colour.
     """
-    experts, gates = (
-        trace[site].isel(batch=prompt).transpose("layer", "token", "slot").values
-        for site in ("router.experts", "router.gates")
-    )
-    layers = [int(n) for n in trace["router.experts"]["layer"].values]
-    pieces = trace.pieces[prompt]
+    experts, gates, pieces, layers = picture.experts, picture.gates, picture.pieces, picture.layers
     label = min(24, max(8, *(cell_len(p) for p in pieces)))
-    digits = len(str(trace.config.router.num_experts - 1))
+    digits = len(str(picture.router.num_experts - 1))
     cell = experts.shape[-1] * (digits + 1) + 1
     across = max(1, (width - label - 2) // cell)
     for at in range(0, len(layers), across):
@@ -59,9 +66,8 @@ def _cell(experts: np.ndarray, gates: np.ndarray, digits: int) -> Text:
     return cell.append(" ")
 
 
-def legend(trace: Trace) -> Text:
+def legend(router: RouterConfig) -> Text:
     """One line that says how to read the picture."""
-    router = trace.config.router
     text = Text("experts ")
     for e in range(min(router.num_experts, 16)):
         text.append(f"{e} ", style=PALETTE[e % len(PALETTE)])

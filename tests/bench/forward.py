@@ -19,7 +19,11 @@ import sys
 import time
 
 FLAGS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-KINDS = {"nothing": ["logits"], "routing": ["router.*", "logits"], "core": ["attn.pattern", "router.*", "resid_post", "logits"]}
+KINDS = {
+    "nothing": ["logits"],
+    "routing": ["router.*", "logits"],
+    "core": ["attn.pattern", "router.*", "resid_post", "logits"],
+}
 
 
 def serve_ours(dtype: str) -> None:
@@ -29,6 +33,7 @@ def serve_ours(dtype: str) -> None:
     import numpy as np
 
     from grokscope.config import ModelConfig, RouterConfig
+    from grokscope.loading import for_cpu
     from grokscope.model import Model
     from grokscope.transformer.weights import random_weights
 
@@ -37,7 +42,7 @@ def serve_ours(dtype: str) -> None:
         max_tokens=4096, router=RouterConfig(softmax="chosen"), attention_scale=0.125, attention_cap=None,
         post_norms=False, activation="silu", tied_embedding=False, rope_base=1e6,
     )  # fmt: skip
-    model = Model(config, jax.tree.map(jnp.asarray, random_weights(config, dtype=jnp.dtype(dtype))), None, dtype)
+    model = Model(config, for_cpu(random_weights(config), dtype), None, dtype)
     square = jnp.ones((1024, 1024))
     product = jax.jit(lambda a: a @ a)
 
@@ -82,7 +87,9 @@ def serve_peers(dtype: str) -> None:
         ids = torch.from_numpy(np.random.default_rng(0).integers(3, 32_000, (1, tokens)))
         start = time.perf_counter()
         with torch.no_grad():
-            if kind == "lens":
+            if kind == "plain":
+                plain(ids)
+            elif kind == "lens":
                 lens.run_with_cache(ids, names_filter=lambda name: name.endswith(wanted))
             else:
                 plain(ids, output_attentions=True, output_hidden_states=True, output_router_logits=True)
@@ -114,7 +121,8 @@ class Server:
         print(tokens, kind, file=self.process.stdin, flush=True)
         for line in self.process.stdout:
             if line.startswith("["):
-                return json.loads(line)[0]
+                seconds, self.grown = json.loads(line)
+                return seconds
         raise SystemExit(f"the process that times {kind} ended; run its interpreter by hand to see why")
 
 
@@ -131,7 +139,24 @@ def compare(dtype: str, tokens: list[int], rounds: int, peers: str | None) -> No
         row = {f"core / {k}": best["core"] / best[k] for k in ("floor", "flags", "lens") if k in best}
         row["routing / nothing"] = best["routing"] / best["nothing"]
         times = "  ".join(f"{k} {1000 * v:.0f}" for k, v in best.items())
-        print(f"{dtype:<9} {n:>5} tokens  " + "  ".join(f"{k} {v:.2f}" for k, v in row.items()) + f"   (ms: {times})", flush=True)
+        print(
+            f"{dtype:<9} {n:>5} tokens  " + "  ".join(f"{k} {v:.2f}" for k, v in row.items()) + f"   (ms: {times})",
+            flush=True,
+        )
+
+
+def compare_memory(dtype: str, tokens: int, peers: str | None) -> None:
+    """Print by how much a capture raises the peak memory of a process that has run without one."""
+    row = {}
+    for side, python, first, then in (("ours", sys.executable, "nothing", "core"), ("lens", peers, "plain", "lens")):
+        if python:
+            server = Server(python, "ours" if side == "ours" else "peers", dtype)
+            for _ in range(3):
+                server.ask(tokens, first)
+            server.ask(tokens, then)
+            row[side] = server.grown / 1024
+    ratio = f"  ours / lens {row['ours'] / row['lens']:.2f}" if "lens" in row else ""
+    print(f"{dtype:<9} {tokens:>5} tokens  memory{ratio}   (MB: {row})", flush=True)
 
 
 def main() -> None:
@@ -148,6 +173,7 @@ def main() -> None:
         return
     for dtype in options.dtypes:
         compare(dtype, options.tokens, options.rounds, options.peers)
+        compare_memory(dtype, 256, options.peers)
 
 
 if __name__ == "__main__":
