@@ -11,9 +11,7 @@ is an interpreter that has torch, transformers and transformer_lens; rounds of o
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -101,10 +99,7 @@ def serve_peers(dtype: str) -> None:
 def _answer(run) -> None:
     for line in sys.stdin:
         tokens, kind = line.split()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        seconds = run(int(tokens), kind)
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print(json.dumps([seconds, grown]), flush=True)
+        print(run(int(tokens), kind), flush=True)
 
 
 class Server:
@@ -120,9 +115,8 @@ class Server:
     def ask(self, tokens: int, kind: str) -> float:
         print(tokens, kind, file=self.process.stdin, flush=True)
         for line in self.process.stdout:
-            if line.startswith("["):
-                seconds, self.grown = json.loads(line)
-                return seconds
+            if line.replace(".", "", 1).replace("e-", "", 1).strip().isdigit():
+                return float(line)
         raise SystemExit(f"the process that times {kind} ended; run its interpreter by hand to see why")
 
 
@@ -145,20 +139,6 @@ def compare(dtype: str, tokens: list[int], rounds: int, peers: str | None) -> No
         )
 
 
-def compare_memory(dtype: str, tokens: int, peers: str | None) -> None:
-    """Print by how much a capture raises the peak memory of a process that has run without one."""
-    row = {}
-    for side, python, first, then in (("ours", sys.executable, "nothing", "core"), ("lens", peers, "plain", "lens")):
-        if python:
-            server = Server(python, "ours" if side == "ours" else "peers", dtype)
-            for _ in range(3):
-                server.ask(tokens, first)
-            server.ask(tokens, then)
-            row[side] = server.grown / 1024
-    ratio = f"  ours / lens {row['ours'] / row['lens']:.2f}" if "lens" in row else ""
-    print(f"{dtype:<9} {tokens:>5} tokens  memory{ratio}   (MB: {row})", flush=True)
-
-
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -173,7 +153,6 @@ def main() -> None:
         return
     for dtype in options.dtypes:
         compare(dtype, options.tokens, options.rounds, options.peers)
-        compare_memory(dtype, 256, options.peers)
 
 
 if __name__ == "__main__":
