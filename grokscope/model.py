@@ -96,7 +96,7 @@ class Model:
         config, single = prepare(edits, self.config)
         kept = self.capture(capture, layers, **select)
         check_memory(config, kept, (encoded.batch, encoded.tokens), max_bytes)
-        recorder = Recorder(config, kept, encoded.lengths.tolist(), config.router.top_k)
+        recorder = Recorder(config, kept, encoded.lengths.tolist(), config.router.top_k, once=True)
         width = bucket(encoded.tokens)
         positions = np.broadcast_to(np.arange(width), (encoded.batch, width))
         place = Place(config, positions, positions, encoded.lengths, encoded.tokens)

@@ -37,8 +37,11 @@ def kept_layers(capture: Capture, config: ModelConfig) -> list[int]:
 class Recorder:
     """Fills a trace's arrays as the layers of a run, or of its steps, come in."""
 
-    def __init__(self, config: ModelConfig, capture: Capture, lengths: Sequence[int], slots: int) -> None:
-        self.config, self.capture = config, capture
+    def __init__(
+        self, config: ModelConfig, capture: Capture, lengths: Sequence[int], slots: int, *, once: bool = False
+    ) -> None:
+        """`once`: everything comes in one call, not in steps."""
+        self.config, self.capture, self.once = config, capture, once
         self.lengths = np.asarray(lengths)
         self.layers = kept_layers(capture, config)
         whole = Capture(capture.sites, capture.layers, None, capture.heads, capture.experts)
@@ -61,6 +64,9 @@ class Recorder:
                 continue
             out = self.arrays[site] if layer is None else self.arrays[site][self.layers.index(layer)]
             values = np.asarray(values)
+            if self.once and layer is None and values.dtype == out.dtype and positions.shape[1] == self.lengths.min():
+                self.arrays[site] = values  # whole texts without padding: the logits need no second copy
+                continue
             dims = SITES[site].dims[1:]
             for row, length in enumerate(self.lengths):
                 real, read = positions[row] < length, key_positions[row] < length

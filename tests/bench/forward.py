@@ -11,17 +11,16 @@ is an interpreter that has torch, transformers and transformer_lens; rounds of o
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import os
 import subprocess
 import sys
 import time
 
 FLAGS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-KINDS = {
-    "nothing": ["logits"],
-    "routing": ["router.*", "logits"],
-    "core": ["attn.pattern", "router.*", "resid_post", "logits"],
-}
+CORE = ["attn.pattern", "router.*", "resid_post"]
+KINDS = {"nothing": ["logits"], "routing": ["router.*", "logits"], "core+logits": [*CORE, "logits"], "core": CORE}
 
 
 def serve_ours(dtype: str) -> None:
@@ -99,14 +98,41 @@ def serve_peers(dtype: str) -> None:
 def _answer(run) -> None:
     for line in sys.stdin:
         tokens, kind = line.split()
+        if kind.startswith("memory:"):
+            print(_extra_memory(lambda n=int(tokens), k=kind.removeprefix("memory:"): run(n, k)), flush=True)
+            continue
         print(run(int(tokens), kind), flush=True)
+
+
+def _extra_memory(call) -> float:
+    """MB that a call takes at its peak beyond what the process holds: with what is free given back before it."""
+
+    def status(field: str) -> int:
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+    for _ in range(3):
+        call()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")  # the peak is counted from here
+    before = status("VmRSS")
+    call()
+    return (status("VmHWM") - before) / 1024
 
 
 class Server:
     """A process that times one side, so that neither warms or disturbs the other's memory."""
 
     def __init__(self, python: str, side: str, dtype: str) -> None:
-        environment = {**os.environ, "XLA_FLAGS": FLAGS, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": FLAGS,
+            "MALLOC_MMAP_THRESHOLD_": "1000000",
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+        }
         command = [python, __file__, "--serve", side, "--dtypes", dtype]
         pipe = subprocess.PIPE
         quiet = subprocess.DEVNULL
@@ -130,8 +156,15 @@ def compare(dtype: str, tokens: list[int], rounds: int, peers: str | None) -> No
         for _ in range(rounds):
             for server, kind in asks:
                 best[kind] = min(best[kind], server.ask(n, kind))
-        row = {f"core / {k}": best["core"] / best[k] for k in ("floor", "flags", "lens") if k in best}
+        row = {f"{c} / {k}": best[c] / best[k] for c in ("core", "core+logits") for k in ("flags", "lens") if k in best}
+        row["core+logits / floor"] = best["core+logits"] / best["floor"]
         row["routing / nothing"] = best["routing"] / best["nothing"]
+        if theirs and n == 256:
+            extra = {k: s.ask(n, f"memory:{k}") for s, k in ((ours, "core"), (ours, "core+logits"), (theirs, "lens"))}
+            print(
+                f"{dtype:<9} {n:>5} tokens  extra memory in MB: { ({k: round(v) for k, v in extra.items()}) }",
+                flush=True,
+            )
         times = "  ".join(f"{k} {1000 * v:.0f}" for k, v in best.items())
         print(
             f"{dtype:<9} {n:>5} tokens  " + "  ".join(f"{k} {v:.2f}" for k, v in row.items()) + f"   (ms: {times})",
