@@ -83,8 +83,6 @@ def generate(
             break
         if step + 1 < max_new_tokens or wanted.sites:
             logits = session.step()
-    else:
-        session.done[:] = True
     decode = model.tokenizer.decode if model.tokenizer else lambda _: ""
     rows = session.rows
     texts, new = [decode(r) for r in rows], [decode(r[n:]) for r, n in zip(rows, encoded.lengths, strict=True)]

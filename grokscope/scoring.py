@@ -10,7 +10,7 @@ import numpy as np
 from grokscope.prompt import bucket
 from grokscope.sites import Capture
 from grokscope.transformer.attention import Sequence
-from grokscope.transformer.forward import Run, run_layers, run_logprobs
+from grokscope.transformer.forward import Record, Run, run_layers, run_logprobs
 from grokscope.transformer.tap import Selection
 
 if TYPE_CHECKING:
@@ -48,23 +48,24 @@ def _logprobs(model: Model, ids: np.ndarray) -> np.ndarray:
     while done < len(found):
         start = max(0, done - context // 2) if done else 0
         window = ids[start : start + context + 1]
-        here = _window(model, window)
+        here = read_window(model, window)
         found[done : start + len(here)] = here[done - start :]
         done = start + len(here)
     return found
 
 
-def _window(model: Model, ids: np.ndarray) -> np.ndarray:
+def read_window(
+    model: Model, ids: np.ndarray, sites: tuple[str, ...] = (), record: Record = lambda *_: None
+) -> np.ndarray:
+    """The log-probability of ids[1:] in one pass of at most the context; `record` gets what each layer kept of `sites`."""
     length = len(ids) - 1
-    if length == 0:
-        return np.empty(0)
     width = bucket(length)
     padded = np.zeros((2, 1, width), np.int32)
     padded[0, 0, :length], padded[1, 0, :length] = ids[:-1], ids[1:]
     seq = Sequence(jnp.arange(width)[None], jnp.asarray((np.arange(width) < length)[None].astype(np.int32)))
-    run = Run(model.config, jnp.dtype(model.dtype), Capture(()), lambda _: (), Selection())
+    run = Run(model.config, jnp.dtype(model.dtype), Capture(sites), lambda _: (), Selection())
     w = model.weights
-    x = run_layers(w, jnp.asarray(padded[0]), seq, run, lambda *_: None)
+    x = run_layers(w, jnp.asarray(padded[0]), seq, run, record)
     table = w.embed if w.unembed is None else w.unembed
     return np.asarray(run_logprobs(table, w.final_norm, x, jnp.asarray(padded[1]), config=model.config))[0, :length]
 

@@ -21,7 +21,14 @@ from safetensors.numpy import save_file
 
 from grokscope.checkpoints.pickled_array import CheckpointError
 from grokscope.config import ModelConfig
-from grokscope.transformer.weights import CONTRACTED, BlockWeights, Int8, ModelWeights, block_from, block_shapes
+from grokscope.transformer.weights import (
+    CONTRACTED,
+    Int8,
+    ModelWeights,
+    block_from,
+    block_shapes,
+    field_of,
+)
 
 FORMAT, VERSION = "grokscope", 1
 
@@ -58,7 +65,8 @@ def save(path: str | Path, config: ModelConfig, weights: ModelWeights, tokenizer
     try:
         for index, block in enumerate(weights.blocks):
             save_file(
-                _flat(lambda n, b=block: _field(b, n), block_shapes(config)), scratch / f"layer-{index:03d}.safetensors"
+                _flat(lambda n, b=block: field_of(b, n), block_shapes(config)),
+                scratch / f"layer-{index:03d}.safetensors",
             )
         outer = {"embed": weights.embed, "final_norm": weights.final_norm, "unembed": weights.unembed}
         save_file(_flat(outer.get, outer), scratch / "outer.safetensors")
@@ -73,13 +81,6 @@ def save(path: str | Path, config: ModelConfig, weights: ModelWeights, tokenizer
         scratch.replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _field(block: BlockWeights, name: str) -> Any:
-    value: Any = block
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _flat(get: Callable[[str], Any], names: Any) -> dict[str, np.ndarray]:

@@ -5,17 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from grokscope.model import Model
-from grokscope.prompt import bucket
-from grokscope.sites import Capture
+from grokscope.scoring import read_window
 from grokscope.train.corpus import Document, read_documents
-from grokscope.transformer.attention import Sequence
-from grokscope.transformer.forward import Run, run_layers, run_logprobs
-from grokscope.transformer.tap import Selection
 
 
 def evaluate(model: Model, heldout: str | Path, documents: int | None = None) -> dict[str, Any]:
@@ -62,22 +57,16 @@ def _take(document: Document, seen: dict[str, int], most: int | None) -> bool:
 def _read(model: Model, document: Document) -> tuple[float, np.ndarray, int]:
     """(nats, experts [L, T, A], bytes) of one document, in one pass."""
     encoded = model.encode(document.text, truncate=True)
-    length = encoded.tokens - 1
-    width = bucket(length)
-    ids = encoded.padded(width + 1)
-    seq = Sequence(jnp.arange(width)[None], jnp.asarray((np.arange(width) < length)[None].astype(np.int32)))
-    run = Run(model.config, jnp.dtype(model.dtype), Capture(("router.experts",)), lambda _: (), Selection())
+    ids = encoded.ids[0]
     layers: list[np.ndarray] = []
 
     def record(layer: int | None, kept: dict[str, Any]) -> None:
         if layer is not None:
-            layers.append(np.asarray(kept["router.experts"])[0, :length])
+            layers.append(np.asarray(kept["router.experts"])[0, : len(ids) - 1])
 
-    x = run_layers(model.weights, jnp.asarray(ids[:, :-1]), seq, run, record)
-    w = model.weights
-    found = run_logprobs(w.embed, w.final_norm, x, jnp.asarray(ids[:, 1:]), config=model.config)
+    found = read_window(model, ids, ("router.experts",), record)
     text = document.text if encoded.tokens < model.config.max_tokens else model.tokenizer.decode(encoded.rows[0])  # type: ignore[union-attr]
-    return -float(np.asarray(found, np.float64)[0, :length].sum()), np.array(layers), len(text.encode())
+    return -float(found.sum(dtype=np.float64)), np.array(layers), len(text.encode())
 
 
 def _information(counts: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -2,8 +2,7 @@
 
 Rows (a token in a slot) are sorted by expert and cut into blocks of one expert each, the last block of an expert filled
 up with zeros; a block is three matrix products. No row is dropped, whoever gets how many, and experts that nobody chose
-cost nothing. Measured on a CPU, this beats all experts over all tokens by 4 and a gather of weights per token by 60
-(tests/bench/notes.md).
+cost nothing. What each form costs stands in tests/bench/notes.md.
 """
 
 from __future__ import annotations

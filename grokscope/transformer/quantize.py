@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from grokscope.transformer.weights import CONTRACTED, BlockWeights, Int8, ModelWeights, block_from
+from grokscope.transformer.weights import CONTRACTED, BlockWeights, Int8, ModelWeights, block_from, field_of
 
 ROW_GROUPS = {"attn.o": 8, "moe.down": 8}
 """How many groups of input rows have scales of their own, where they divide evenly; 1 elsewhere. In the release each is
@@ -29,9 +29,7 @@ def quantize_block(block: BlockWeights) -> BlockWeights:
     """One layer of `quantize`."""
 
     def array(name: str) -> Any:
-        value: Any = block
-        for part in name.split("."):
-            value = getattr(value, part)
+        value = field_of(block, name)
         if value is None or isinstance(value, Int8):
             return value
         return to_int8(name, value) if name in CONTRACTED else np.asarray(value, np.float32)

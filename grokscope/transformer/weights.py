@@ -156,6 +156,14 @@ CONTRACTED = {
 """Field -> (lead axes, contracted axes) of the arrays that may be int8."""
 
 
+def field_of(block: BlockWeights, name: str) -> Any:
+    """An array of a block by its dotted field name."""
+    value: Any = block
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
 def block_from(get: Callable[[str], Any]) -> BlockWeights:
     """A block from a function that gives each array by its dotted field name."""
     return BlockWeights(
