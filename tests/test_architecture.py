@@ -55,8 +55,8 @@ def test_imports_point_down(path):
 
 
 def test_no_checkpoint_format_knows_another():
-    for name in ("grok1", "native"):
-        others = {"grok1", "native"} - {name}
+    for name in ("grok1", "huggingface", "native"):
+        others = {"grok1", "huggingface", "native"} - {name}
         known = {m for m, _ in imports(PACKAGE / "checkpoints" / f"{name}.py")}
         assert not {f"grokscope.checkpoints.{o}" for o in others} & known
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from grokscope.checkpoints import grok1, native
+from grokscope.checkpoints import grok1, huggingface, native
 from grokscope.checkpoints.pickled_array import CheckpointError
 
-FORMATS: dict[str, ModuleType] = {"grokscope": native, "grok-1": grok1}
+FORMATS: dict[str, ModuleType] = {"grokscope": native, "grok-1": grok1, "huggingface": huggingface}
 
 __all__ = ["FORMATS", "CheckpointError", "recognise"]
 
@@ -29,7 +29,8 @@ def recognise(path: str | Path) -> tuple[str, Path]:
     found = {(name, where) for where in (path, path / "ckpt-0") for name, f in FORMATS.items() if f.recognises(where)}
     if not found:
         raise CheckpointError(
-            f"{path}: wanted a checkpoint, found neither tensor00000_000 (Grok-1 as released) nor grokscope's config.json"
+            f"{path}: wanted a checkpoint, found neither tensor00000_000 (Grok-1 as released), a config.json of "
+            "grokscope's or Hugging Face's, nor model.safetensors"
         )
     if len(found) > 1:
         raise CheckpointError(
