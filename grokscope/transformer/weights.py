@@ -77,13 +77,40 @@ class PerExpert:
         return (len(self.parts), rows, out)
 
 
-Weight = Array | Int8 | PerExpert
+@pytree
+class OutputFirst:
+    """The experts' int8 matrices, each (outputs, inputs): the form for a Hopper GPU, whose kernel needs inputs in a row.
+
+    values: E O I, int8; scales: E (groups of inputs) O.
+    """
+
+    values: Array
+    scales: Array
+
+    @classmethod
+    def of(cls, w: Int8) -> OutputFirst:
+        """From E I O."""
+        return cls(jnp.swapaxes(jnp.asarray(w.values), 1, 2), jnp.asarray(w.scales))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the array it stands for."""
+        e, out, inputs = self.values.shape
+        return (e, inputs, out)
+
+    def as_int8(self) -> Int8:
+        """The same as E I O."""
+        return Int8(jnp.swapaxes(self.values, 1, 2), self.scales, 1, 1)
+
+
+Weight = Array | Int8 | PerExpert | OutputFirst
 
 
 def plain(w: Weight, dtype: Any) -> jax.Array:
     """`w` as an ordinary array of `dtype`."""
     if isinstance(w, PerExpert):
         return jnp.stack([jnp.swapaxes(part, 0, 1) for part in w.parts]).astype(dtype)
+    w = w.as_int8() if isinstance(w, OutputFirst) else w
     return w.to(dtype) if isinstance(w, Int8) else jnp.asarray(w, dtype)
 
 
