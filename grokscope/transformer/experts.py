@@ -1,8 +1,8 @@
 """The experts: each token through its chosen gated units, exact at any load.
 
-Rows (a token in a slot) are sorted by expert and cut into blocks of one expert each, the last block of an expert filled
-up with zeros; a block is three matrix products. No row is dropped, whoever gets how many, and experts that nobody chose
-cost nothing. What each form costs stands in tests/bench/notes.md.
+Rows (a token in a slot) are sorted into blocks of one expert each (`dispatch.py`); a block is three matrix products. How
+they are made follows from the form of the weights: a stack, parts for a CPU, outputs first for a Hopper GPU, spread over
+devices. Experts that nobody chose cost nothing. What each form costs stands in tests/bench/notes.md.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grokscope.transformer import hopper
+from grokscope.transformer.dispatch import Plan, combine, dispatch, plan_blocks
 from grokscope.transformer.ops import einsum
-from grokscope.transformer.weights import Int8, MoEWeights, PerExpert, Weight, pytree
+from grokscope.transformer.weights import Int8, MoEWeights, OutputFirst, PerExpert, Spread, Weight
 
 Activation = Literal["gelu", "silu"]
 
@@ -48,6 +50,41 @@ def glu_left(
     return times(down, h).T
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def through_kernel(
+    weights: tuple[OutputFirst, ...], places: Float[Array, "P D"], plan: Plan, activation: Activation
+) -> Float[Array, "P D"]:
+    """Blocks through the Hopper kernel; backwards through the form of a stack."""
+    act = _act(activation)
+    where = (plan.expert_of_block, plan.num_blocks)
+    h = hopper.grouped_matmul(weights[:2], places.T, *where, lambda sums: act(sums[0]) * sums[1], places.dtype)
+    return hopper.grouped_matmul(weights[2:], h, *where, lambda sums: sums[0], jnp.float32).T
+
+
+def _kernel_forward(weights: Any, places: Array, plan: Plan, activation: Activation) -> tuple[Array, Any]:
+    return through_kernel(weights, places, plan, activation), (weights, places, plan)
+
+
+def _kernel_backward(activation: Activation, saved: Any, dy: Array) -> tuple[None, Array, None]:
+    weights, places, plan = saved
+
+    def again(p: Array) -> Array:
+        blocks = p.reshape(plan.expert_of_block.shape[0], -1, p.shape[-1])
+        return _in_blocks(weights, blocks, plan, activation).reshape(p.shape)
+
+    return None, jax.vjp(again, places)[1](dy)[0], None
+
+
+through_kernel.defvjp(_kernel_forward, _kernel_backward)
+
+
+def _act(activation: Activation) -> Callable[[Array], Array]:
+    """gelu is the tanh form, written with one exponential: x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))."""
+    if activation == "silu":
+        return lambda x: x / (1 + jnp.exp(-x))
+    return lambda x: x / (1 + jnp.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+
+
 def dense(w: MoEWeights, x: Float[Array, "B T D"], activation: Activation) -> Float[Array, "B T D"]:
     """The block's only expert over every token."""
     weights = (w.gate, w.up, w.down)
@@ -68,20 +105,36 @@ def apply_experts(
     b, t, slots = experts.shape
     d, num_experts = x.shape[-1], w.gate.shape[0]
     rows = b * t * slots
-    size = _block_size(rows, num_experts)
     chosen = jnp.where(is_real[..., None] & (experts >= 0), experts, num_experts).reshape(-1)
-    plan = _plan(chosen, num_experts, size)
-
-    blocks = _dispatch(x.reshape(-1, d), plan, slots).reshape(-1, size, d)
     weights = (w.gate, w.up, w.down)
-    copies_pay = 3 * w.gate.shape[1] * w.gate.shape[2] <= size * (2 * d + 3 * w.gate.shape[2])
-    if copies_pay and not isinstance(w.gate, PerExpert):
-        # A copy of its expert's weights for every block is smaller than the activations: all blocks in one product.
-        y = jax.vmap(lambda m, rows: glu(*m, rows, activation))(_pick(weights, plan.expert_of_block), blocks)
+    on_hopper = isinstance(w.gate, OutputFirst) and x.dtype == jnp.bfloat16
+    if on_hopper and rows <= hopper.FEW:
+        return hopper.row_by_row(weights, x.reshape(-1, d), chosen, _act(activation)).reshape(b, t, slots, d)
+
+    size = hopper.block_size(rows, num_experts) if on_hopper else _block_size(rows, num_experts)
+    plan = plan_blocks(chosen, num_experts, size)
+    places = dispatch(x.reshape(-1, d), plan, slots)
+    if on_hopper:
+        y = through_kernel(weights, places, plan, activation)
     else:
-        one = _of_parts(weights, activation) if isinstance(w.gate, PerExpert) else _of_stack(weights, activation)
-        y = _one_by_one(one, blocks, plan)
-    return _combine(y.reshape(-1, d), plan).reshape(b, t, slots, d)
+        y = _in_blocks(weights, places.reshape(-1, size, d), plan, activation).reshape(-1, d)
+    return combine(y, plan).reshape(b, t, slots, d)
+
+
+def _in_blocks(weights: tuple[Weight, ...], blocks: Float[Array, "N M D"], plan: Plan, activation: Activation) -> Array:
+    gate = weights[0]
+    if isinstance(gate, Spread):
+        return _all_at_once(weights, blocks, plan, activation)
+    if isinstance(gate, PerExpert):
+        return _one_by_one(_of_parts(weights, activation), blocks, plan)
+    if isinstance(gate, OutputFirst):
+        weights = tuple(w.as_int8() for w in weights)
+    _, size, d = blocks.shape
+    f = gate.shape[2]
+    if 3 * d * f <= size * (2 * d + 3 * f):
+        # A copy of its expert's weights for every block is smaller than the activations: all blocks in one product.
+        return jax.vmap(lambda m, rows: glu(*m, rows, activation))(_pick(weights, plan.expert_of_block), blocks)
+    return _one_by_one(_of_stack(weights, activation), blocks, plan)
 
 
 def _block_size(rows: int, num_experts: int) -> int:
@@ -89,40 +142,6 @@ def _block_size(rows: int, num_experts: int) -> int:
     not more than keep a CPU busy, and many where the weights of all blocks at once are to be worth their copies.
     """
     return 512 if rows >= 16_384 else min(64, max(2, 2 * math.ceil(0.75 * rows / num_experts)))
-
-
-@pytree
-class _Plan:
-    """Where each row goes: its place among the blocks, and for each place the row (one past the end: none)."""
-
-    place_of_row: Array
-    row_of_place: Array
-    expert_of_block: Array
-    num_blocks: Array
-
-
-def _plan(chosen: Int[Array, " N"], num_experts: int, size: int) -> _Plan:
-    """Blocks of `size` places, each for one expert; `chosen` is `num_experts` for a row that visits none."""
-    rows = chosen.shape[0]
-    max_blocks = rows // size + num_experts
-    order = jnp.argsort(chosen, stable=True)
-    counts = jnp.bincount(chosen, length=num_experts + 1)
-    first_row = jnp.cumsum(counts) - counts
-    blocks = (counts[:num_experts] + size - 1) // size
-    last_block = jnp.cumsum(blocks)
-    first_block = last_block - blocks
-
-    expert_of_block = jnp.searchsorted(last_block, jnp.arange(max_blocks), side="right")
-    e = jnp.repeat(expert_of_block, size)
-    inside = jnp.minimum(e, num_experts - 1)
-    rank = jnp.arange(max_blocks * size) - first_block[inside] * size
-    used = (e < num_experts) & (rank < counts[inside])
-    row_of_place = jnp.where(used, order[jnp.minimum(first_row[inside] + rank, rows - 1)], rows)
-
-    rank_of_row = jnp.zeros(rows, jnp.int32).at[order].set(jnp.arange(rows, dtype=jnp.int32)) - first_row[chosen]
-    place = first_block[jnp.minimum(chosen, num_experts - 1)] * size + rank_of_row
-    place_of_row = jnp.where(chosen < num_experts, place, max_blocks * size)
-    return _Plan(place_of_row, row_of_place, jnp.minimum(expert_of_block, num_experts - 1), last_block[-1])
 
 
 def _pick(weights: Any, expert: Array | int) -> Any:
@@ -170,7 +189,7 @@ def _of_parts(weights: tuple[PerExpert, ...], activation: Activation) -> Unit:
     return lambda expert, rows: jax.lax.switch(expert, branches, rows)
 
 
-def _one_by_one(unit: Unit, blocks: Float[Array, "N M D"], plan: _Plan) -> Float[Array, "N M D"]:
+def _one_by_one(unit: Unit, blocks: Float[Array, "N M D"], plan: Plan) -> Float[Array, "N M D"]:
     """Block after block; those that no row needed are skipped."""
 
     def step(_: None, item: tuple[Array, Array, Array]) -> tuple[None, Array]:
@@ -182,34 +201,20 @@ def _one_by_one(unit: Unit, blocks: Float[Array, "N M D"], plan: _Plan) -> Float
     return jax.lax.scan(step, None, (jnp.arange(blocks.shape[0]), plan.expert_of_block, blocks))[1]
 
 
-# Moving rows out and back are gathers both ways; the derivative of each is a gather by the other's index, which XLA
-# does not know: left alone, it would add up with atomic scatters.
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dispatch(x: Float[Array, "N D"], plan: _Plan, slots: int) -> Float[Array, "P D"]:
-    return x.at[plan.row_of_place // slots].get(mode="fill", fill_value=0)
+def _all_at_once(
+    weights: tuple[Spread, ...], blocks: Float[Array, "N M D"], plan: Plan, activation: Activation
+) -> Float[Array, "N M D"]:
+    """The n-th block of every expert in one product, n after n: no expert's weights leave their device."""
+    stacks = [w.stack for w in weights]
+    first = jnp.cumsum(plan.blocks_of_expert) - plan.blocks_of_expert
 
+    def unit(arrays: Any, rows: Array) -> Array:
+        forms = [Int8(a.values, a.scales, 0, 1) if isinstance(a, Int8) else a for a in arrays]
+        return glu(*forms, rows, activation)
 
-def _dispatch_forward(x: Array, plan: _Plan, slots: int) -> tuple[Array, _Plan]:
-    return _dispatch(x, plan, slots), plan
+    def turn(n: Array, y: Array) -> Array:
+        at = jnp.where(n < plan.blocks_of_expert, first + n, blocks.shape[0])
+        out = jax.vmap(unit)(stacks, blocks.at[at].get(mode="fill", fill_value=0))
+        return y.at[at].set(out, mode="drop")
 
-
-def _dispatch_backward(slots: int, plan: _Plan, dy: Array) -> tuple[Array, None]:
-    rows = dy.at[plan.place_of_row].get(mode="fill", fill_value=0)
-    return rows.reshape(-1, slots, dy.shape[-1]).sum(axis=1), None
-
-
-@jax.custom_vjp
-def _combine(y: Float[Array, "P D"], plan: _Plan) -> Float[Array, "N D"]:
-    return y.at[plan.place_of_row].get(mode="fill", fill_value=0)
-
-
-def _combine_forward(y: Array, plan: _Plan) -> tuple[Array, _Plan]:
-    return _combine(y, plan), plan
-
-
-def _combine_backward(plan: _Plan, dy: Array) -> tuple[Array, None]:
-    return dy.at[plan.row_of_place].get(mode="fill", fill_value=0), None
-
-
-_dispatch.defvjp(_dispatch_forward, _dispatch_backward)
-_combine.defvjp(_combine_forward, _combine_backward)
+    return jax.lax.fori_loop(0, plan.blocks_of_expert.max(), turn, jnp.zeros(blocks.shape, jnp.float32))

@@ -29,6 +29,8 @@ SIZES = (32, 64, 96, 128)
 """Places in a block that there are tiles for."""
 TURNS = 16
 """Blocks that go over one weight tile in turn, while it is in the cache."""
+FEW = 4
+"""Rows that go one by one, without the kernel: reading their experts' weights is all of the time."""
 SMALL = 1e-30
 """Added to scales, which are divided by: a group of zeros may have a scale of zero."""
 
@@ -47,6 +49,11 @@ class _Tile:
         if size < 128:
             return cls(64, 128, 4 if matrices == 1 or size < 96 else 3)
         return cls(128, 64, 5) if matrices == 1 else cls(64, 128, 3)
+
+
+def block_size(rows: int, num_experts: int) -> int:
+    """Places in a block, of SIZES: a quarter over an expert's share, so that most experts need one block."""
+    return next((s for s in SIZES if s >= 1.25 * rows / num_experts), SIZES[-1])
 
 
 def fits(d_model: int, d_expert: int, groups: int) -> bool:
@@ -87,6 +94,26 @@ def grouped_matmul(
         *(w.values for w in weights), *(w.scales for w in weights), x, expert_of_block.astype(jnp.int32),
         num_blocks.astype(jnp.int32).reshape(1),
     )  # fmt: skip
+
+
+def row_by_row(
+    weights: tuple[OutputFirst, ...], x: Float[Array, "N D"], chosen: Int[Array, " M"], act: Callable[[Array], Array]
+) -> Float[Array, "M D"]:
+    """Each row through its own expert, as products of a matrix and a vector; zeros where it has none."""
+    num_experts, slots = weights[0].shape[0], chosen.shape[0] // x.shape[0]
+
+    def times(w: OutputFirst, expert: Array, v: Float[Array, " I"]) -> Float[Array, " O"]:
+        values, scales = w.values[expert], w.scales[expert].astype(jnp.float32)
+        parts = (values.astype(jnp.float32) * v).reshape(values.shape[0], scales.shape[0], -1).sum(axis=-1)
+        return (parts * scales.T).sum(axis=-1)
+
+    def one(row: int) -> Array:
+        expert = jnp.minimum(chosen[row], num_experts - 1)
+        v = x[row // slots].astype(jnp.float32)
+        h = (act(times(weights[0], expert, v)) * times(weights[1], expert, v)).astype(x.dtype).astype(jnp.float32)
+        return jnp.where(chosen[row] < num_experts, times(weights[2], expert, h), 0)
+
+    return jnp.stack([one(row) for row in range(chosen.shape[0])])
 
 
 def _kernel(*refs: Any, ring: Any, tile: _Tile, size: int, finish: Finish, edge: int, matrices: int) -> None:

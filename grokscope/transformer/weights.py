@@ -103,14 +103,27 @@ class OutputFirst:
         return Int8(jnp.swapaxes(self.values, 1, 2), self.scales, 1, 1)
 
 
-Weight = Array | Int8 | PerExpert | OutputFirst
+@pytree
+class Spread:
+    """A stack of experts, E I O, that lies on several devices, by expert or by width: all its experts work at once."""
+
+    stack: Array | Int8
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the array it stands for."""
+        return self.stack.shape
+
+
+Weight = Array | Int8 | PerExpert | OutputFirst | Spread
 
 
 def plain(w: Weight, dtype: Any) -> jax.Array:
     """`w` as an ordinary array of `dtype`."""
     if isinstance(w, PerExpert):
         return jnp.stack([jnp.swapaxes(part, 0, 1) for part in w.parts]).astype(dtype)
-    w = w.as_int8() if isinstance(w, OutputFirst) else w
+    if isinstance(w, OutputFirst | Spread):
+        w = w.as_int8() if isinstance(w, OutputFirst) else w.stack
     return w.to(dtype) if isinstance(w, Int8) else jnp.asarray(w, dtype)
 
 
