@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +20,9 @@ from grokscope.trace.recorder import Recorder
 from grokscope.transformer import kv_cache
 from grokscope.transformer.attention import Sequence as Tokens
 from grokscope.transformer.edits import prepare
-from grokscope.transformer.forward import Kept, Run, run_end, run_layers
-from grokscope.transformer.primitives import NOWHERE, Place
+from grokscope.transformer.forward import Call, Kept, Run, run_end, run_layers
+from grokscope.transformer.primitives import NOWHERE, LoweredEdits, Place
 from grokscope.transformer.sampling import sample
-from grokscope.transformer.site_edits import LoweredEdits
 from grokscope.transformer.tap import Selection
 
 if TYPE_CHECKING:
@@ -73,7 +74,14 @@ def generate(
     session = _Session(model, encoded, max_new_tokens, wanted, edits)
     single = isinstance(prompt, str) or encoded.batch == 1
     stream = _Stream(model, encoded.rows[0], on_text)
+    began = time.perf_counter()
+    if model.is_streamed:
+        _say(f"the weights are streamed: each token reads all {model.source.get('bytes', 0) / 1e9:,.1f} GB, up to {max_new_tokens} times")
     logits = session.prefill()
+    if model.is_streamed and max_new_tokens:
+        logits.block_until_ready()
+        each = time.perf_counter() - began
+        _say(f"the prompt took {each:,.1f} s, and so will each token: {each * max_new_tokens / 60:,.1f} minutes for all")
     for step in range(max_new_tokens):
         key = jax.random.fold_in(jax.random.key(seed), step)
         chosen = np.asarray(sample(logits, key, max(temperature, 1e-6), top_p, greedy=temperature == 0))
@@ -88,6 +96,10 @@ def generate(
     texts, new = [decode(r) for r in rows], [decode(r[n:]) for r, n in zip(rows, encoded.lengths, strict=True)]
     trace = session.trace(edits) if wanted.sites else None
     return Generation(*((x[0] if single else x) for x in (texts, new, rows)), trace)
+
+
+def _say(text: str) -> None:
+    print(f"generate: {text}", file=sys.stderr)
 
 
 class _Stream:
@@ -158,14 +170,8 @@ class _Session:
                 self.cache.write(layer, kept, jnp.asarray(at))
             self._keep(layer, kept, positions, keys)
 
-        x = run_layers(
-            self.model.weights,
-            jnp.asarray(ids),
-            seq,
-            run,
-            record,
-            self.cache.layers if seq.past_segments is not None else None,
-        )
+        pasts = self.cache.layers if seq.past_segments is not None else None
+        x = run_layers(self.model.weights, [Call(jnp.asarray(ids), seq, run, record, pasts)]).get(0)
         last = np.array([len(row) - 1 for row in self.rows]) - positions[:, 0]
         return self._end(x, run, partial(self._keep, positions=positions, keys=keys), last, place)
 

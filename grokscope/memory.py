@@ -41,6 +41,14 @@ def free_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
+def device_memory() -> int | None:
+    """Bytes that JAX may use of a device's own memory; None where the device is the host."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    return stats.get("bytes_limit") if stats else None
+
+
 def check_memory(config: ModelConfig, capture: Capture, texts: tuple[int, int], max_bytes: int | None) -> None:
     """Raise MemoryError, saying what would fit, where (B, T) texts would take over `max_bytes` (half of what is free)."""
     limit = free_memory() // 2 if max_bytes is None else max_bytes

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,20 +16,18 @@ import numpy as np
 from grokscope.config import ModelConfig
 from grokscope.generation import Generation, generate
 from grokscope.memory import check_memory, plan
-from grokscope.prompt import Encoder, Prompt, Tokenizer, bucket
+from grokscope.prompt import Encoder, Prompt, Tokenizer
+from grokscope.running import run
+from grokscope.sharding import Layout
 from grokscope.sites import SITES, Capture
-from grokscope.trace.recorder import Recorder
-from grokscope.transformer.attention import Sequence as Tokens
 from grokscope.transformer.edits import prepare
-from grokscope.transformer.forward import Run, run_end, run_layers
-from grokscope.transformer.primitives import Place
-from grokscope.transformer.site_edits import Edit, LoweredEdits
-from grokscope.transformer.tap import Selection
+from grokscope.transformer.stream import Streamed
 from grokscope.transformer.weights import ModelWeights
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from grokscope.trace.recorder import Recorder
     from grokscope.trace.trace import Trace
 
 
@@ -46,6 +44,7 @@ class Model:
     dtype: str = "bfloat16"
     name: str = "model"
     source: dict[str, Any] = field(default_factory=dict)
+    mesh: Any = None
 
     def encode(self, prompt: Any, truncate: bool = False) -> Prompt:
         """A prompt as token ids: a text, several texts, an int array [B, T] or lists of ids (see `Encoder`)."""
@@ -61,13 +60,17 @@ class Model:
         *,
         truncate: bool = False,
         max_bytes: int | None = None,
+        resume: str | Path | None = None,
         **select: Sequence[int] | None,
     ) -> Trace:
         """Run the model over `prompt` and keep what happens inside.
 
         prompt: a text, several, or token ids [B, T]. capture: names, globs ("router.*"), TransformerLens names or a
         `Capture`; routing and logits by default. layers, and tokens=, heads=, experts=: which of each site to keep.
-        edits: from `grokscope.edits`. max_bytes: what the trace may take, half of the free memory by default.
+        edits: from `grokscope.edits`. max_bytes: what the trace may take, half of the free memory by default. resume: a
+        directory for what is finished; the same call with the same directory goes on there after an interrupt, at the
+        first layer and batch that are missing. Many prompts go in calls of some 8,192 tokens, layer by layer: streamed
+        weights are read once for all of them.
 
         Raises ValueError for an empty or too long prompt, an unknown site or layer, an edit that cannot take effect;
         MemoryError, with what would fit, for a trace that is too large.
@@ -75,7 +78,7 @@ class Model:
         from grokscope.trace.trace import as_trace
 
         recorder, encoded = self.record(
-            prompt, capture, layers, edits, truncate=truncate, max_bytes=max_bytes, **select
+            prompt, capture, layers, edits, truncate=truncate, max_bytes=max_bytes, resume=resume, **select
         )
         provenance = self.provenance(recorder.config, recorder.capture, edits)
         return as_trace(recorder, encoded.ids, self.pieces(encoded), provenance)
@@ -89,6 +92,7 @@ class Model:
         *,
         truncate: bool = False,
         max_bytes: int | None = None,
+        resume: str | Path | None = None,
         **select: Sequence[int] | None,
     ) -> tuple[Recorder, Prompt]:
         """What `trace` makes a trace of: the bare arrays, and the prompt as ids. For programs that must start at once."""
@@ -96,16 +100,7 @@ class Model:
         config, single = prepare(edits, self.config)
         kept = self.capture(capture, layers, **select)
         check_memory(config, kept, (encoded.batch, encoded.tokens), max_bytes)
-        recorder = Recorder(config, kept, encoded.lengths.tolist(), config.router.top_k, once=True)
-        width = bucket(encoded.tokens)
-        positions = np.broadcast_to(np.arange(width), (encoded.batch, width))
-        place = Place(config, positions, positions, encoded.lengths, encoded.tokens)
-        run = self._run(config, kept, single, place)
-        record = partial(recorder.record, positions=positions, key_positions=positions)
-        seq = Tokens(jnp.asarray(positions), jnp.asarray(encoded.segments(width)))
-        x = run_layers(self.weights, jnp.asarray(encoded.padded(width)), seq, run, record)
-        run_end(self.weights, x, run, record)
-        return recorder, encoded
+        return run(self, config, encoded, kept, single, resume), encoded
 
     def plan(
         self, prompt: Any, capture: Any = None, layers: Sequence[int] | None = None, **select: Any
@@ -186,13 +181,14 @@ class Model:
             "backend": jax.default_backend(),
         }
 
-    def _run(self, config: ModelConfig, capture: Capture, edits: Sequence[Edit], place: Place) -> Run:
-        selection = Selection(
-            None,
-            None if capture.heads is None else jnp.asarray(capture.heads),
-            None if capture.experts is None else jnp.asarray(capture.experts),
-        )
-        return Run(config, jnp.dtype(self.dtype), capture, LoweredEdits(edits, place).at, selection)
+    @property
+    def is_streamed(self) -> bool:
+        """Whether each layer is brought when it is its turn."""
+        return isinstance(self.weights.blocks, Streamed)
+
+    def on_device(self, rows: Any) -> jax.Array:
+        """An array with a leading batch, where the weights are."""
+        return jnp.asarray(rows) if self.mesh is None else Layout(self.config, self.mesh).rows(np.asarray(rows))
 
     def __repr__(self) -> str:
         c = self.config

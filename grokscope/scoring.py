@@ -10,7 +10,7 @@ import numpy as np
 from grokscope.prompt import bucket
 from grokscope.sites import Capture
 from grokscope.transformer.attention import Sequence
-from grokscope.transformer.forward import Record, Run, run_layers, run_logprobs
+from grokscope.transformer.forward import Call, Record, Run, run_layers, run_logprobs
 from grokscope.transformer.tap import Selection
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def read_window(
     seq = Sequence(jnp.arange(width)[None], jnp.asarray((np.arange(width) < length)[None].astype(np.int32)))
     run = Run(model.config, jnp.dtype(model.dtype), Capture(sites), lambda _: (), Selection())
     w = model.weights
-    x = run_layers(w, jnp.asarray(padded[0]), seq, run, record)
+    x = run_layers(w, [Call(jnp.asarray(padded[0]), seq, run, record)]).get(0)
     table = w.embed if w.unembed is None else w.unembed
     return np.asarray(run_logprobs(table, w.final_norm, x, jnp.asarray(padded[1]), config=model.config))[0, :length]
 

@@ -55,27 +55,36 @@ class Recorder:
                 self.arrays[site].fill(-1 if SITES[site].dtype == "int32" else np.nan)
             self.dims[site] = tuple(shape)
 
-    def record(self, layer: int | None, kept: dict[str, Any], positions: np.ndarray, key_positions: np.ndarray) -> None:
-        """Put away what one layer of one call kept. positions: [B, t] of its tokens, key_positions: [B, S] of what it read;
-        cells beyond a text's end are left out.
+    def record(
+        self,
+        layer: int | None,
+        kept: dict[str, Any],
+        positions: np.ndarray,
+        key_positions: np.ndarray,
+        first_row: int = 0,
+    ) -> None:
+        """Put away what one layer of one call kept. positions: [b, t] of its tokens, key_positions: [b, S] of what it read;
+        cells beyond a text's end are left out. The call's texts are those from `first_row` on.
         """
+        lengths = self.lengths[first_row : first_row + len(positions)]
         for site, values in kept.items():
             if site not in self.arrays:
                 continue
             out = self.arrays[site] if layer is None else self.arrays[site][self.layers.index(layer)]
             values = np.asarray(values)
-            if self.once and layer is None and values.dtype == out.dtype and positions.shape[1] == self.lengths.min():
+            whole = self.once and len(lengths) == len(self.lengths)
+            if whole and layer is None and values.dtype == out.dtype and positions.shape[1] == lengths.min():
                 self.arrays[site] = values  # whole texts without padding: the logits need no second copy
                 continue
             dims = SITES[site].dims[1:]
-            for row, length in enumerate(self.lengths):
+            for row, length in enumerate(lengths):
                 real, read = positions[row] < length, key_positions[row] < length
                 part = values[row]
                 if not real.all():
                     part = np.compress(real, part, axis=dims.index("T") if "T" in dims else dims.index("S"))
                 if dims.endswith("TS") and not read.all():
                     part = np.compress(read, part, axis=-1)
-                _put(out[row], part, site, positions[row][real], key_positions[row][read])
+                _put(out[first_row + row], part, site, positions[row][real], key_positions[row][read])
 
 
 def _put(out: np.ndarray, values: np.ndarray, site: str, positions: np.ndarray, keys: np.ndarray) -> None:

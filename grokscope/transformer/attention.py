@@ -5,6 +5,8 @@ Query head h reads key/value head h // R. With G of them, the einsums carry (G, 
 
 from __future__ import annotations
 
+from dataclasses import field
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -44,6 +46,8 @@ class Sequence:
     segments: Int[Array, "B T"]
     past: Past | None = None
     past_segments: Int[Array, "B S"] | None = None
+    one_device: bool = field(default=True, metadata={"static": True})
+    """Whether the whole call is one device's: the compiler cannot share out a kernel of ours."""
 
     @property
     def is_real(self) -> Bool[Array, "B T"]:
@@ -86,7 +90,8 @@ def attend(q: Array, k: Array, v: Array, seq: Sequence, config: ModelConfig, tap
     edited = tap.edits(*MAPS)
     kept = [] if edited else [site for site in MAPS if tap.keeps(site)]
     cap = config.attention_cap
-    if not edited and not kept and seq.past is None and jax.default_backend() == "gpu" and flash.fits(q, k, cap):
+    fused = seq.one_device and jax.default_backend() == "gpu" and flash.fits(q, k, cap)
+    if fused and not edited and not kept and seq.past is None:
         return flash.flash_attend(q, k, v, seq.segments, config.attention_scale, cap)
     tokens, past = q.shape[1], k.shape[1] - q.shape[1]
     chunk = tokens if edited else QUERY_CHUNK

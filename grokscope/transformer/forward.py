@@ -23,6 +23,7 @@ from grokscope.sites import Capture
 from grokscope.transformer.attention import Past, Sequence
 from grokscope.transformer.block import block
 from grokscope.transformer.ops import einsum, rms_norm
+from grokscope.transformer.stream import Streamed
 from grokscope.transformer.tap import Selection, Tap
 from grokscope.transformer.weights import BlockWeights, Int8, ModelWeights, Weight
 
@@ -41,6 +42,17 @@ class Run:
     capture: Capture
     edits_at: Callable[[int | None], tuple[Any, ...]]
     selection: Selection
+
+
+@dataclass(frozen=True)
+class Call:
+    """One batch of a run: its tokens, what becomes of what it keeps, and, by layer, what it has read before."""
+
+    tokens: Int[Array, "B T"]
+    seq: Sequence
+    run: Run
+    record: Record
+    pasts: Sequence_[Past] | None = None
 
 
 def embed(table: Weight, tokens: Int[Array, "B T"], scale: float, dtype: Any) -> Float[Array, "B T D"]:
@@ -82,25 +94,115 @@ def run_unembed(
     return tap.kept
 
 
-def run_layers(
-    weights: ModelWeights, tokens: Array, seq: Sequence, run: Run, record: Record, pasts: Sequence_[Past] | None = None
-) -> Array:
-    """The stream that leaves the last block; `record` gets what each layer kept, while the next one runs."""
-    outside = run.capture.outside()
+class Streams:
+    """The residual streams of a run's batches, between two layers; `run_layers` keeps them and asks for them.
+
+    This one holds them on the device, or with `home` (a sharding) elsewhere, in host memory: copies go both ways beside
+    the computing. `grokscope.resuming` has one that lies on disk.
+    """
+
+    first_layer = 0
+    """The layers before are finished for every batch."""
+
+    def __init__(self, home: Any = None) -> None:
+        self._home, self._device = home, None
+        self._streams: dict[int, Array] = {}
+
+    def recall(self, layer: int | None, batch: int) -> Kept | None:
+        """What a finished call kept (None: embedding), or None where it must still be made."""
+        return None
+
+    def get(self, batch: int) -> Array:
+        """The stream as the last finished layer left it."""
+        x = self._streams[batch]
+        return x if self._home is None else jax.device_put(x, self._device)
+
+    def keep(self, layer: int | None, batch: int, x: Array, kept: Kept) -> None:
+        """Take the outcome of a call, which may still be computed."""
+        self._device = x.sharding
+        self._streams[batch] = x if self._home is None else jax.device_put(x, self._home)
+
+    def finish(self) -> None:
+        """Everything that was kept is safe when this returns."""
+
+
+def run_layers(weights: ModelWeights, calls: Sequence_[Call], streams: Streams | None = None) -> Streams:
+    """Every call through every block, layer after layer: the streams that leave the last one.
+
+    Layers are the outer loop, so that a layer that must be brought is brought once for all calls. What a block kept is
+    recorded while the next one runs.
+    """
+    streams = streams or Streams()
+    late = _Late()
+    for batch, call in enumerate(calls):
+        kept = streams.recall(None, batch)
+        if kept is None:
+            x, kept = _embedded(weights, call)
+            streams.keep(None, batch, x, kept)
+        late(call, None, kept)
+    for layer in range(streams.first_layer):
+        for batch, call in enumerate(calls):
+            late(call, layer, streams.recall(layer, batch))
+    blocks = iter(weights.blocks[streams.first_layer :] if streams.first_layer else weights.blocks)
+    for layer in range(streams.first_layer, len(weights.blocks)):
+        w = next(blocks)
+        for batch, call in enumerate(calls):
+            kept = streams.recall(layer, batch)
+            if kept is None:
+                x, kept = _through(w, streams.get(batch), layer, call)
+                streams.keep(layer, batch, x, kept)
+            late(call, layer, kept)
+        del w  # a streamed layer leaves before the one after the next is sent
+        if isinstance(weights.blocks, Streamed):
+            jax.block_until_ready(x)
+    late.finish()
+    streams.finish()
+    return streams
+
+
+class _Late:
+    """Records a call's outcome when the next one is under way."""
+
+    def __init__(self) -> None:
+        self._waiting: tuple[Call, int | None, Kept] | None = None
+
+    def __call__(self, call: Call, layer: int | None, kept: Kept) -> None:
+        self.finish()
+        self._waiting = (call, layer, kept)
+
+    def finish(self) -> None:
+        if self._waiting is not None:
+            call, layer, kept = self._waiting
+            call.record(layer, gathered(kept))
+        self._waiting = None
+
+
+def gathered(kept: Kept) -> Kept:
+    """Whole arrays, also of those whose parts lie on other hosts."""
+
+    def whole(x: Array) -> Array:
+        if getattr(x, "is_fully_addressable", True):
+            return x
+        from jax.experimental.multihost_utils import process_allgather
+
+        return process_allgather(x, tiled=True)
+
+    return {site: whole(x) for site, x in kept.items()}
+
+
+def _embedded(weights: ModelWeights, call: Call) -> tuple[Array, Kept]:
+    run = call.run
+    sites = tuple(s for s in run.capture.outside() if s == "embed")
     seen = (run.edits_at(None), run.selection)
-    x, kept = run_embed(
-        weights.embed, tokens, seen, config=run.config, sites=tuple(s for s in outside if s == "embed"), dtype=run.dtype
-    )
-    before: tuple[int | None, Kept] = (None, kept)
-    for layer, w in enumerate(weights.blocks):
-        if pasts is not None:
-            seq = dataclasses.replace(seq, past=pasts[layer])
-        seen = (run.edits_at(layer), run.selection)
-        x, kept = run_block(w, x, seq, seen, config=run.config, sites=run.capture.at(layer))
-        record(*before)
-        before = (layer, kept)
-    record(*before)
-    return x
+    return run_embed(weights.embed, call.tokens, seen, config=run.config, sites=sites, dtype=run.dtype)
+
+
+def _through(w: BlockWeights, x: Array, layer: int, call: Call) -> tuple[Array, Kept]:
+    run, seq = call.run, call.seq
+    if call.pasts is not None:
+        seq = dataclasses.replace(seq, past=call.pasts[layer])
+    seen = (run.edits_at(layer), run.selection)
+    return run_block(w, x, seq, seen, config=run.config, sites=run.capture.at(layer))
 
 
 def run_end(weights: ModelWeights, x: Array, run: Run, record: Record) -> Kept:
@@ -110,7 +212,7 @@ def run_end(weights: ModelWeights, x: Array, run: Run, record: Record) -> Kept:
     edits = run.edits_at(None)
     if not sites:
         return {}
-    kept = run_unembed(table, weights.final_norm, x, (edits, run.selection), config=run.config, sites=sites)
+    kept = gathered(run_unembed(table, weights.final_norm, x, (edits, run.selection), config=run.config, sites=sites))
     record(None, kept)
     return kept
 

@@ -41,7 +41,7 @@ def einsum(spec: str, x: Float[Array, ...], w: Weight, dtype: Any = None) -> Flo
     """Contract activations with a weight, summing in float32; the result in `dtype`, by default x's.
 
     A weight wider than x is not narrowed, x is widened: products of rounded numbers are the same either way, and a CPU
-    without bfloat16 units is twice as fast in float32 (`loading.for_cpu` keeps its weights so).
+    without bfloat16 units is twice as fast in float32 (`placement.block_for_cpu` keeps its weights so).
     """
     w = plain(w, x.dtype) if isinstance(w, Int8) else jnp.asarray(w)
     out = jnp.einsum(spec, x.astype(jnp.promote_types(x.dtype, w.dtype)), w, preferred_element_type=jnp.float32)

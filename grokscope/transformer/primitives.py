@@ -6,8 +6,9 @@ another layer, token, expert or strength compiles nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +52,16 @@ class Primitive:
     by_expert: bool = field(default=False, metadata={"static": True})
     fn: Callable[[Array], Array] | None = field(default=None, metadata={"static": True})
 
+    def of_rows(self, rows: slice, batch: int) -> Primitive:
+        """The part for some of the `batch` texts that it was lowered for."""
+
+        def cut(array: Array | None) -> Array | None:
+            whole = array is not None and np.ndim(array) == np.ndim(self.mask) and len(array) == batch
+            return array[rows] if whole else array
+
+        value = self.value if self.by_expert else cut(self.value)
+        return replace(self, mask=cut(self.mask), value=value)
+
     def apply(self, x: Array, experts: Array | None) -> Array:
         """The edited x; `experts`, B T A, says who fills the slots."""
         mask = self.mask
@@ -63,3 +74,16 @@ class Primitive:
             value = self.value[jnp.maximum(experts, 0)] if self.by_expert else self.value
             new = {"add": lambda: x + value, "scale": lambda: x * value, "replace": lambda: value}[self.kind]()
         return jnp.where(mask, new.astype(x.dtype), x)
+
+
+class LoweredEdits:
+    """The edits of a run, ready for each layer of one call, which may be for some of the texts."""
+
+    def __init__(self, edits: Sequence[Any], place: Place, rows: slice = slice(None)) -> None:
+        self._edits, self._place, self._rows = edits, place, rows
+
+    def at(self, layer: int | None) -> tuple[Primitive, ...]:
+        """Those of one block, or with None those outside the blocks."""
+        lowered = (e.lower(self._place, layer) for e in self._edits)
+        batch = len(self._place.lengths)
+        return tuple(p.of_rows(self._rows, batch) for p in lowered if p is not None)

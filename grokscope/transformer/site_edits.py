@@ -236,15 +236,3 @@ def _hot(wanted: list[int], size: int) -> np.ndarray:
     hot = np.zeros(size, bool)
     hot[wanted] = True
     return hot
-
-
-class LoweredEdits:
-    """The edits of a run, ready for each layer of one call."""
-
-    def __init__(self, edits: Sequence[Edit], place: Place) -> None:
-        self._edits, self._place = edits, place
-
-    def at(self, layer: int | None) -> tuple[Primitive, ...]:
-        """Those of one block, or with None those outside the blocks."""
-        lowered = (e.lower(self._place, layer) for e in self._edits)
-        return tuple(p for p in lowered if p is not None)

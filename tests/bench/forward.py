@@ -30,8 +30,8 @@ def serve_ours(dtype: str) -> None:
     import numpy as np
 
     from grokscope.config import ModelConfig, RouterConfig
-    from grokscope.loading import for_cpu
     from grokscope.model import Model
+    from grokscope.placement import weights_for_cpu
     from grokscope.transformer.weights import random_weights
 
     config = ModelConfig(
@@ -39,7 +39,7 @@ def serve_ours(dtype: str) -> None:
         max_tokens=4096, router=RouterConfig(softmax="chosen"), attention_scale=0.125, attention_cap=None,
         post_norms=False, activation="silu", tied_embedding=False, rope_base=1e6,
     )  # fmt: skip
-    model = Model(config, for_cpu(random_weights(config), dtype), None, dtype)
+    model = Model(config, weights_for_cpu(random_weights(config), dtype), None, dtype)
     square = jnp.ones((1024, 1024))
     product = jax.jit(lambda a: a @ a)
 

@@ -1,0 +1,110 @@
+"""A run that can be taken up again: what each call has finished lies on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from grokscope.checkpoints.mapped_safetensors import map_arrays
+from grokscope.transformer.forward import Kept, Streams
+
+
+class OnDisk(Streams):
+    """Residual streams and what the sites kept, as files of a directory, each whole or not there.
+
+    For each batch the newest stream, and for each finished (layer, batch) what it kept. With `about`, which says what the
+    run is, a directory that holds it goes on after the last finished layer and batch; one that holds another run, and one
+    that was not made here, is refused.
+    """
+
+    def __init__(self, folder: Path, batches: int, about: dict[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        self._claim(about or {})
+        self._newest = [
+            max((_stage(p) for p in self.folder.glob(f"stream-{b:05d}-*.safetensors")), default=-1) for b in range(batches)
+        ]
+        self.first_layer = max(0, min(self._newest, default=0))
+        self._writer = ThreadPoolExecutor(1, "write")
+        self._writing: dict[int, Future] = {}
+
+    def _claim(self, about: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ours = self.folder / "run.json"
+        if not ours.exists():
+            if any(self.folder.iterdir()):
+                raise FileExistsError(f"{self.folder}: wanted a new directory, or one of this run, got other files; name another")
+            _written(ours, json.dumps(about, indent=1, sort_keys=True, default=str).encode())
+            return
+        found = json.loads(ours.read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps(about, default=str))
+        if found != wanted:
+            differ = ", ".join(sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k)))
+            raise ValueError(
+                f"{self.folder}: wanted the run that was begun here, got one that differs in {differ}; name another directory"
+            )
+
+    def recall(self, layer: int | None, batch: int) -> Kept | None:
+        """What this call kept, if it was finished."""
+        stage = 0 if layer is None else layer + 1
+        return map_arrays(self._kept(batch, stage)) if stage <= self._newest[batch] else None
+
+    def get(self, batch: int) -> Any:
+        """The newest stream of a batch."""
+        if batch in self._writing:
+            self._writing.pop(batch).result()
+        return jnp.asarray(map_arrays(self._stream(batch, self._newest[batch]))["x"])
+
+    def keep(self, layer: int | None, batch: int, x: Any, kept: Kept) -> None:
+        """Write what was kept, then the stream, then drop the one before: in this order nothing is lost at any time."""
+        stage = 0 if layer is None else layer + 1
+        self._newest[batch] = stage
+
+        def write() -> None:
+            _save(self._kept(batch, stage), kept)
+            _save(self._stream(batch, stage), {"x": x})
+            if stage:
+                self._stream(batch, stage - 1).unlink(missing_ok=True)
+
+        for done in [b for b, future in self._writing.items() if future.done()]:
+            self._writing.pop(done).result()
+        self._writing[batch] = self._writer.submit(write)
+
+    def finish(self) -> None:
+        """All files are written, or the error of one that could not be is raised."""
+        while self._writing:
+            self._writing.popitem()[1].result()
+
+    def _stream(self, batch: int, stage: int) -> Path:
+        return self.folder / f"stream-{batch:05d}-{stage:03d}.safetensors"
+
+    def _kept(self, batch: int, stage: int) -> Path:
+        return self.folder / f"kept-{batch:05d}-{stage:03d}.safetensors"
+
+
+def fingerprint(array: np.ndarray) -> str:
+    """A short name for an array's values."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+def _stage(path: Path) -> int:
+    return int(path.stem.rsplit("-", 1)[1])
+
+
+def _save(path: Path, arrays: Kept) -> None:
+    scratch = path.with_suffix(".part")
+    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, scratch)
+    scratch.replace(path)
+
+
+def _written(path: Path, content: bytes) -> None:
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
+    scratch.write_bytes(content)
+    scratch.replace(path)

@@ -1,0 +1,122 @@
+"""A run over texts: cut into calls that fit the device, layer by layer through the model, recorded."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grokscope.config import ModelConfig
+from grokscope.memory import device_memory, free_memory
+from grokscope.prompt import Prompt, bucket
+from grokscope.resuming import OnDisk, fingerprint
+from grokscope.sites import Capture
+from grokscope.trace.recorder import Recorder
+from grokscope.transformer.attention import Sequence as Tokens
+from grokscope.transformer.forward import Call, Run, Streams, run_end, run_layers
+from grokscope.transformer.primitives import LoweredEdits, Place
+from grokscope.transformer.site_edits import Edit
+from grokscope.transformer.tap import Selection
+
+if TYPE_CHECKING:
+    from grokscope.model import Model
+
+TOKENS_IN_A_CALL = 8192
+"""More go in several calls: enough to keep a device busy, few enough for what the experts of one layer need beside it."""
+
+
+def run(
+    model: Model,
+    config: ModelConfig,
+    encoded: Prompt,
+    capture: Capture,
+    edits: Sequence[Edit],
+    resume: str | Path | None = None,
+) -> Recorder:
+    """Every text through the model; `config` is the model's own as the edits change it (their top-k)."""
+    recorder = Recorder(config, capture, encoded.lengths.tolist(), config.router.top_k, once=True)
+    calls = list(_calls(model, config, encoded, capture, edits, recorder))
+    about = None if resume is None else _about(model, config, encoded, capture, calls)
+    with _streams(model, calls, resume, about) as streams, _memory_explained(model, encoded, len(calls)):
+        run_layers(model.weights, calls, streams)
+        for batch, call in enumerate(calls):
+            run_end(model.weights, streams.get(batch), call.run, call.record)
+    return recorder
+
+
+def _calls(
+    model: Model, config: ModelConfig, encoded: Prompt, capture: Capture, edits: Sequence[Edit], recorder: Recorder
+) -> Iterator[Call]:
+    width = bucket(encoded.tokens)
+    positions = np.broadcast_to(np.arange(width), (encoded.batch, width))
+    place = Place(config, positions, positions, encoded.lengths, encoded.tokens)
+    ids, segments = encoded.padded(width), encoded.segments(width)
+    number = -(-encoded.batch // max(1, TOKENS_IN_A_CALL // width))
+    size = -(-encoded.batch // number)
+    selection = Selection(
+        None,
+        None if capture.heads is None else jnp.asarray(capture.heads),
+        None if capture.experts is None else jnp.asarray(capture.experts),
+    )
+    for first in range(0, encoded.batch, size):
+        rows = slice(first, first + size)
+        at = positions[rows]
+        record = partial(recorder.record, positions=at, key_positions=at, first_row=first)
+        how = Run(config, jnp.dtype(model.dtype), capture, LoweredEdits(edits, place, rows).at, selection)
+        seq = Tokens(model.on_device(at), model.on_device(segments[rows]), one_device=model.mesh is None)
+        yield Call(model.on_device(ids[rows]), seq, how, record)
+
+
+@contextmanager
+def _streams(
+    model: Model, calls: Sequence[Call], resume: str | Path | None, about: dict[str, Any] | None
+) -> Iterator[Streams]:
+    """Where the residual streams wait for the next layer: on the device, in host memory, on disk."""
+    tokens = sum(call.tokens.size for call in calls)
+    size = tokens * model.config.d_model * jnp.dtype(model.dtype).itemsize
+    if resume is not None:
+        yield OnDisk(Path(resume), len(calls), about)
+    elif len(calls) == 1 or (device_memory() is not None and size < device_memory() // 16):
+        yield Streams()
+    elif size < free_memory() // 2:
+        pinned = None if device_memory() is None else jax.local_devices()[0]
+        yield Streams(pinned and jax.sharding.SingleDeviceSharding(pinned, memory_kind="pinned_host"))
+    else:
+        with tempfile.TemporaryDirectory(prefix="grokscope-") as folder:
+            yield OnDisk(Path(folder), len(calls))
+
+
+def _about(
+    model: Model, config: ModelConfig, encoded: Prompt, capture: Capture, calls: Sequence[Call]
+) -> dict[str, Any]:
+    """What must be the same for a run to be taken up again."""
+    lowered = [call.run.edits_at(layer) for call in calls for layer in (None, *range(config.num_layers))]
+    edits = [fingerprint(np.asarray(leaf)) for leaf in jax.tree.leaves(lowered)]
+    kinds = [(p.site, p.kind, getattr(p.fn, "__name__", None)) for ps in lowered for p in ps]
+    return model.provenance(config, capture, ()) | {
+        "ids": fingerprint(encoded.ids), "lengths": encoded.lengths.tolist(), "calls": len(calls),
+        "edits": fingerprint(np.frombuffer(repr((edits, kinds)).encode(), np.uint8)),
+    }  # fmt: skip
+
+
+@contextmanager
+def _memory_explained(model: Model, encoded: Prompt, calls: int) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        there = device_memory()
+        streamed = "" if model.is_streamed else ', weights="streamed" in load (two layers are on the device at a time)'
+        raise MemoryError(
+            f"device: wanted room for {encoded.batch} x {encoded.tokens} tokens in {calls} calls beside the weights, the "
+            f"device{'' if there is None else f' of {there / 1e9:.0f} GB'} is full. What would fit: about "
+            f"{encoded.tokens // 2} tokens{streamed}, or fewer captured sites, layers or heads"
+        ) from error

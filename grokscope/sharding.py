@@ -1,0 +1,96 @@
+"""Weights over several devices: which axis of each array is cut along which axis of the mesh.
+
+The maths knows nothing of it: `jax.sharding` says where the parts lie, and the compiler makes the programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from grokscope.config import ModelConfig
+from grokscope.transformer.weights import BlockWeights, Int8, Spread, block_from, field_of
+
+AXES = ("data", "expert", "model")
+HEADS, WIDTH, EXPERT = ("expert", "model"), ("model",), ("expert",)
+SPLIT: dict[str, tuple[tuple[str, ...], ...]] = {
+    "attn.q": ((), HEADS, ()), "attn.k": ((), HEADS, ()), "attn.v": ((), HEADS, ()), "attn.o": (HEADS, (), ()),
+    "moe.gate": (EXPERT, (), WIDTH), "moe.up": (EXPERT, (), WIDTH), "moe.down": (EXPERT, WIDTH, ()),
+    "embed": (HEADS, ()), "unembed": (HEADS, ()),
+}  # fmt: skip
+"""Field -> for each of its axes the axes of the mesh along which it is cut; what is not here lies whole on each device."""
+
+
+def mesh(*, data: int = 1, expert: int = 1, model: int = 1) -> Mesh:
+    """A mesh of the first data x expert x model devices (of all hosts).
+
+    data: prompts side by side. model: heads and the widths of the experts side by side, as the released Grok-1 lies over
+    8 devices. expert: whole experts side by side (and heads).
+    """
+    shape = {"data": data, "expert": expert, "model": model}
+    wanted = data * expert * model
+    if wanted < 1 or wanted > len(jax.devices()):
+        raise ValueError(f"mesh: wanted at most the {len(jax.devices())} devices that are there, got {shape}; make it smaller")
+    return Mesh(np.array(jax.devices()[:wanted]).reshape(data, expert, model), AXES)
+
+
+class Layout:
+    """Puts the arrays of a model on a mesh; each process reads only the parts of its own devices.
+
+    Raises ValueError, naming every width that does not divide, for a mesh that the model cannot lie on.
+    """
+
+    def __init__(self, config: ModelConfig, mesh: Mesh) -> None:
+        self.mesh, self.is_dense = mesh, config.is_dense
+        self.sizes = {name: dict(mesh.shape).get(name, 1) for name in AXES}
+        heads, width, expert = (self._size(axes) for axes in (HEADS, WIDTH, EXPERT))
+        wrong = [
+            f"{what} {n} by {cut}"
+            for what, n, cut in (
+                ("num_heads", config.num_heads, heads), ("vocab_size", config.vocab_size, heads),
+                ("d_expert", config.d_expert, width), ("num_experts", max(config.router.num_experts, 1), expert),
+            )
+            if n % cut
+        ]  # fmt: skip
+        if wrong:
+            raise ValueError(f"mesh {dict(mesh.shape)}: wanted one that divides the model, cannot divide {', '.join(wrong)}")
+
+    def block(self, block: BlockWeights) -> BlockWeights:
+        """Every array of a block on the mesh."""
+        return block_from(lambda name: self.array(name, field_of(block, name)))
+
+    def array(self, name: str, array: Any) -> Any:
+        """One array by its field name."""
+        if array is None:
+            return None
+        split = SPLIT.get(name, ((),) * len(array.shape))
+        if isinstance(array, Int8):
+            rows = slice(array.lead, array.lead + array.rows)
+            groups = split[rows][0]
+            of_scales = (*split[: array.lead], groups, *split[rows.stop :])
+            made: Any = Int8(self._put(array.values, split), self._put(array.scales, of_scales), array.lead, array.rows)
+        else:
+            made = self._put(array, split)
+        return Spread(made) if name in ("moe.gate", "moe.up", "moe.down") and not self.is_dense else made
+
+    def rows(self, array: np.ndarray) -> jax.Array:
+        """An array with a leading batch: texts side by side where they divide, else each device has all."""
+        return self._put(array, (("data",), *[()] * (array.ndim - 1)))
+
+    def _put(self, array: Any, split: tuple[tuple[str, ...], ...]) -> jax.Array:
+        # Key/value heads and row groups may be fewer than devices: then each has them all.
+        axes = [
+            tuple(a for a in cut if self.sizes[a] > 1) if n % self._size(cut) == 0 else ()
+            for n, cut in zip(array.shape, split, strict=True)
+        ]
+        sharding = NamedSharding(self.mesh, P(*(a or None for a in axes)))
+        part: Callable[[Any], np.ndarray] = lambda index: np.asarray(array[index])  # noqa: E731
+        return jax.make_array_from_callback(array.shape, sharding, part)
+
+    def _size(self, axes: tuple[str, ...]) -> int:
+        return int(np.prod([self.sizes[a] for a in axes]))

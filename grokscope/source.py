@@ -1,0 +1,72 @@
+"""A checkpoint being read: each layer is checked the first time that it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from grokscope.checkpoints import FORMATS, CheckpointError
+from grokscope.config import ModelConfig
+from grokscope.transformer.weights import BlockWeights
+
+
+class Source:
+    """The arrays of a checkpoint's directory, mapped; none is read before it is asked for.
+
+    Checksums, where the format has them, and finite values are looked at once; that no file has changed since the directory
+    was opened, each time. Raises CheckpointError, with every file that is wrong, when it is made and when a layer is read.
+    """
+
+    def __init__(self, kind: str, folder: Path, config: ModelConfig) -> None:
+        self.kind, self.folder = kind, folder
+        self.weights = FORMATS[kind].load(folder, config)
+        self._files = self._state()
+        self._checked: set[int | None] = set()
+
+    @property
+    def bytes(self) -> int:
+        """Of all the files."""
+        return sum(size for size, _ in self._files.values())
+
+    def block(self, layer: int) -> BlockWeights:
+        """One layer, as it lies in its files."""
+        block = self.weights.blocks[layer]
+        self._check(layer, f"blocks.{layer}.", block)
+        return block
+
+    def outer(self) -> dict[str, Any]:
+        """embed, final_norm and unembed (or None)."""
+        arrays = {name: getattr(self.weights, name) for name in ("embed", "final_norm", "unembed")}
+        self._check(None, "", arrays)
+        return arrays
+
+    def _check(self, layer: int | None, name: str, arrays: Any) -> None:
+        if changed := sorted(f for f, state in self._state().items() if self._files.get(f) != state):
+            raise CheckpointError(
+                f"{self.folder}: wanted the files that were opened, {', '.join(changed)} changed since; load it again"
+            )
+        if layer in self._checked:
+            return
+        if hasattr(FORMATS[self.kind], "verify"):
+            FORMATS[self.kind].verify(self.folder, FORMATS[self.kind].file_of(layer))
+        check_finite(arrays, self.folder, name)
+        self._checked.add(layer)
+
+    def _state(self) -> dict[str, tuple[int, int]]:
+        stats = {p.name: p.stat() for p in self.folder.iterdir() if p.is_file()}
+        return {name: (s.st_size, s.st_mtime_ns) for name, s in stats.items()}
+
+
+def check_finite(arrays: Any, path: Path, prefix: str = "") -> None:
+    """Raise CheckpointError, naming the arrays, where a weight or a scale is NaN or infinite."""
+    wrong = []
+    for where, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        if leaf.dtype.kind != "i" and not np.isfinite(np.asarray(leaf, leaf.dtype if leaf.dtype.kind == "f" else np.float32)).all():
+            wrong.append(prefix + jax.tree_util.keystr(where, simple=True, separator="."))
+    if wrong:
+        raise CheckpointError(
+            f"{path}: wanted finite weights, found NaN or infinity in {', '.join(wrong)}; download it again"
+        )
