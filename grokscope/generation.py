@@ -76,7 +76,8 @@ def generate(
     stream = _Stream(model, encoded.rows[0], on_text)
     began = time.perf_counter()
     if model.is_streamed:
-        _say(f"the weights are streamed: each token reads all {model.source.get('bytes', 0) / 1e9:,.1f} GB, up to {max_new_tokens} times")
+        size = model.source.get("bytes", 0) / 1e9
+        _say(f"the weights are streamed: each token reads all {size:,.1f} GB, up to {max_new_tokens} times")
     logits = session.prefill()
     if model.is_streamed and max_new_tokens:
         logits.block_until_ready()

@@ -55,7 +55,7 @@ def placement(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = 
         return Placement(lambda b: b, layout.block, lambda b: b, layout.array)
     if jax.default_backend() == "gpu":
         hopper_form = _for_hopper if dtype == "bfloat16" and on_hopper() else lambda block: block
-        return Placement(_pinned, _sent, hopper_form, lambda _, array: jax.tree.map(jnp.asarray, array))
+        return Placement(_pinned, _sent, hopper_form, lambda _, array: _outer_for_gpu(array, dtype))
     if jax.default_backend() == "cpu" and is_small(config):
         return Placement(lambda b: block_for_cpu(b, dtype), None, lambda b: b, lambda name, a: array_for_cpu(name, a, dtype))
     return Placement(lambda b: jax.tree.map(jnp.asarray, b), None, lambda b: b, lambda _, a: jax.tree.map(jnp.asarray, a))
@@ -112,6 +112,13 @@ def _pinned(block: BlockWeights) -> BlockWeights:
 
 def _sent(block: BlockWeights) -> BlockWeights:
     return jax.device_put(block, jax.sharding.SingleDeviceSharding(jax.local_devices()[0], memory_kind="device"))
+
+
+def _outer_for_gpu(array: Any, dtype: str) -> Any:
+    """Tables rounded to the type of the arithmetic, as the reference rounds them at each use; the norm stays float32."""
+    if array is None or isinstance(array, Int8) or array.ndim == 1:
+        return jax.tree.map(jnp.asarray, array)
+    return jnp.asarray(np.asarray(array).astype(dtype))
 
 
 def _for_hopper(block: BlockWeights) -> BlockWeights:

@@ -31,6 +31,7 @@ TURNS = 16
 """Blocks that go over one weight tile in turn, while it is in the cache."""
 FEW = 4
 """Rows that go one by one, without the kernel: reading their experts' weights is all of the time."""
+TOGETHER = False
 SMALL = 1e-30
 """Added to scales, which are divided by: a group of zeros may have a scale of zero."""
 
@@ -159,7 +160,12 @@ def _kernel(*refs: Any, ring: Any, tile: _Tile, size: int, finish: Finish, edge:
 
             def step(indices: tuple[Array], *here: Any) -> Any:
                 *tiles, places, sums = here
-                for w, s in zip(tiles, sums, strict=True):
+                if TOGETHER:
+                    wide = [w[half].astype(places.dtype) for w in tiles]
+                    for w, s in zip(wide, sums, strict=True):
+                        plgpu.wgmma(s, w, places)
+                else:
+                  for w, s in zip(tiles, sums, strict=True):
                     plgpu.wgmma(s, w[half].astype(places.dtype), places)
                 plgpu.wgmma_wait(0)
                 scale(sums, indices[0])

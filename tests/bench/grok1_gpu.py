@@ -1,0 +1,232 @@
+"""Grok-1's true shapes on a GPU, with random weights: each figure with its floor and the reference's own formulation.
+
+    python tests/bench/grok1_gpu.py [floors moe layer stream capture]
+
+Absolute times of one GPU, least of several runs; `tests/bench/notes.md` has what was predicted and what came.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", "100")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import grokscope as gs
+from grokscope import placement
+from grokscope.model import Model
+from grokscope.transformer.attention import Sequence
+from grokscope.transformer.block import moe
+from grokscope.transformer.stream import Streamed
+from grokscope.transformer.tap import Tap
+from grokscope.transformer.weights import (
+    CONTRACTED,
+    BlockWeights,
+    Int8,
+    ModelWeights,
+    MoEWeights,
+    block_from,
+    block_shapes,
+)
+
+GROK = gs.GROK_1
+D, F, E, A = GROK.d_model, GROK.d_expert, 8, 2
+PINNED_LAYERS = 8
+
+
+def best(f: Callable[[], Any], runs: int = 5, inside: int = 1) -> float:
+    """Milliseconds of the fastest of some runs of `inside` calls, each."""
+    jax.block_until_ready(f())
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        out = [f() for _ in range(inside)]
+        jax.block_until_ready(out[-1])
+        times.append(time.perf_counter() - start)
+    return min(times) / inside * 1e3
+
+
+def say(*words: Any) -> None:
+    print(*words, flush=True)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _random(shape: tuple[int, ...], seed: int) -> jax.Array:
+    return jax.random.bits(jax.random.key(seed), shape, jnp.uint8).astype(jnp.int8)
+
+
+def random_block(seed: int = 0) -> BlockWeights:
+    """A layer as the release has it: int8, bfloat16 scales at which activations stay near 1, float32 norms and router."""
+
+    def array(name: str) -> Any:
+        shape = block_shapes(GROK)[name]
+        if name not in CONTRACTED:
+            fill = jax.random.normal(jax.random.key(seed), shape) / D**0.5 if name == "moe.router" else jnp.ones(shape)
+            return fill
+        lead, rows = CONTRACTED[name]
+        groups = 8 if name in ("attn.o", "moe.down") else 1
+        size = np.prod(shape[lead : lead + rows]) ** -0.5 / 74
+        scales = jnp.full((*shape[:lead], groups, *shape[lead + rows :]), size, jnp.bfloat16)
+        return Int8(_random(shape, seed + len(name)), scales, lead, rows)
+
+    return block_from(array)
+
+
+def floors() -> None:
+    """What the machine can do."""
+    a = jax.random.normal(jax.random.key(0), (8192, 8192), jnp.bfloat16)
+    t = best(lambda: jnp.dot(a, a))
+    say(f"floor: plain bfloat16 8192^3 {2 * 8192**3 / t / 1e9:.0f} TFLOP/s")
+    big = _random((4 * 2**30,), 1)
+    add = jax.jit(lambda x: x + jnp.int8(1))
+    t = best(lambda: add(big))
+    say(f"floor: device copy {2 * big.size / t / 1e9:.2f} TB/s")
+
+
+def _reference(w: MoEWeights, x: jax.Array, experts: jax.Array, gates: jax.Array) -> jax.Array:
+    """The released model's formulation: every expert over every token and slot, the chosen picked by a one-hot product."""
+    rows, hot = jnp.repeat(x, A, axis=0), jax.nn.one_hot(experts.reshape(-1), E)
+
+    def each(m: Int8, rows: jax.Array, spec: str) -> jax.Array:
+        return jnp.einsum("tek,te->tk", jnp.einsum(spec, rows, m.to(jnp.bfloat16)), hot)
+
+    h = jax.nn.gelu(each(w.gate, rows, "td,edk->tek")) * each(w.up, rows, "td,edk->tek")
+    y = each(w.down, h.astype(jnp.bfloat16), "tf,efk->tek")
+    return (y.reshape(-1, A, D) * gates[..., None]).sum(axis=1)
+
+
+def moe_layer() -> None:
+    """One mixture layer: router, choice, experts, gates."""
+    block = random_block()
+    ours = placement._for_hopper(block).moe if placement.on_hopper() else block.moe
+    call = jax.jit(lambda w, x, seq: moe(w, x, seq, GROK, Tap()))
+    for tokens in (8192, 2048, 256, 1):
+        x = jax.random.normal(jax.random.key(tokens), (1, tokens, D), jnp.bfloat16)
+        seq = Sequence(jnp.arange(tokens)[None], jnp.ones((1, tokens), jnp.int32))
+        start = time.perf_counter()
+        jax.block_until_ready(call(ours, x, seq))
+        compiled = time.perf_counter() - start
+        t = best(lambda x=x, seq=seq: call(ours, x, seq), inside=20 if tokens < 2048 else 3)
+        arithmetic = 3 * 2 * tokens * A * D * F / 790e12 * 1e3
+        reading = 3 * min(E, tokens * A) * D * F / 4.3e12 * 1e3
+        say(f"moe: {tokens:5} tokens {t:7.3f} ms, floor {max(arithmetic, reading):.2f} ms (first call {compiled:.1f} s)")
+    del ours
+    for tokens in (1, 256, 2048):
+        x = jax.random.normal(jax.random.key(tokens), (tokens, D), jnp.bfloat16)
+        experts = jnp.argsort(jax.random.uniform(jax.random.key(1), (tokens, E)), axis=1)[:, :A]
+        f = jax.jit(_reference)
+        try:
+            t = best(lambda f=f, x=x, e=experts: f(block.moe, x, e, jnp.ones((x.shape[0], A))), runs=3)
+            say(f"moe, the reference's formulation: {tokens:5} tokens {t:7.3f} ms")
+        except jax.errors.JaxRuntimeError as error:
+            say(f"moe, the reference's formulation: {tokens:5} tokens {str(error)[:80]}")
+
+
+def _model(blocks: Any, layers: int) -> Model:
+    table = jax.jit(lambda: (jax.random.normal(jax.random.key(9), (GROK.vocab_size, D)) / GROK.embed_scale).astype(jnp.bfloat16))()
+    config = dataclasses.replace(GROK, num_layers=layers)
+    return Model(config, ModelWeights(table, blocks, jnp.ones(D)), None, "bfloat16", "random Grok-1")
+
+
+def _ids(batch: int, tokens: int) -> np.ndarray:
+    return np.random.default_rng(batch).integers(3, GROK.vocab_size, (batch, tokens))
+
+
+def _timed(f: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+def stream() -> None:
+    """64 layers from pinned host memory, of which there are a few, again and again."""
+    pinned = []
+    for n in range(PINNED_LAYERS):
+        start = time.perf_counter()
+        pinned.append(jax.block_until_ready(placement._pinned(random_block(n))))
+    say(f"stream: a layer to pinned memory {time.perf_counter() - start:.2f} s")
+    size = sum(a.nbytes for a in jax.tree.leaves(pinned[0]))
+
+    def blocks(layers: int) -> Streamed:
+        return Streamed(range(layers), lambda n: pinned[n % PINNED_LAYERS], placement._sent, placement._for_hopper)
+
+    start = time.perf_counter()
+    _model(blocks(1), 1).record(_ids(8, 1024), ["router.*"])
+    say(f"stream: first call to first layer done {time.perf_counter() - start:.1f} s (nothing compiled before)")
+
+    def copies() -> None:
+        there = [placement._sent(pinned[0])]
+        for n in range(1, 64):
+            jax.block_until_ready(there.pop())
+            there.append(placement._sent(pinned[n % PINNED_LAYERS]))
+        jax.block_until_ready(there)
+
+    copies()
+    floor = min(_timed(copies) for _ in range(3))
+    say(f"stream: 64 copies of {size / 1e9:.2f} GB alone {floor:.2f} s, {64 * size / floor / 1e9:.1f} GB/s")
+    model = _model(blocks(64), 64)
+    for batch in (8, 64):
+        ids = _ids(batch, 1024)
+        model.record(ids[:8], ["router.*"], layers=[0]) if batch == 8 else None
+        t = min(_timed(lambda ids=ids: model.record(ids, ["router.*"])) for _ in range(2))
+        peak = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"] / 1e9
+        arithmetic = 64 * 3 * 2 * batch * 1024 * A * D * F / 790e12
+        say(
+            f"stream: {batch:2} x 1,024 tokens {t:6.2f} s, {t / floor:.3f} of the copies, experts' arithmetic at 790 TFLOP/s "
+            f"{arithmetic:.1f} s, peak {peak:.1f} GB on the device"
+        )
+
+
+def capture() -> None:
+    """What looking costs: 8 resident layers, 8 x 1,024 tokens."""
+    blocks = [placement._for_hopper(random_block(n)) for n in range(8)]
+    model = _model(blocks, 8)
+    for tokens in ((8, 1024), (1, 1024)):
+        ids = _ids(*tokens)
+        found = {}
+        for name, sites, layers in (
+            ("nothing", [], None), ("all routing", ["router.*"], None), ("one layer's pattern", ["attn.pattern"], [3]),
+        ):  # fmt: skip
+            model.record(ids, sites, layers)
+            found[name] = min(_timed(lambda s=sites, n=layers, i=ids: jax.block_until_ready(_ended(model, i, s, n))) for _ in range(5))
+        base = found["nothing"]
+        say(f"capture: {tokens}: " + ", ".join(f"{k} {v * 1e3:.1f} ms ({v / base:.3f})" for k, v in found.items()))
+
+
+def _ended(model: Model, ids: np.ndarray, sites: Any, layers: Any) -> Any:
+    """A run that is over: its last stream is there, whatever it kept."""
+    from grokscope.transformer import forward
+
+    last: list[Any] = []
+    real = forward.Streams.keep
+
+    def keep(self: Any, layer: Any, batch: int, x: Any, kept: Any) -> None:
+        last[:] = [x]
+        real(self, layer, batch, x, kept)
+
+    forward.Streams.keep = keep
+    try:
+        model.record(ids, sites, layers)
+    finally:
+        forward.Streams.keep = real
+    return last
+
+
+SECTIONS = {"floors": floors, "moe": moe_layer, "stream": stream, "capture": capture}
+
+if __name__ == "__main__":
+    say(jax.devices()[0].device_kind, "JAX", jax.__version__)
+    for name in sys.argv[1:] or SECTIONS:
+        SECTIONS[name]()
