@@ -1,8 +1,9 @@
-"""The command line: `grokscope trace`, `generate`, `inspect`, `train`. Each `--help` is enough to use it."""
+"""The command line: `grokscope trace`, `generate`, `inspect`, `convert`, `train`. Each `--help` is enough to use it."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,24 +121,55 @@ def inspect(
 
         print(library.dumps(as_dict(found), indent=1))
     else:
-        c = found.config
-        rows = {
-            "path": found.path,
-            "format": found.format,
-            "files": f"{found.files}, {found.bytes:,} bytes",
-            "parameters": f"{c.num_parameters:,} ({c.num_active_parameters:,} active for a token)",
-            "layers": f"{c.num_layers} of width {c.d_model}, {c.num_heads} heads of {c.d_head} ({c.num_kv_heads} key/value)",
-            "experts": "none: a dense model"
-            if c.is_dense
-            else f"{c.router.num_experts} of width {c.d_expert}, top {c.router.top_k}",
-            "router": f"softmax over {c.router.softmax}, gates {'sum to 1' if c.router.gates_sum_to_one else 'not renormalised'}",
-            "vocabulary": f"{c.vocab_size:,}, context {c.max_tokens:,} tokens",
-            "problems": "none" if not found.problems else str(len(found.problems)),
-        }
-        for key, value in rows.items():
-            print(f"{key:<11} {value}")
+        for line in _inspection(found):
+            print(line)
     if found.problems:
         raise ValueError("this checkpoint cannot be loaded:\n  " + "\n  ".join(found.problems))
+
+
+def _inspection(found: Any) -> Iterator[str]:
+    c, order = found.config, found.layers
+    rows = {
+        "path": found.path,
+        "format": found.format,
+        "files": f"{found.files:,}, {found.bytes:,} bytes",
+        "parameters": f"{c.num_parameters:,} ({c.num_active_parameters:,} active for a token)",
+        "layers": f"{c.num_layers} of width {c.d_model}, {c.num_heads} heads of {c.d_head} ({c.num_kv_heads} key/value)",
+        "experts": "none: a dense model"
+        if c.is_dense
+        else f"{c.router.num_experts} of width {c.d_expert}, top {c.router.top_k}",
+        "router": f"softmax over {c.router.softmax}, gates {'sum to 1' if c.router.gates_sum_to_one else 'not renormalised'}",
+        "vocabulary": f"{c.vocab_size:,}, context {c.max_tokens:,} tokens",
+    }
+    if list(order) != sorted(order):
+        rows["file order"] = f"layers {', '.join(map(str, order[:5]))}, ..., {', '.join(map(str, order[-3:]))}"
+    rows["problems"] = str(len(found.problems) or "none")
+    yield from (f"{key:<11} {value}" for key, value in rows.items())
+    if found.arrays:
+        yield "\narrays of layer 0 and of no layer"
+        table = [(a.name, " x ".join(map(str, a.shape)), a.dtype, f"{a.bytes:,}") for a in found.arrays]
+        name, shape, dtype, size = (max(map(len, column)) for column in zip(*table, strict=True))
+        yield from (f"  {n:<{name}}  {s:<{shape}}  {d:<{dtype}}  {b:>{size}} bytes" for n, s, d, b in table)
+
+
+@app.command()
+def convert(
+    path: Annotated[str, typer.Argument(help="A checkpoint's directory, of any known format, or a hub id.")],
+    out: Annotated[Path, typer.Argument(help="A new directory; the work lies beside it, in OUT.part, until it is complete.")],
+    check: Annotated[bool, typer.Option(help="Read everything back from the disk and compare it with what was meant.")] = True,
+) -> None:  # fmt: skip
+    """Rewrite a checkpoint in grokscope's own format: a file for each layer, mapped and made for streaming.
+
+    It takes the memory of one layer. After an interruption, the same command goes on where it was.
+
+    Example: grokscope convert grok-1 grok-1-native
+    """
+    _check_free(out)
+    from grokscope.converting import convert as work
+
+    made = work(path, out, check=check)
+    files = [p.stat().st_size for p in made.iterdir()]
+    print(f"wrote {len(files)} files, {sum(files):,} bytes, to {out}")
 
 
 def _text(text: str | None, file: Path | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from importlib.resources import files
@@ -9,16 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from tqdm import tqdm
 
-from grokscope.checkpoints import FORMATS, CheckpointError, recognise
+from grokscope.checkpoints import FORMATS, huggingface, recognise
 from grokscope.config import ModelConfig
-from grokscope.memory import free_memory
+from grokscope.memory import device_memory, free_memory
 from grokscope.model import Model
+from grokscope.placement import is_small, placement
 from grokscope.prompt import SentencePiece, Tokenizer
-from grokscope.transformer.quantize import dequantize
-from grokscope.transformer.weights import ModelWeights, PerExpert
+from grokscope.source import Source
+from grokscope.transformer.stream import Streamed
+from grokscope.transformer.weights import Int8, ModelWeights
 
 DTYPES = ("bfloat16", "float32")
 
@@ -29,16 +31,19 @@ def load(
     tokenizer: Tokenizer | str | Path | None = None,
     dtype: str = "bfloat16",
     weights: Literal["auto", "resident", "streamed"] = "auto",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Model:
-    """A model from a directory; without one, the embedded model "pocket".
+    """A model from a directory, or from the Hugging Face hub; without either, the embedded model "pocket".
 
-    path: Grok-1 as released, or a directory that grokscope wrote. config: else config.json in the directory or beside
-    ckpt-0 (ours or the reference's field names), else Grok-1's for a directory with as many files as the release.
-    tokenizer: an object or a SentencePiece file, else tokenizer.model in the directory or beside it. dtype: of the
-    arithmetic. weights: "resident" copies them to the device, "streamed" leaves them in their files and brings each layer
-    when it is its turn, "auto" takes the first where half of the free memory holds them.
+    path: Grok-1 as released, a directory that grokscope wrote, a Hugging Face directory, or a hub id "owner/name". config:
+    else config.json in the directory or beside ckpt-0 (ours, Hugging Face's or the reference's field names), else Grok-1's
+    for a directory with as many files as the release. tokenizer: an object or a SentencePiece file, else tokenizer.model in
+    the directory or beside it. dtype: of the arithmetic. weights: "resident" copies them to the device, "streamed" brings
+    each layer when it is its turn, two at a time, "auto" takes the first where they fit. mesh: from `gs.mesh`, to lay the
+    weights over several devices.
 
     Raises CheckpointError (a ValueError) with every missing, truncated, mis-shaped or hostile file: nothing is unpickled.
+    A layer is checked (checksums, no NaN, no infinity) when it is first read, which for streamed weights is during a run.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: wanted {' or '.join(DTYPES)}, got {dtype!r}")
@@ -46,20 +51,43 @@ def load(
         raise ValueError(f'weights: wanted "auto", "resident" or "streamed", got {weights!r}')
     keep_compiled()
     name = "pocket" if path is None else str(path)
-    where = _pocket() if name == "pocket" else Path(name)
+    where = _found(name)
     kind, folder = recognise(where)
     config = config or FORMATS[kind].read_config(folder)
-    read = FORMATS[kind].load(folder, config)
-    check_finite(read, folder)
-    if weights == "resident" or (weights == "auto" and config.bytes(dtype) < free_memory() // 2):
-        read = _resident(read, config, dtype)
+    source = Source(kind, folder, config)
+    place = placement(config, dtype, mesh)
+    streamed = weights == "streamed" or (weights == "auto" and not fits(source.bytes, config, dtype, mesh))
+    outer = source.outer()
+    layers = range(config.num_layers)
+    if streamed:
+        blocks: Any = Streamed(layers, lambda n: place.read(source.block(n)), place.send, place.prepare)
+    else:
+        shown = tqdm(layers, desc=f"loading {Path(name).name}", unit="layer", delay=1, leave=False, disable=None)
+        blocks = [place.whole(source.block(n)) for n in shown]
+    read = ModelWeights(outer.pop("embed"), blocks, outer.pop("final_norm"), outer.pop("unembed"))
+    arrays = {f: place.outer(f, getattr(read, f)) for f in ("embed", "final_norm", "unembed")}
     if not hasattr(tokenizer, "encode"):
         tokenizer = _find_tokenizer(tokenizer, folder)
-    return Model(config, read, tokenizer, dtype, Path(name).name, {"path": str(where), "format": kind})
+    about = {"path": str(where), "format": kind, "weights": "streamed" if streamed else "resident", "bytes": source.bytes}
+    return Model(config, dataclasses.replace(read, **arrays), tokenizer, dtype, Path(name).name, about, mesh)
 
 
-def _pocket() -> Path:
-    return Path(str(files("grokscope") / "data" / "pocket"))
+def _found(name: str) -> Path:
+    """The directory of a model by its path or its name; one of the hub is fetched, unless it is in the hub's cache."""
+    if name == "pocket":
+        return Path(str(files("grokscope") / "data" / "pocket"))
+    if not Path(name).exists() and huggingface.is_hub_id(name):
+        return huggingface.download(name)
+    return Path(name)
+
+
+def fits(size: int, config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None) -> bool:
+    """Whether weights of so many bytes in their files may stay on the device, beside what a run needs."""
+    room = device_memory()
+    if room is None:
+        size = config.bytes("float32" if is_small(config) else dtype)
+        return size < free_memory() // 2
+    return size / (1 if mesh is None else mesh.size) < 0.75 * room
 
 
 def _find_tokenizer(given: str | Path | None, folder: Path) -> Tokenizer | None:
@@ -69,53 +97,6 @@ def _find_tokenizer(given: str | Path | None, folder: Path) -> Tokenizer | None:
         return SentencePiece(given)
     found = [p for p in (folder / "tokenizer.model", folder.parent / "tokenizer.model") if p.is_file()]
     return SentencePiece(found[0]) if found else None
-
-
-def _resident(weights: ModelWeights, config: ModelConfig, dtype: str) -> ModelWeights:
-    """On the device. A GPU keeps int8 as it is; a CPU, which has no use for it, takes its own form where that is small."""
-    if jax.default_backend() == "cpu" and config.bytes("float32") < 2**33:
-        return for_cpu(weights, dtype)
-    return jax.tree.map(jnp.asarray, weights)
-
-
-def for_cpu(weights: ModelWeights, dtype: str) -> ModelWeights:
-    """Every matrix rounded to `dtype`, the experts apart from each other; the same numbers as from `weights`.
-
-    Kept in float32 where the processor has no bfloat16 units.
-    """
-    plain = dequantize(weights, jnp.dtype(dtype))
-    kept = jnp.dtype(dtype) if _has_bfloat16_units() else jnp.float32
-
-    def array(path: Any, w: Any) -> Any:
-        name = path[-1].name
-        if name == "router" or "norm" in name:
-            return jnp.asarray(w)
-        rounded = np.asarray(w).astype(dtype).astype(kept)
-        return PerExpert.of(rounded) if name in ("gate", "up", "down") else jnp.asarray(rounded)
-
-    return jax.tree_util.tree_map_with_path(array, plain)
-
-
-def _has_bfloat16_units() -> bool:
-    try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii")
-    except OSError:
-        return False
-
-
-def check_finite(weights: ModelWeights, path: Path) -> None:
-    """Raise CheckpointError, naming the arrays, where a weight or a scale is NaN or infinite."""
-    wrong = []
-    for where, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        if (
-            leaf.dtype.kind != "i"
-            and not np.isfinite(np.asarray(leaf, leaf.dtype if leaf.dtype.kind == "f" else np.float32)).all()
-        ):
-            wrong.append(jax.tree_util.keystr(where, simple=True, separator="."))
-    if wrong:
-        raise CheckpointError(
-            f"{path}: wanted finite weights, found NaN or infinity in {', '.join(wrong)}; download it again"
-        )
 
 
 def keep_compiled() -> None:
@@ -129,8 +110,22 @@ def keep_compiled() -> None:
 
 
 @dataclass(frozen=True)
+class StoredArray:
+    """An array as it lies in its file, by our name; of an int8 one the values and the scales apart."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """What a checkpoint holds, by its files' headers."""
+    """What a checkpoint holds, by its files' headers.
+
+    layers: their numbers in the order of their files (Grok-1 as released: 0, 1, 10, 11, ...). arrays: those of layer 0 and
+    those of no layer, as far as their files can be understood.
+    """
 
     path: str
     format: str
@@ -138,16 +133,34 @@ class Inspection:
     files: int
     bytes: int
     problems: tuple[str, ...]
+    layers: tuple[int, ...] = ()
+    arrays: tuple[StoredArray, ...] = ()
 
 
 def inspect(path: str | Path | None = None) -> Inspection:
-    """What is in a checkpoint, without loading it: format, config, files, bytes, and everything that is wrong with it."""
-    kind, folder = recognise(_pocket() if path in (None, "pocket") else path)  # type: ignore[arg-type]
+    """What is in a checkpoint, without reading its weights: format, config, files, bytes, arrays, and all that is wrong."""
+    kind, folder = recognise(_found("pocket" if path is None else str(path)))
     config = FORMATS[kind].read_config(folder)
     sizes = [p.stat().st_size for p in folder.iterdir() if p.is_file()]
-    return Inspection(str(folder), kind, config, len(sizes), sum(sizes), tuple(FORMATS[kind].problems(folder, config)))
+    problems = tuple(FORMATS[kind].problems(folder, config))
+    describe = getattr(FORMATS[kind], "describe", lambda *_: ((), {}))
+    layers, arrays = describe(folder, config)
+    stored = tuple(_stored(name, array) for field, value in arrays.items() for name, array in _parts(field, value))
+    return Inspection(str(folder), kind, config, len(sizes), sum(sizes), problems, tuple(layers), stored)
+
+
+def _parts(field: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, Int8):
+        return [(f"{field}.values", value.values), (f"{field}.scales", value.scales)]
+    return [(field, value)]
+
+
+def _stored(name: str, array: Any) -> StoredArray:
+    return StoredArray(name, array.shape, array.dtype.name, array.nbytes)
 
 
 def as_dict(found: Inspection) -> dict[str, Any]:
     """For JSON."""
-    return {**found.__dict__, "config": found.config.to_dict()}
+    counts = {"parameters": found.config.num_parameters, "active_parameters": found.config.num_active_parameters}
+    arrays = [dict(array.__dict__) for array in found.arrays]
+    return {**found.__dict__, "config": found.config.to_dict(), "arrays": arrays, **counts}

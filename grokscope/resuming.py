@@ -82,6 +82,10 @@ class OnDisk(Streams):
         while self._writing:
             self._writing.popitem()[1].result()
 
+    def close(self) -> None:
+        """Wait for what is being written: also where the run was cut off, so that as much as can be is safe."""
+        self._writer.shutdown(wait=True)
+
     def _stream(self, batch: int, stage: int) -> Path:
         return self.folder / f"stream-{batch:05d}-{stage:03d}.safetensors"
 

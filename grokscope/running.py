@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,15 +82,16 @@ def _streams(
     tokens = sum(call.tokens.size for call in calls)
     size = tokens * model.config.d_model * jnp.dtype(model.dtype).itemsize
     if resume is not None:
-        yield OnDisk(Path(resume), len(calls), about)
+        with closing(OnDisk(Path(resume), len(calls), about)) as streams:
+            yield streams
     elif len(calls) == 1 or (device_memory() is not None and size < device_memory() // 16):
         yield Streams()
     elif size < free_memory() // 2:
         pinned = None if device_memory() is None else jax.local_devices()[0]
         yield Streams(pinned and jax.sharding.SingleDeviceSharding(pinned, memory_kind="pinned_host"))
     else:
-        with tempfile.TemporaryDirectory(prefix="grokscope-") as folder:
-            yield OnDisk(Path(folder), len(calls))
+        with tempfile.TemporaryDirectory(prefix="grokscope-") as folder, closing(OnDisk(Path(folder), len(calls))) as streams:
+            yield streams
 
 
 def _about(

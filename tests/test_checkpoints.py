@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import pickle
 import subprocess
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 import grokscope as gs
 from grokscope.checkpoints import CheckpointError, grok1, native, recognise
 from grokscope.checkpoints.pickled_array import read_arrays
-from grokscope.loading import check_finite
+from grokscope.source import check_finite
 from grokscope.transformer.quantize import quantize
 from tests.conftest import TINY, make, shared
 
@@ -110,7 +111,7 @@ class TestTheReferencesBadCheckpoints:
         [
             ("bad_payload", "tensor00005_000.*asks to import posix.system"),
             ("bad_truncated", "tensor00004_000.*truncated"),
-            ("bad_missing", "tensor00007_000: missing"),
+            ("bad_missing", r"tensor00007_000 \(.*\): missing"),
             ("bad_shape", r"tensor00007_000.*wanted shape \(32, 64\), got \(64, 32\)"),
         ],
     )
@@ -161,17 +162,15 @@ def test_our_format_loses_nothing(saved):
         assert np.isfinite(trace["logits"]).all()
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "future", "foreign config", "two formats"])
+@pytest.mark.parametrize("damage", ["cut", "longer", "remove", "future", "foreign config", "two formats", "sums"])
 def test_damage_to_our_format(saved, damage):
     layer = saved / "layer-001.safetensors"
-    if damage == "flip":
-        content = bytearray(layer.read_bytes())
-        content[-3] ^= 1
-        layer.write_bytes(content)
-    elif damage == "cut":
-        layer.write_bytes(layer.read_bytes()[:-40])
+    if damage in ("cut", "longer"):
+        layer.write_bytes(layer.read_bytes()[:-40] if damage == "cut" else layer.read_bytes() + b"x")
     elif damage == "remove":
         layer.unlink()
+    elif damage == "sums":
+        (saved / "checksums.json").write_text('{"layer-000.safetensors": "ca16f8af"}')
     elif damage == "two formats":
         (saved / "tensor00000_000").write_bytes(b"")
     else:
@@ -179,15 +178,83 @@ def test_damage_to_our_format(saved, damage):
         config["version" if damage == "future" else "model"] = 99 if damage == "future" else {"layers": 3}
         (saved / "config.json").write_text(json.dumps(config))
     wanted = {
-        "flip": "SHA-256",
-        "cut": "SHA-256|truncated",
+        "cut": "layer-001.*truncated",
+        "longer": "layer-001.*bytes by its header",
         "remove": "missing",
+        "sums": "checksums.json: unreadable .*not a list",
         "future": "update grokscope",
         "foreign config": "unknown fields",
         "two formats": "wanted one checkpoint",
     }
     with pytest.raises(ValueError, match=wanted[damage]):
         gs.load(saved)
+
+
+def test_every_problem_of_our_format_is_named_by_headers_alone(saved, monkeypatch):
+    def refuses(*_, **__):
+        raise AssertionError("read")
+
+    from grokscope.checkpoints.native_writer import Writer, arrays_of
+
+    weights = quantize(make().weights)
+    arrays = [arrays_of(TINY, weights, layer) for layer in range(3)]
+    arrays[0]["attn.q.values"] = np.swapaxes(arrays[0]["attn.q.values"], 0, 2)
+    arrays[0]["moe.router"] = arrays[0]["moe.router"].astype(np.int64)
+    arrays[1]["attn.o.scales"] = np.ones((5, 40), np.float32)
+    arrays[1]["nonsense"] = arrays[1].pop("attn_norm_in")
+    writer = Writer(saved.with_name("new"), saved)
+    for layer in (0, 1):
+        writer.write_arrays(native.file_of(layer), arrays[layer])
+    (saved / "outer.safetensors").unlink()
+    (saved / "layer-003.safetensors").write_bytes(b"")
+    monkeypatch.setattr(native, "file_digests", refuses)
+    assert list(native.problems(saved, TINY)) == [
+        "outer.safetensors: missing",
+        "layer-003.safetensors: not part of this model (3 layers)",
+        "layer-000.safetensors: attn.q: wanted shape (40, 6, 14), got (14, 6, 40)",
+        "layer-000.safetensors: moe.router: wanted shape (40, 5) of F16, BF16, F32, got (40, 5) of I64",
+        "layer-001.safetensors: attn.o: wanted scales for groups of the rows of (6, 14, 40), got (5, 40) of F32",
+        "layer-001.safetensors: attn_norm_in: wanted shape (40,) of F16, BF16, F32, got () of nothing",
+        "layer-001.safetensors: nonsense: not part of this model",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "unknown"])
+def test_a_file_is_verified_by_its_digests(saved, damage):
+    name = native.file_of(1)
+    native.verify(saved, name)
+    content = bytearray((saved / name).read_bytes())
+    if damage == "flip":
+        content[-3] ^= 1
+        (saved / name).write_bytes(content)
+    elif damage == "cut":
+        (saved / name).write_bytes(content[:-1])
+    elif damage == "remove":
+        (saved / name).unlink()
+    else:
+        name = "layer-003.safetensors"
+    wanted = {"remove": "cannot read it", "unknown": "wanted a file that checksums.json knows"}
+    with pytest.raises(CheckpointError, match=f"{name}: .*{wanted.get(damage, 'SHA-256 differs')}"):
+        native.verify(saved, name)
+    native.verify(saved, native.file_of(None))
+
+
+def test_a_layer_is_verified_when_it_is_first_read(saved):
+    layer = saved / "layer-001.safetensors"
+    layer.write_bytes(layer.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(CheckpointError, match=r"layer-001.safetensors: .*SHA-256 differs"):
+        gs.load(saved, weights="resident")
+    model = gs.load(saved, weights="streamed")
+    with pytest.raises(CheckpointError, match=r"layer-001.safetensors: .*SHA-256 differs"):
+        model.trace([[3, 4, 5]])
+
+
+def test_opening_our_format_reads_no_weights(saved):
+    """They are views of the files."""
+    for leaf in jax.tree.leaves(native.load(saved, TINY)):
+        while isinstance(leaf, np.ndarray):
+            leaf = leaf.base.obj if isinstance(leaf.base, memoryview) else leaf.base
+        assert isinstance(leaf, mmap.mmap)
 
 
 def test_nan_in_weights(saved):
@@ -202,7 +269,7 @@ def test_saving_leaves_all_or_nothing(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(native, "_sha256", fails)
+    monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="disk full"):
         native.save(tmp_path / "m", TINY, make().weights)
     assert list(tmp_path.iterdir()) == []
@@ -228,6 +295,9 @@ def test_inspecting_does_not_need_the_weights_to_be_right(saved):
     found = gs.inspect(saved)
     assert found.format == "grokscope"
     assert found.problems == ("layer-001.safetensors: missing",)
+    assert found.layers == (0, 1, 2)
+    (saved / "layer-000.safetensors").unlink()
+    assert [array.name for array in gs.inspect(saved).arrays] == ["embed.values", "embed.scales", "final_norm"]
 
 
 def test_nothing_in_the_package_can_unpickle():

@@ -123,7 +123,13 @@ def _translated(field: str, shape: tuple[int, ...], arrays: dict[str, np.ndarray
 
 
 def _problem(field: str, shape: tuple[int, ...], arrays: dict[str, np.ndarray]) -> str | None:
-    """What is wrong with the shapes of one parameter, if anything."""
+    """What is wrong with the types and the shapes of one parameter, if anything."""
+    types = {key: array.dtype.name for key, array in arrays.items()}
+    if "scales" in arrays and field not in CONTRACTED:
+        return f"wanted plain numbers, got {types['weight']} with scales"
+    if (types.pop("weight", "int8") != "int8") or "int8" in types.values():
+        got = ", ".join(array.dtype.name for array in arrays.values())
+        return f"wanted floating-point numbers, or int8 with floating-point scales, got {got}"
     lead, rows = CONTRACTED.get(field, (0, 1))
     merged = (*shape[:lead], int(np.prod(shape[lead : lead + rows])))
     if shape[lead + rows :]:
@@ -140,13 +146,13 @@ def _problem(field: str, shape: tuple[int, ...], arrays: dict[str, np.ndarray]) 
 
 
 def recognises(path: Path) -> bool:
-    """Whether this directory holds the released format."""
-    return (path / "tensor00000_000").exists()
+    """Whether this directory holds the released format, whole or not."""
+    return next(path.glob("tensor[0-9][0-9][0-9][0-9][0-9]_000"), None) is not None
 
 
 def read_config(path: Path) -> ModelConfig:
     """config.json in the directory or beside it, in our field names or the reference's; else, for a directory with as many
-    files as the release has, Grok-1's own.
+    files as the release has or an embedding of its shape, Grok-1's own.
     """
     for place in (path / "config.json", path.parent / "config.json"):
         if place.exists():
@@ -160,27 +166,40 @@ def read_config(path: Path) -> ModelConfig:
             except (ValueError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{place}: wanted a model's config, got something else ({error})") from error
     files = sum(1 for p in path.iterdir() if p.name.startswith("tensor"))
-    if files == len(file_names(GROK_1)):
+    if files == len(file_names(GROK_1)) or _has_embedding_of(path, GROK_1):
         return GROK_1
     raise CheckpointError(
         f"{path}: wanted config.json beside the tensors, or Grok-1's {len(file_names(GROK_1))} files, found {files}; pass config="
     )
 
 
+def _has_embedding_of(path: Path, config: ModelConfig) -> bool:
+    try:
+        return read_arrays(path / "tensor00000_000")["array"].shape == (config.vocab_size, config.d_model)
+    except (OSError, KeyError, CheckpointError):
+        return False
+
+
+def _field(config: ModelConfig, name: str) -> tuple[str, tuple[int, ...]]:
+    """Our field and its shape, of a parameter by the reference's name."""
+    table = {EMBED: ("embed", (config.vocab_size, config.d_model)), FINAL_NORM: ("final_norm", (config.d_model,))}
+    if name in table:
+        return table[name]
+    field = next(ours for ours, theirs in layer_names(config).items() if theirs == name.split("/", 2)[2])
+    return field, block_shapes(config)[field] or ()
+
+
 def problems(path: Path, config: ModelConfig) -> Iterator[str]:
-    """Every missing, extra, truncated, hostile or mis-shaped file, a line each."""
+    """Every missing, extra, truncated, hostile or mis-shaped file, a line each. Reads headers only."""
     files = file_names(config)
-    expected = set(files.values())
     present = {p.name for p in path.iterdir() if p.name.startswith("tensor")}
-    yield from (f"{name}: missing" for name in sorted(expected - present))
-    yield from (f"{name}: not part of this model ({len(expected)} files)" for name in sorted(present - expected))
-    shapes = {**block_shapes(config), "embed": (config.vocab_size, config.d_model), "final_norm": (config.d_model,)}
-    fields = {v: k for k, v in layer_names(config).items()} | {EMBED: "embed", FINAL_NORM: "final_norm"}
+    yield from (f"{file} ({name}): missing" for name, file in files.items() if file not in present)
+    extra = sorted(present - set(files.values()))
+    yield from (f"{name}: not part of this model ({len(files)} files)" for name in extra)
     for name, file in files.items():
         if file in present:
-            field = fields.get(name) or fields[name.split("/", 2)[2]]
             try:
-                problem = _problem(field, shapes[field] or (), read_arrays(path / file))
+                problem = _problem(*_field(config, name), read_arrays(path / file))
             except CheckpointError as error:
                 problem = str(error).removeprefix(f"{path / file}: ")
             if problem:
@@ -196,3 +215,22 @@ def load(path: Path, config: ModelConfig) -> ModelWeights:
         )
     files = file_names(config)
     return weights_from(config, lambda name: read_arrays(path / files[name]))
+
+
+def describe(path: Path, config: ModelConfig) -> tuple[list[int], dict[str, Any]]:
+    """(the layers in the order of their files, the arrays of layer 0 and of no layer by our names, mapped), for `inspect`.
+
+    Files that cannot be understood are left out: `problems` names them.
+    """
+    files = file_names(config)
+    order = dict.fromkeys(int(n.split("/")[1].rsplit("_", 1)[1]) for n in files if n.startswith("transformer/"))
+    first = {f"transformer/decoder_layer_0/{name}" for name in layer_names(config).values()}
+    arrays: dict[str, Any] = {}
+    for name in (n for n in files if n in first | {EMBED, FINAL_NORM}):
+        field, shape = _field(config, name)
+        try:
+            arrays[field] = _translated(field, shape, read_arrays(path / files[name]), name)
+        except (OSError, CheckpointError):
+            continue
+    ours = [*block_shapes(config), "embed", "final_norm"]
+    return list(order), {field: arrays[field] for field in ours if field in arrays}

@@ -108,7 +108,10 @@ class _Machine:
         return int.from_bytes(self.take(n), "little", signed=signed)
 
     def to_mark(self) -> list[Any]:
-        at = len(self.stack) - 1 - next(i for i, x in enumerate(reversed(self.stack)) if x is _MARK)
+        marks = [i for i, x in enumerate(self.stack) if x is _MARK]
+        if not marks:
+            raise CheckpointError("a malformed pickle (items without a mark); download it again")
+        at = marks[-1]
         items = self.stack[at + 1 :]
         del self.stack[at:]
         return items

@@ -57,8 +57,11 @@ def through_kernel(
     """Blocks through the Hopper kernel; backwards through the form of a stack."""
     act = _act(activation)
     where = (plan.expert_of_block, plan.num_blocks)
+    # The barriers keep XLA from gathering single numbers out of columns.
+    places = jax.lax.optimization_barrier(places)
     h = hopper.grouped_matmul(weights[:2], places.T, *where, lambda sums: act(sums[0]) * sums[1], places.dtype)
-    return hopper.grouped_matmul(weights[2:], h, *where, lambda sums: sums[0], jnp.float32).T
+    y = hopper.grouped_matmul(weights[2:], h, *where, lambda sums: sums[0], jnp.float32).T
+    return jax.lax.optimization_barrier(y)
 
 
 def _kernel_forward(weights: Any, places: Array, plan: Plan, activation: Activation) -> tuple[Array, Any]:

@@ -160,6 +160,10 @@ def run_layers(weights: ModelWeights, calls: Sequence_[Call], streams: Streams |
     return streams
 
 
+LARGE = 2**24
+"""Bytes from which on a detour of a kept array pays."""
+
+
 class _Late:
     """Records a call's outcome when the next one is under way."""
 
@@ -178,10 +182,13 @@ class _Late:
 
 
 def gathered(kept: Kept) -> Kept:
-    """Whole arrays, also of those whose parts lie on other hosts."""
+    """Whole arrays, also of those whose parts lie on other hosts; large ones of a GPU by way of memory that it can write."""
 
     def whole(x: Array) -> Array:
         if getattr(x, "is_fully_addressable", True):
+            if isinstance(x, jax.Array) and x.nbytes > LARGE and len(x.devices()) == 1 and jax.default_backend() == "gpu":
+                (device,) = x.devices()
+                return jax.device_put(x, jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host"))
             return x
         from jax.experimental.multihost_utils import process_allgather
 

@@ -42,31 +42,34 @@ class Streamed(Sequence[BlockWeights]):
     def __iter__(self) -> Iterator[BlockWeights]:
         waiting = iter(self.layers)
         reads: deque[Future] = deque()
-        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "send") as sender:
+        with ThreadPoolExecutor(1, "read") as reader:
 
             def read_next() -> None:
                 for layer in waiting:
                     reads.append(reader.submit(self.read, layer))
                     return
 
-            def send_next() -> Future | None:
+            def bring() -> list[Any]:
+                """The next layer, in a list that gives it away; empty after the last."""
                 if not reads:
-                    return None
-                read = reads.popleft()
-                return sender.submit(lambda: self.send(read.result())) if self.send else read
+                    return []
+                block = reads.popleft().result()
+                return [self.send(block) if self.send else block]
 
             try:
                 read_next()
-                coming = send_next()
-                while coming is not None:
-                    # The next is read only now: what is on the way and what is there are all that there is.
-                    here = [self.prepare(coming.result())]
-                    if not reads:
-                        read_next()
-                    coming = send_next()
+                here = bring()
+                read_next()
+                while here:
+                    # A copy to the device waits for all that was computing when it was asked for: so it is asked for first.
+                    coming = bring() if self.send else []
                     if self.send:
                         read_next()
+                    here = [self.prepare(here.pop())]
                     yield here.pop()
+                    here = coming if self.send else bring()
+                    if not self.send:
+                        read_next()
             finally:
                 for future in reads:
                     future.cancel()

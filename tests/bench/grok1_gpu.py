@@ -89,10 +89,10 @@ def floors() -> None:
     a = jax.random.normal(jax.random.key(0), (8192, 8192), jnp.bfloat16)
     t = best(lambda: jnp.dot(a, a))
     say(f"floor: plain bfloat16 8192^3 {2 * 8192**3 / t / 1e9:.0f} TFLOP/s")
-    big = _random((4 * 2**30,), 1)
-    add = jax.jit(lambda x: x + jnp.int8(1))
+    big = jnp.ones((2**30,), jnp.float32)
+    add = jax.jit(lambda x: x + 1)
     t = best(lambda: add(big))
-    say(f"floor: device copy {2 * big.size / t / 1e9:.2f} TB/s")
+    say(f"floor: device copy {2 * big.nbytes / t / 1e9:.2f} TB/s")
 
 
 def _reference(w: MoEWeights, x: jax.Array, experts: jax.Array, gates: jax.Array) -> jax.Array:
@@ -173,14 +173,13 @@ def stream() -> None:
             there.append(placement._sent(pinned[n % PINNED_LAYERS]))
         jax.block_until_ready(there)
 
-    copies()
-    floor = min(_timed(copies) for _ in range(3))
+    floor = min(_timed(copies) for _ in range(2))
     say(f"stream: 64 copies of {size / 1e9:.2f} GB alone {floor:.2f} s, {64 * size / floor / 1e9:.1f} GB/s")
     model = _model(blocks(64), 64)
     for batch in (8, 64):
         ids = _ids(batch, 1024)
         model.record(ids[:8], ["router.*"], layers=[0]) if batch == 8 else None
-        t = min(_timed(lambda ids=ids: model.record(ids, ["router.*"])) for _ in range(2))
+        t = min(_timed(lambda ids=ids: model.record(ids, ["router.*"])) for _ in range(2 if batch == 8 else 1))
         peak = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"] / 1e9
         arithmetic = 64 * 3 * 2 * batch * 1024 * A * D * F / 790e12
         say(
@@ -190,22 +189,24 @@ def stream() -> None:
 
 
 def capture() -> None:
-    """What looking costs: 8 resident layers, 8 x 1,024 tokens."""
-    blocks = [placement._for_hopper(random_block(n)) for n in range(8)]
-    model = _model(blocks, 8)
-    for tokens in ((8, 1024), (1, 1024)):
-        ids = _ids(*tokens)
-        found = {}
+    """What looking costs: 8 resident layers, and what it is of a whole run."""
+    model = _model([placement._for_hopper(random_block(n)) for n in range(8)], 8)
+    for shape in ((1, 1024), (8, 1024)):
+        ids, found = _ids(*shape), {}
         for name, sites, layers in (
             ("nothing", [], None), ("all routing", ["router.*"], None), ("one layer's pattern", ["attn.pattern"], [3]),
         ):  # fmt: skip
             model.record(ids, sites, layers)
-            found[name] = min(_timed(lambda s=sites, n=layers, i=ids: jax.block_until_ready(_ended(model, i, s, n))) for _ in range(5))
+            found[name] = min(_timed(lambda s=sites, n=layers, i=ids: _ended(model, i, s, n)) for _ in range(5))
         base = found["nothing"]
-        say(f"capture: {tokens}: " + ", ".join(f"{k} {v * 1e3:.1f} ms ({v / base:.3f})" for k, v in found.items()))
+        added = (found["one layer's pattern"] - base) / (8 * base) 
+        say(
+            f"capture: {shape}, 8 layers: " + ", ".join(f"{k} {v * 1e3:.1f} ms ({v / base:.3f})" for k, v in found.items())
+            + f"; the pattern of one layer of 64 adds {100 * added:.1f} %"
+        )
 
 
-def _ended(model: Model, ids: np.ndarray, sites: Any, layers: Any) -> Any:
+def _ended(model: Model, ids: np.ndarray, sites: Any, layers: Any) -> None:
     """A run that is over: its last stream is there, whatever it kept."""
     from grokscope.transformer import forward
 
@@ -221,7 +222,7 @@ def _ended(model: Model, ids: np.ndarray, sites: Any, layers: Any) -> Any:
         model.record(ids, sites, layers)
     finally:
         forward.Streams.keep = real
-    return last
+    jax.block_until_ready(last)
 
 
 SECTIONS = {"floors": floors, "moe": moe_layer, "stream": stream, "capture": capture}

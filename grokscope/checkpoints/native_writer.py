@@ -1,0 +1,119 @@
+"""Writes a directory in our format so that nothing half-written is ever taken for whole.
+
+Each file is written under another name, forced to the disk and renamed, then its digests are noted; the directory gets its
+own name last. Digests are of the bytes that were meant, so that what the disk holds can be checked against them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grokscope.checkpoints.digests import Digests
+from grokscope.checkpoints.mapped_safetensors import stretches
+from grokscope.config import ModelConfig
+from grokscope.transformer.weights import Int8, ModelWeights, block_shapes, field_of
+
+CHECKSUMS, OUTER = "checksums.json", "outer.safetensors"
+
+Seen = Callable[[int], Any]
+"""Gets the number of bytes of each stretch that was written."""
+
+
+def file_of(layer: int | None) -> str:
+    """The file that holds a layer, or with None what belongs to no layer: embedding and last norm."""
+    return OUTER if layer is None else f"layer-{layer:03d}.safetensors"
+
+
+def arrays_of(config: ModelConfig, weights: ModelWeights, layer: int | None) -> dict[str, np.ndarray]:
+    """What the file of a layer, or of no layer, holds; arrays that lie in files are not read."""
+    if layer is None:
+        fields = {"embed": weights.embed, "final_norm": weights.final_norm, "unembed": weights.unembed}
+    else:
+        block = weights.blocks[layer]
+        fields = {name: field_of(block, name) for name in block_shapes(config)}
+    flat: dict[str, np.ndarray] = {}
+    for name, value in fields.items():
+        if isinstance(value, Int8):
+            flat[f"{name}.values"], flat[f"{name}.scales"] = np.asarray(value.values), np.asarray(value.scales)
+        elif value is not None:
+            flat[name] = np.asarray(value)
+    return flat
+
+
+class Writer:
+    """A directory in our format while it comes to be in `scratch`, beside the place where it will appear.
+
+    `sums` has the files that are whole. A writer on a scratch that another left goes on after those.
+    """
+
+    def __init__(self, path: Path, scratch: Path) -> None:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(f"{path}: wanted a new or an empty directory, got one with files; name another")
+        scratch.mkdir(parents=True, exist_ok=True)
+        self.path, self.scratch = path, scratch
+        self.sums: dict[str, list[str]] = {}
+        if (scratch / CHECKSUMS).exists():
+            noted = json.loads((scratch / CHECKSUMS).read_text(encoding="utf-8"))
+            self.sums = {name: digests for name, digests in noted.items() if (scratch / name).exists()}
+
+    def write(self, name: str, parts: Iterable[memoryview], seen: Seen = lambda _: None) -> None:
+        """One file of these bytes. It is there when this returns, and where it fails it is not."""
+        digests = Digests()
+        try:
+            self._replace(name, parts, lambda part: (digests.add(part), seen(len(part))))
+            self.sums[name] = digests.finish()
+        finally:
+            digests.close()
+        self._note()
+
+    def write_arrays(self, name: str, arrays: dict[str, np.ndarray], seen: Seen = lambda _: None) -> None:
+        """One safetensors file."""
+        self.write(name, stretches(arrays), seen)
+
+    def drop(self, name: str) -> None:
+        """Forget a file: it will be written again."""
+        del self.sums[name]
+        self._note()
+
+    def finish(self, header: dict[str, Any], tokenizer: str | Path | None) -> None:
+        """Write what is not weights, and give the directory its name."""
+        self.write("config.json", [memoryview((json.dumps(header, indent=1) + "\n").encode())])
+        if tokenizer is not None:
+            self.write("tokenizer.model", [memoryview(Path(tokenizer).read_bytes())])
+        if self.path.exists():
+            self.path.rmdir()
+        self.scratch.replace(self.path)
+        _force(self.path.parent)
+
+    def _note(self) -> None:
+        text = json.dumps(dict(sorted(self.sums.items())), indent=1) + "\n"
+        self._replace(CHECKSUMS, [memoryview(text.encode())], lambda _: None)
+
+    def _replace(self, name: str, parts: Iterable[memoryview], seen: Callable[[memoryview], Any]) -> None:
+        part_file = self.scratch / f"{name}.part"
+        try:
+            with open(part_file, "wb") as file:
+                for part in parts:
+                    seen(part)
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            part_file.replace(self.scratch / name)
+            _force(self.scratch)
+        finally:
+            part_file.unlink(missing_ok=True)
+
+
+def _force(directory: Path) -> None:
+    """A rename is on the disk when its directory is."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
