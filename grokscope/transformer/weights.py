@@ -81,7 +81,7 @@ class PerExpert:
 class OutputFirst:
     """The experts' int8 matrices, each (outputs, inputs): the form for a Hopper GPU, whose kernel needs inputs in a row.
 
-    values: E O I, int8; scales: E (groups of inputs) O.
+    values: E O I, int8, the inputs `woven`; scales: E (groups of inputs) O.
     """
 
     values: Array
@@ -89,8 +89,8 @@ class OutputFirst:
 
     @classmethod
     def of(cls, w: Int8) -> OutputFirst:
-        """From E I O."""
-        return cls(jnp.swapaxes(jnp.asarray(w.values), 1, 2), jnp.asarray(w.scales))
+        """From E I O; I is a multiple of 32."""
+        return cls(jnp.swapaxes(woven(jnp.asarray(w.values), 1), 1, 2), jnp.asarray(w.scales))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,7 +100,16 @@ class OutputFirst:
 
     def as_int8(self) -> Int8:
         """The same as E I O."""
-        return Int8(jnp.swapaxes(self.values, 1, 2), self.scales, 1, 1)
+        return Int8(woven(jnp.swapaxes(self.values, 1, 2), 1), self.scales, 1, 1)
+
+
+def woven(x: Array, axis: int) -> Array:
+    """Each 32 along an axis in the order in which the threads of a tensor core product take them: 8 t + 2 c + j at place
+    8 c + 2 t + j, for t and c to 3 and j to 1. Twice is nothing.
+    """
+    shape = x.shape
+    apart = x.reshape(*shape[:axis], shape[axis] // 32, 4, 4, 2, *shape[axis + 1 :])
+    return jnp.swapaxes(apart, axis + 1, axis + 2).reshape(shape)
 
 
 @pytree
