@@ -127,6 +127,13 @@ def _for_hopper(block: BlockWeights) -> BlockWeights:
     ok = isinstance(gate, Int8) and isinstance(down, Int8) and block.moe.router is not None
     if not ok or gate.scales.shape[1] != 1 or not hopper.fits(gate.shape[1], gate.shape[2], down.scales.shape[1]):
         return block
-    return block_from(
-        lambda name: OutputFirst.of(field_of(block, name)) if name in EXPERTS else field_of(block, name)
-    )
+
+
+    def array(name: str) -> Any:
+        w = field_of(block, name)
+        return OutputFirst(_outputs_first(w.values), w.scales) if name in EXPERTS else w
+
+    return block_from(array)
+
+
+_outputs_first = jax.jit(hopper.outputs_first)
