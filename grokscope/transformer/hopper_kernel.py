@@ -20,7 +20,7 @@ from jaxtyping import Array
 if TYPE_CHECKING:
     from grokscope.transformer.hopper import Finish
 
-TURNS = 16
+TURNS = 8
 """Blocks that go over one weight tile in turn, while it is in the cache."""
 SMALL = 1e-30
 """Added to scales, which are divided by: a group of zeros may have a scale of zero."""

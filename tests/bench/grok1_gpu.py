@@ -1,6 +1,6 @@
 """Grok-1's true shapes on a GPU, with random weights: each figure with its floor and the reference's own formulation.
 
-    python tests/bench/grok1_gpu.py [floors moe layer stream capture]
+    python tests/bench/grok1_gpu.py [floors moe stream]
 
 Absolute times of one GPU, least of several runs; `tests/bench/notes.md` has what was predicted and what came.
 """
@@ -43,7 +43,7 @@ from grokscope.transformer.weights import (
 
 GROK = gs.GROK_1
 D, F, E, A = GROK.d_model, GROK.d_expert, 8, 2
-PINNED_LAYERS = 8
+PINNED_LAYERS = 4
 
 
 def best(f: Callable[[], Any], runs: int = 5, inside: int = 1) -> float:
@@ -186,46 +186,22 @@ def stream() -> None:
             f"stream: {batch:2} x 1,024 tokens {t:6.2f} s, {t / floor:.3f} of the copies, experts' arithmetic at 790 TFLOP/s "
             f"{arithmetic:.1f} s, peak {peak:.1f} GB on the device"
         )
+    _looking(model)
 
 
-def capture() -> None:
-    """What looking costs: 8 resident layers, and what it is of a whole run."""
-    model = _model([placement._for_hopper(random_block(n)) for n in range(8)], 8)
-    for shape in ((1, 1024), (8, 1024)):
-        ids, found = _ids(*shape), {}
-        for name, sites, layers in (
-            ("nothing", [], None), ("all routing", ["router.*"], None), ("one layer's pattern", ["attn.pattern"], [3]),
-        ):  # fmt: skip
-            model.record(ids, sites, layers)
-            found[name] = min(_timed(lambda s=sites, n=layers, i=ids: _ended(model, i, s, n)) for _ in range(5))
-        base = found["nothing"]
-        added = (found["one layer's pattern"] - base) / (8 * base) 
-        say(
-            f"capture: {shape}, 8 layers: " + ", ".join(f"{k} {v * 1e3:.1f} ms ({v / base:.3f})" for k, v in found.items())
-            + f"; the pattern of one layer of 64 adds {100 * added:.1f} %"
-        )
+def _looking(model: Model) -> None:
+    """What looking costs: nothing kept, all routing, and one layer's attention pattern as well; one prompt."""
+    ids, found = _ids(1, 1024), {}
+    for name, sites, layers in (
+        ("nothing", [], None), ("all routing", ["router.*"], None), ("one layer's pattern", ["attn.pattern"], [31]),
+    ):  # fmt: skip
+        model.record(ids, sites, layers) if layers else None
+        found[name] = min(_timed(lambda s=sites, n=layers: model.record(ids, s, n)) for _ in range(2))
+    base = found["nothing"]
+    say("capture: 1 x 1,024 tokens: " + ", ".join(f"{k} {v:.2f} s ({v / base:.3f})" for k, v in found.items()))
 
 
-def _ended(model: Model, ids: np.ndarray, sites: Any, layers: Any) -> None:
-    """A run that is over: its last stream is there, whatever it kept."""
-    from grokscope.transformer import forward
-
-    last: list[Any] = []
-    real = forward.Streams.keep
-
-    def keep(self: Any, layer: Any, batch: int, x: Any, kept: Any) -> None:
-        last[:] = [x]
-        real(self, layer, batch, x, kept)
-
-    forward.Streams.keep = keep
-    try:
-        model.record(ids, sites, layers)
-    finally:
-        forward.Streams.keep = real
-    jax.block_until_ready(last)
-
-
-SECTIONS = {"floors": floors, "moe": moe_layer, "stream": stream, "capture": capture}
+SECTIONS = {"floors": floors, "moe": moe_layer, "stream": stream}
 
 if __name__ == "__main__":
     say(jax.devices()[0].device_kind, "JAX", jax.__version__)
