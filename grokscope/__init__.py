@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from grokscope.analysis.tables import export, read_csv
     from grokscope.checkpoints import CheckpointError
     from grokscope.config import GROK_1, MIXTRAL_8X7B, ModelConfig, RouterConfig
+    from grokscope.converting import convert
     from grokscope.loading import inspect, load
     from grokscope.model import Model
     from grokscope.prompt import visible
+    from grokscope.sharding import mesh
     from grokscope.sites import SITES, Capture
     from grokscope.trace.store import open_trace
     from grokscope.trace.trace import Trace
@@ -30,10 +32,12 @@ _HOMES = {
     "RouterConfig": "grokscope.config",
     "SITES": "grokscope.sites",
     "Trace": "grokscope.trace.trace",
+    "convert": "grokscope.converting",
     "expert_means": "grokscope.analysis.means",
     "export": "grokscope.analysis.tables",
     "inspect": "grokscope.loading",
     "load": "grokscope.loading",
+    "mesh": "grokscope.sharding",
     "open_trace": "grokscope.trace.store",
     "read_csv": "grokscope.analysis.tables",
     "visible": "grokscope.prompt",

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from grokscope.checkpoints import FORMATS, CheckpointError, native, recognise
 from grokscope.checkpoints.native_writer import Writer, arrays_of, file_of
 from grokscope.config import ModelConfig
-from grokscope.loading import _found
+from grokscope.loading import found
 from grokscope.transformer.weights import ModelWeights
 
 SOURCE = "source.json"
@@ -44,7 +44,7 @@ def convert(
     work, where the disk has too little room.
     """
     out = Path(out)
-    kind, folder = recognise(_found(str(path)))
+    kind, folder = recognise(found(str(path)))
     config = config or FORMATS[kind].read_config(folder)
     weights = FORMATS[kind].load(folder, config)
     writer = Writer(out, out.with_name(f"{out.name}.part"))

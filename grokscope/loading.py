@@ -51,7 +51,7 @@ def load(
         raise ValueError(f'weights: wanted "auto", "resident" or "streamed", got {weights!r}')
     keep_compiled()
     name = "pocket" if path is None else str(path)
-    where = _found(name)
+    where = found(name)
     kind, folder = recognise(where)
     config = config or FORMATS[kind].read_config(folder)
     source = Source(kind, folder, config)
@@ -72,7 +72,7 @@ def load(
     return Model(config, dataclasses.replace(read, **arrays), tokenizer, dtype, Path(name).name, about, mesh)
 
 
-def _found(name: str) -> Path:
+def found(name: str) -> Path:
     """The directory of a model by its path or its name; one of the hub is fetched, unless it is in the hub's cache."""
     if name == "pocket":
         return Path(str(files("grokscope") / "data" / "pocket"))
@@ -139,7 +139,7 @@ class Inspection:
 
 def inspect(path: str | Path | None = None) -> Inspection:
     """What is in a checkpoint, without reading its weights: format, config, files, bytes, arrays, and all that is wrong."""
-    kind, folder = recognise(_found("pocket" if path is None else str(path)))
+    kind, folder = recognise(found("pocket" if path is None else str(path)))
     config = FORMATS[kind].read_config(folder)
     sizes = [p.stat().st_size for p in folder.iterdir() if p.is_file()]
     problems = tuple(FORMATS[kind].problems(folder, config))

@@ -62,8 +62,8 @@ def _calls(
     size = -(-encoded.batch // number)
     selection = Selection(
         None,
-        None if capture.heads is None else jnp.asarray(capture.heads),
-        None if capture.experts is None else jnp.asarray(capture.experts),
+        None if capture.heads is None else np.asarray(capture.heads),
+        None if capture.experts is None else np.asarray(capture.experts),
     )
     for first in range(0, encoded.batch, size):
         rows = slice(first, first + size)
