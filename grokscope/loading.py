@@ -60,7 +60,8 @@ def load(
     outer = source.outer()
     layers = range(config.num_layers)
     if streamed:
-        blocks: Any = Streamed(layers, lambda n: place.read(source.block(n)), place.send, place.prepare)
+        read = place.reader(source.block, source.bytes)
+        blocks: Any = Streamed(layers, read, place.send, place.prepare)
     else:
         shown = tqdm(layers, desc=f"loading {Path(name).name}", unit="layer", delay=1, leave=False, disable=None)
         blocks = [place.whole(source.block(n)) for n in shown]
@@ -143,8 +144,7 @@ def inspect(path: str | Path | None = None) -> Inspection:
     config = FORMATS[kind].read_config(folder)
     sizes = [p.stat().st_size for p in folder.iterdir() if p.is_file()]
     problems = tuple(FORMATS[kind].problems(folder, config))
-    describe = getattr(FORMATS[kind], "describe", lambda *_: ((), {}))
-    layers, arrays = describe(folder, config)
+    layers, arrays = FORMATS[kind].describe(folder, config)
     stored = tuple(_stored(name, array) for field, value in arrays.items() for name, array in _parts(field, value))
     return Inspection(str(folder), kind, config, len(sizes), sum(sizes), problems, tuple(layers), stored)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -51,7 +52,6 @@ def test_streamed_weights_give_the_same_bits(both, ids, edits):
 
 
 def test_generation_streams_too_and_says_how_slowly(both, ids, capsys):
-    resident, streamed = both
     made = [m.generate(ids[:1, :5], 4, capture=["router.*"]) for m in both]
     assert made[0].tokens == made[1].tokens
     same(made[0].trace, made[1].trace)
@@ -92,7 +92,7 @@ def test_layers_are_read_once_for_all_calls(monkeypatch):
 class Held:
     """A block that counts how many of its kind there are."""
 
-    there: set[int] = set()
+    there: ClassVar[set[int]] = set()
     most = 0
 
     def __init__(self, layer):
@@ -108,10 +108,8 @@ class Held:
 def test_never_more_than_two_layers_where_they_are_used(on_device):
     Held.most = 0
     Held.there.clear()
-    if on_device:  # host copies are not counted: only what was sent
-        stream = Streamed(range(9), lambda layer: layer, Held)
-    else:
-        stream = Streamed(range(9), Held)
+    # On a device only what was sent is counted, not the copies on the host.
+    stream = Streamed(range(9), lambda layer: layer, Held) if on_device else Streamed(range(9), Held)
     seen = []
     blocks = iter(stream)
     for _ in range(9):
@@ -247,3 +245,33 @@ class TestWhatIsReadIsChecked:
             model.trace(ids, ["logits"])
         with pytest.raises(CheckpointError, match=r"layer-002\.safetensors"):
             gs.load(tmp_path / "m", dtype="float32", weights="resident")
+
+
+def test_a_full_device_says_what_would_fit(tiny, ids, monkeypatch):
+    import jax
+
+    from grokscope.transformer import forward
+
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9663676416 bytes.")
+
+    monkeypatch.setattr(forward, "run_block", full)
+    with pytest.raises(MemoryError, match=r"3 x 11 tokens .* is full\. What would fit: about 5 tokens, weights=\"streamed\""):
+        tiny.trace(ids, ["logits"])
+
+
+def test_layers_stay_pinned_where_there_is_room(monkeypatch):
+    from grokscope import placement
+
+    place = placement.Placement(lambda b: b, placement._sent, lambda b: b, lambda _, a: a)
+    read = []
+
+    def block(layer):
+        read.append(layer)
+        return layer
+
+    for size, times in ((10**9, 1), (10**12, 2)):
+        read.clear()
+        reader = place.reader(block, size)
+        assert [reader(3), reader(3)] == [3, 3]
+        assert len(read) == times

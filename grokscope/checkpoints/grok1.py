@@ -15,6 +15,7 @@ import numpy as np
 
 from grokscope.checkpoints.pickled_array import CheckpointError, read_arrays
 from grokscope.config import GROK_1, ModelConfig, RouterConfig
+from grokscope.transformer.stream import Streamed
 from grokscope.transformer.weights import CONTRACTED, BlockWeights, Int8, ModelWeights, block_from, block_shapes
 
 _LAYER_MOE = {"moe.gate": "moe/linear/w", "moe.down": "moe/linear_1/w", "moe.up": "moe/linear_v/w"}
@@ -90,11 +91,13 @@ def config_from_reference(values: dict[str, Any]) -> ModelConfig:
 
 
 def weights_from(config: ModelConfig, get: Callable[[str], dict[str, np.ndarray]]) -> ModelWeights:
-    """Weights from a function that gives each parameter by the reference's name, as `read_arrays` gives it."""
+    """Weights from a function that gives each parameter by the reference's name, as `read_arrays` gives it.
+
+    A layer's parameters are asked for when the layer is: 770 files are more than some systems let a process hold open.
+    """
+    names, shapes = layer_names(config), block_shapes(config)
 
     def block(layer: int) -> BlockWeights:
-        names, shapes = layer_names(config), block_shapes(config)
-
         def array(field: str) -> Any:
             if shapes[field] is None:
                 return None
@@ -105,7 +108,7 @@ def weights_from(config: ModelConfig, get: Callable[[str], dict[str, np.ndarray]
 
     embed = _translated("embed", (config.vocab_size, config.d_model), get(EMBED), EMBED)
     norm = _translated("final_norm", (config.d_model,), get(FINAL_NORM), FINAL_NORM)
-    return ModelWeights(embed, [block(i) for i in range(config.num_layers)], norm)
+    return ModelWeights(embed, Streamed(range(config.num_layers), block), norm)
 
 
 def _translated(field: str, shape: tuple[int, ...], arrays: dict[str, np.ndarray], name: str) -> Any:

@@ -180,6 +180,24 @@ def load(path: Path, config: ModelConfig) -> ModelWeights:
     return ModelWeights(arrays[EMBED], Layers(config, arrays), arrays[FINAL_NORM], arrays.get(UNEMBED))
 
 
+def describe(path: Path, config: ModelConfig) -> tuple[list[int], dict[str, np.ndarray]]:
+    """(the layers in order, the arrays of layer 0 and of no layer by our names), for `inspect`; none where there are
+    problems: `problems` names them.
+    """
+    if any(problems(path, config)):
+        return list(range(config.num_layers)), {}
+    arrays = {name: array for shard in _shards(path) for name, array in map_arrays(path / shard).items()}
+    first, found = Layers(config, arrays), {}
+    for field, shape in first.shapes.items():
+        name = f"model.layers.0.{first.table[field]}" if field in first.table else ""
+        if "{e}" in name:  # a view that stands for the stack: no expert is read
+            found[field] = _ours(field, shape, np.broadcast_to(arrays[name.format(e=0)], (shape[0], *_theirs(field, shape)[1:])))
+        elif name:
+            found[field] = first._array(0, field)
+    outer = {"embed": EMBED, "final_norm": FINAL_NORM, "unembed": UNEMBED}
+    return list(range(config.num_layers)), found | {ours: arrays[name] for ours, name in outer.items() if name in arrays}
+
+
 def is_hub_id(text: str) -> bool:
     """Whether this can be a model's name on the hub: owner/name."""
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text, re.ASCII))

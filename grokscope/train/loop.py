@@ -34,7 +34,7 @@ def num_steps(recipe: Recipe) -> int:
 
 
 @partial(jax.jit, static_argnames=("recipe", "teachers", "optimizer", "mesh"), donate_argnames=("weights", "state"))
-def train_step(
+def train_step(  # noqa: PLR0913 - what a step takes and gives back is what jit donates
     weights: ModelWeights,
     state: Any,
     batch: tuple[Array, Array],

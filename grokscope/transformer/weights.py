@@ -68,7 +68,7 @@ class PerExpert:
     @classmethod
     def of(cls, w: Array) -> PerExpert:
         """From E P Q, each expert as Q P."""
-        return cls(tuple(jnp.asarray(np.swapaxes(np.asarray(w[e]), 0, 1).copy()) for e in range(w.shape[0])))
+        return cls(tuple(jnp.asarray(np.asarray(w[e]).T.copy()) for e in range(w.shape[0])))
 
     @property
     def shape(self) -> tuple[int, ...]:
