@@ -275,3 +275,17 @@ def test_layers_stay_pinned_where_there_is_room(monkeypatch):
         reader = place.reader(block, size)
         assert [reader(3), reader(3)] == [3, 3]
         assert len(read) == times
+
+
+def test_by_way_of_pinned_memory_as_on_a_gpu(saved, ids, monkeypatch):
+    """The steps of a GPU on this machine's device, which has such a memory too: files, pinned memory, device."""
+    from grokscope import loading, placement
+
+    def as_on_a_gpu(config, dtype, mesh=None):
+        return placement.Placement(
+            placement._pinned, placement._sent, placement._for_hopper, lambda _, a: placement._outer_for_gpu(a, dtype)
+        )
+
+    monkeypatch.setattr(loading, "placement", as_on_a_gpu)
+    made = [gs.load(saved, dtype="float32", weights=kind).trace(ids, EVERYTHING) for kind in ("resident", "streamed")]
+    same(*made)
