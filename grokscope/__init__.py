@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from grokscope.analysis import routing as routing
+    from grokscope.analysis.counters import RoutingCounters
     from grokscope.analysis.means import expert_means
     from grokscope.analysis.tables import export, read_csv
     from grokscope.checkpoints import CheckpointError
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from grokscope.prompt import visible
     from grokscope.sharding import mesh
     from grokscope.sites import SITES, Capture
+    from grokscope.trace.routed_experts import read_routed_experts
+    from grokscope.trace.router_logits import read_router_logits
     from grokscope.trace.store import open_trace
     from grokscope.trace.trace import Trace
     from grokscope.transformer import edits as edits
@@ -40,9 +44,12 @@ _HOMES = {
     "mesh": "grokscope.sharding",
     "open_trace": "grokscope.trace.store",
     "read_csv": "grokscope.analysis.tables",
+    "read_routed_experts": "grokscope.trace.routed_experts",
+    "read_router_logits": "grokscope.trace.router_logits",
+    "RoutingCounters": "grokscope.analysis.counters",
     "visible": "grokscope.prompt",
 }
-_MODULES = {"edits": "grokscope.transformer.edits"}
+_MODULES = {"edits": "grokscope.transformer.edits", "routing": "grokscope.analysis.routing"}
 __all__ = sorted([*_HOMES, *_MODULES])
 
 

@@ -1,4 +1,4 @@
-"""The command line: `grokscope trace`, `generate`, `inspect`, `convert`, `train`. Each `--help` is enough to use it."""
+"""The command line: `grokscope trace`, `generate`, `inspect`, `convert`, `sweep`, `train`. Each `--help` is enough to use it."""
 
 from __future__ import annotations
 
@@ -212,15 +212,17 @@ def _console() -> Any:
     return Console(highlight=False)
 
 
-def _add_training() -> None:
+def _add_others() -> None:
+    from grokscope.cli_sweep import sweep
     from grokscope.train.cli import app as training
 
+    app.command()(sweep)
     app.add_typer(training, name="train")
 
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit status 1, never a traceback."""
-    _add_training()
+    _add_others()
     try:
         app()
     except (ValueError, OSError, MemoryError, TypeError, IndexError) as error:

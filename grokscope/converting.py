@@ -21,6 +21,7 @@ from grokscope.checkpoints import FORMATS, CheckpointError, native, recognise
 from grokscope.checkpoints.native_writer import Writer, arrays_of, file_of
 from grokscope.config import ModelConfig
 from grokscope.loading import found
+from grokscope.source import Source
 from grokscope.transformer.weights import ModelWeights
 
 SOURCE = "source.json"
@@ -46,7 +47,8 @@ def convert(
     out = Path(out)
     kind, folder = recognise(found(str(path)))
     config = config or FORMATS[kind].read_config(folder)
-    weights = FORMATS[kind].load(folder, config)
+    source = Source(kind, folder, config)
+    weights = source.weights
     writer = Writer(out, out.with_name(f"{out.name}.part"))
     with _alone(writer.scratch):
         _same_source(writer, {"path": str(folder.resolve()), "format": kind, "model": config.to_dict()}, folder)
@@ -56,9 +58,9 @@ def convert(
         _check_room(writer, sum(sizes.values()))
         with _bar("converting", sum(sizes.values()), progress) as bar, _explained(writer):
             for layer in left:
-                if kind == "grokscope":
-                    native.verify(folder, file_of(layer))
+                source.outer() if layer is None else source.block(layer)  # checks what it reads
                 writer.write_arrays(file_of(layer), arrays_of(config, weights, layer), bar.update)
+        source.check_unchanged()
         if check:
             _check(writer, progress)
         with _explained(writer):

@@ -138,7 +138,7 @@ class _Session:
         """The prompt in one pass; logits [B, V] of each text's last token."""
         width = bucket(self.prompt.tokens)
         positions = np.broadcast_to(np.arange(width), (self.prompt.batch, width))
-        seq = Tokens(jnp.asarray(positions), jnp.asarray(self.prompt.segments(width)))
+        seq = Tokens(jnp.asarray(positions), jnp.asarray(self.prompt.segments(width)), one_device=self.model.mesh is None)
         return self._call(self.prompt.padded(width), positions, positions, seq, np.zeros(self.prompt.batch, np.int32))
 
     def append(self, chosen: np.ndarray) -> None:
@@ -155,7 +155,8 @@ class _Session:
         positions = lengths[:, None] - 1
         size = self.cache.layers[0].k.shape[1]
         past = (np.arange(size) < positions).astype(np.int32)
-        seq = Tokens(jnp.asarray(positions), jnp.ones(positions.shape, jnp.int32), None, jnp.asarray(past))
+        mask = jnp.ones(positions.shape, jnp.int32)
+        seq = Tokens(jnp.asarray(positions), mask, None, jnp.asarray(past), self.model.mesh is None)
         ids = np.array([[row[-1]] for row in self.rows], np.int32)
         keys = np.concatenate([np.where(past > 0, np.arange(size), NOWHERE), positions], axis=1)
         return self._call(ids, positions, keys, seq, positions[:, 0].astype(np.int32))

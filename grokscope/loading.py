@@ -70,6 +70,7 @@ def load(
     if not hasattr(tokenizer, "encode"):
         tokenizer = _find_tokenizer(tokenizer, folder)
     about = {"path": str(where), "format": kind, "weights": "streamed" if streamed else "resident", "bytes": source.bytes}
+    about["files"] = source.fingerprint
     return Model(config, dataclasses.replace(read, **arrays), tokenizer, dtype, Path(name).name, about, mesh)
 
 
@@ -77,7 +78,7 @@ def found(name: str) -> Path:
     """The directory of a model by its path or its name; one of the hub is fetched, unless it is in the hub's cache."""
     if name == "pocket":
         return Path(str(files("grokscope") / "data" / "pocket"))
-    if not Path(name).exists() and huggingface.is_hub_id(name):
+    if not Path(name).parent.is_dir() and huggingface.is_hub_id(name):
         return huggingface.download(name)
     return Path(name)
 
@@ -88,7 +89,8 @@ def fits(size: int, config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | N
     if room is None:
         size = config.bytes("float32" if is_small(config) else dtype)
         return size < free_memory() // 2
-    return size / (1 if mesh is None else mesh.size) < 0.75 * room
+    shares = 1 if mesh is None else mesh.size // mesh.shape.get("data", 1)
+    return size / shares < 0.75 * room
 
 
 def _find_tokenizer(given: str | Path | None, folder: Path) -> Tokenizer | None:

@@ -27,6 +27,7 @@ from grokscope.transformer.weights import ModelWeights
 if TYPE_CHECKING:
     import pandas as pd
 
+    from grokscope.analysis.counters import RoutingCounters
     from grokscope.trace.recorder import Recorder
     from grokscope.trace.trace import Trace
 
@@ -100,7 +101,7 @@ class Model:
         config, single = prepare(edits, self.config)
         kept = self.capture(capture, layers, **select)
         check_memory(config, kept, (encoded.batch, encoded.tokens), max_bytes)
-        return run(self, config, encoded, kept, single, resume), encoded
+        return run(self, config, [encoded], kept, single, resume)[0], encoded
 
     def plan(
         self, prompt: Any, capture: Any = None, layers: Sequence[int] | None = None, **select: Any
@@ -138,6 +139,29 @@ class Model:
         from grokscope.scoring import score
 
         return score(self, [texts] if isinstance(texts, str) else list(texts))
+
+    def sweep(
+        self,
+        source: Any,
+        labels: str | None = None,
+        *,
+        edits: Sequence[Any] = (),
+        rows: tuple[str | Path, float] | None = None,
+        resume: str | Path | None = None,
+        shard: tuple[int, int] = (0, 1),
+        progress: bool = True,
+    ) -> RoutingCounters:
+        """Routing statistics of a corpus of any size, in constant memory.
+
+        source: texts, or a file, folder or glob of .jsonl, .parquet or text, packed or not, or "-" (see
+        `corpus.read_documents`); documents go one by one, none reads another. labels: the field that groups them. rows:
+        (folder, share): the routing table of that share of the documents, chosen by a hash, as Parquet by label. resume: a
+        directory; the same call goes on there after an interrupt, and counts nothing twice. shard: (number, of how many):
+        this process takes every so-manyth document; the counters of all add up to the same bytes as one process's.
+        """
+        from grokscope.sweeping import sweep
+
+        return sweep(self, source, labels, edits=edits, rows=rows, resume=resume, shard=shard, progress=progress)
 
     def capture(self, sites: Any = None, layers: Sequence[int] | None = None, **select: Any) -> Capture:
         """What to keep, checked against this model; see `Capture`."""

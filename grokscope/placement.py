@@ -55,8 +55,8 @@ class Placement:
         def read(layer: int) -> BlockWeights:
             return self.read(block(layer))
 
-        limit = int(os.environ.get("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", "64")) * 10**9
-        return functools.cache(read) if self.send is _sent and size < min(0.9 * limit, free_memory() // 2) else read
+        limit = int(os.environ.get("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", "64")) * 2**30
+        return functools.cache(read) if self.send is _sent and size < min(0.95 * limit, 0.9 * free_memory()) else read
 
     def whole(self, block: BlockWeights) -> BlockWeights:
         """All steps of a block."""
@@ -146,9 +146,11 @@ def _outer_for_gpu(array: Any, dtype: str) -> Any:
 
 def _for_hopper(block: BlockWeights) -> BlockWeights:
     """The experts outputs first, where they are int8 and of widths that the kernel takes."""
-    gate, down = block.moe.gate, block.moe.down
-    ok = isinstance(gate, Int8) and isinstance(down, Int8) and block.moe.router is not None
-    if not ok or gate.scales.shape[1] != 1 or not hopper.fits(gate.shape[1], gate.shape[2], down.scales.shape[1]):
+    gate, up, down = block.moe.gate, block.moe.up, block.moe.down
+    ok = all(isinstance(w, Int8) for w in (gate, up, down)) and block.moe.router is not None
+    if not ok or gate.scales.shape[1] != 1 or up.scales.shape[1] != 1:
+        return block
+    if not hopper.fits(gate.shape[1], gate.shape[2], down.scales.shape[1]):
         return block
 
 

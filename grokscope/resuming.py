@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +29,11 @@ class OnDisk(Streams):
     def __init__(self, folder: Path, batches: int, about: dict[str, Any] | None = None) -> None:
         self.folder = Path(folder)
         self._claim(about or {})
+        self._lock = (self.folder / "run.json").open("rb")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OSError(f"{self.folder}: wanted it for this run alone, another process is at work in it; wait for it") from error
         self._newest = [
             max((_stage(p) for p in self.folder.glob(f"stream-{b:05d}-*.safetensors")), default=-1) for b in range(batches)
         ]
@@ -85,6 +91,7 @@ class OnDisk(Streams):
     def close(self) -> None:
         """Wait for what is being written: also where the run was cut off, so that as much as can be is safe."""
         self._writer.shutdown(wait=True)
+        self._lock.close()
 
     def _stream(self, batch: int, stage: int) -> Path:
         return self.folder / f"stream-{batch:05d}-{stage:03d}.safetensors"

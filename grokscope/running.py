@@ -35,20 +35,25 @@ TOKENS_IN_A_CALL = 8192
 def run(
     model: Model,
     config: ModelConfig,
-    encoded: Prompt,
+    prompts: Sequence[Prompt],
     capture: Capture,
     edits: Sequence[Edit],
     resume: str | Path | None = None,
-) -> Recorder:
-    """Every text through the model; `config` is the model's own as the edits change it (their top-k)."""
-    recorder = Recorder(config, capture, encoded.lengths.tolist(), config.router.top_k, once=True)
-    calls = list(_calls(model, config, encoded, capture, edits, recorder))
-    about = None if resume is None else _about(model, config, encoded, capture, calls)
-    with _streams(model, calls, resume, about) as streams, _memory_explained(model, encoded, len(calls)):
+) -> list[Recorder]:
+    """Every text of every prompt through the model, layer by layer for all of them; a recorder for each prompt.
+
+    `config` is the model's own as the edits change it (their top-k).
+    """
+    recorders = [Recorder(config, capture, p.lengths.tolist(), config.router.top_k, once=True) for p in prompts]
+    calls = [
+        call for p, r in zip(prompts, recorders, strict=True) for call in _calls(model, config, p, capture, edits, r)
+    ]
+    about = None if resume is None else _about(model, config, prompts, capture, calls)
+    with _streams(model, calls, resume, about) as streams, _memory_explained(model, prompts, len(calls)):
         run_layers(model.weights, calls, streams)
         for batch, call in enumerate(calls):
             run_end(model.weights, streams.get(batch), call.run, call.record)
-    return recorder
+    return recorders
 
 
 def _calls(
@@ -95,29 +100,37 @@ def _streams(
 
 
 def _about(
-    model: Model, config: ModelConfig, encoded: Prompt, capture: Capture, calls: Sequence[Call]
+    model: Model, config: ModelConfig, prompts: Sequence[Prompt], capture: Capture, calls: Sequence[Call]
 ) -> dict[str, Any]:
     """What must be the same for a run to be taken up again."""
+    if jax.process_count() > 1:
+        raise ValueError("resume: wanted one process, got several; leave resume out, or split the prompts between processes")
     lowered = [call.run.edits_at(layer) for call in calls for layer in (None, *range(config.num_layers))]
     edits = [fingerprint(np.asarray(leaf)) for leaf in jax.tree.leaves(lowered)]
-    kinds = [(p.site, p.kind, getattr(p.fn, "__name__", None)) for ps in lowered for p in ps]
+    kinds = [(p.site, p.kind) for ps in lowered for p in ps]
+    if any(p.fn is not None for ps in lowered for p in ps):
+        raise ValueError("resume: wanted edits that can be told from others, got Map, a function; leave resume out")
+    # A model made in memory has no files: its last norm and its first rows stand for it.
+    table = jax.tree.leaves(model.weights.embed)[0]
+    weights = model.source.get("files") or [fingerprint(np.asarray(a)) for a in (model.weights.final_norm, table[:64])]
     return model.provenance(config, capture, ()) | {
-        "ids": fingerprint(encoded.ids), "lengths": encoded.lengths.tolist(), "calls": len(calls),
+        "weights": weights,
+        "ids": [fingerprint(p.ids) for p in prompts], "lengths": [p.lengths.tolist() for p in prompts], "calls": len(calls),
         "edits": fingerprint(np.frombuffer(repr((edits, kinds)).encode(), np.uint8)),
     }  # fmt: skip
 
 
 @contextmanager
-def _memory_explained(model: Model, encoded: Prompt, calls: int) -> Iterator[None]:
+def _memory_explained(model: Model, prompts: Sequence[Prompt], calls: int) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        there = device_memory()
+        there, texts, tokens = device_memory(), sum(p.batch for p in prompts), max(p.tokens for p in prompts)
         streamed = "" if model.is_streamed else ', weights="streamed" in load (two layers are on the device at a time)'
         raise MemoryError(
-            f"device: wanted room for {encoded.batch} x {encoded.tokens} tokens in {calls} calls beside the weights, the "
+            f"device: wanted room for {texts} x {tokens} tokens in {calls} calls beside the weights, the "
             f"device{'' if there is None else f' of {there / 1e9:.0f} GB'} is full. What would fit: about "
-            f"{encoded.tokens // 2} tokens{streamed}, or fewer captured sites, layers or heads"
+            f"{tokens // 2} tokens{streamed}, or fewer captured sites, layers or heads"
         ) from error

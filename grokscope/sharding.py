@@ -46,6 +46,8 @@ class Layout:
     """
 
     def __init__(self, config: ModelConfig, mesh: Mesh) -> None:
+        if foreign := sorted(set(mesh.axis_names) - set(AXES)):
+            raise ValueError(f"mesh: wanted axes of {', '.join(AXES)}, got {', '.join(map(str, foreign))}; make it with gs.mesh")
         self.mesh, self.is_dense = mesh, config.is_dense
         self.sizes = {name: dict(mesh.shape).get(name, 1) for name in AXES}
         heads, width, expert = (self._size(axes) for axes in (HEADS, WIDTH, EXPERT))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 from grokscope.checkpoints import FORMATS, CheckpointError
 from grokscope.config import ModelConfig
 from grokscope.transformer.weights import BlockWeights
+
+OURS = (".safetensors", ".json", ".model")
+"""Endings of a checkpoint's own files, besides the release's `tensor...`; what else is written beside them is not ours."""
 
 
 class Source:
@@ -44,10 +48,7 @@ class Source:
         return arrays
 
     def _check(self, layer: int | None, name: str, arrays: Any) -> None:
-        if changed := sorted(f for f, state in self._state().items() if self._files.get(f) != state):
-            raise CheckpointError(
-                f"{self.folder}: wanted the files that were opened, {', '.join(changed)} changed since; load it again"
-            )
+        self.check_unchanged()
         if layer in self._checked:
             return
         if hasattr(FORMATS[self.kind], "verify"):
@@ -55,8 +56,22 @@ class Source:
         check_finite(arrays, self.folder, name)
         self._checked.add(layer)
 
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError, naming them, where files are not what they were when this was made."""
+        now = self._state()
+        if changed := sorted(f for f, state in self._files.items() if now.get(f) != state):
+            raise CheckpointError(
+                f"{self.folder}: wanted the files that were opened, {', '.join(changed)} changed since; load it again"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files' names, sizes and times: another when a file is written anew."""
+        return hashlib.sha256(repr(sorted(self._files.items())).encode()).hexdigest()[:16]
+
     def _state(self) -> dict[str, tuple[int, int]]:
-        stats = {p.name: p.stat() for p in self.folder.iterdir() if p.is_file()}
+        ours = (p for p in self.folder.iterdir() if p.is_file() and (p.suffix in OURS or p.name.startswith("tensor")))
+        stats = {p.name: p.stat() for p in ours}
         return {name: (s.st_size, s.st_mtime_ns) for name, s in stats.items()}
 
 
@@ -64,9 +79,20 @@ def check_finite(arrays: Any, path: Path, prefix: str = "") -> None:
     """Raise CheckpointError, naming the arrays, where a weight or a scale is NaN or infinite."""
     wrong = []
     for where, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-        if leaf.dtype.kind != "i" and not np.isfinite(np.asarray(leaf, leaf.dtype if leaf.dtype.kind == "f" else np.float32)).all():
+        if leaf.dtype.kind != "i" and not _finite(leaf):
             wrong.append(prefix + jax.tree_util.keystr(where, simple=True, separator="."))
     if wrong:
         raise CheckpointError(
             f"{path}: wanted finite weights, found NaN or infinity in {', '.join(wrong)}; download it again"
         )
+
+
+def _finite(array: Any) -> bool:
+    """Looked at in stretches: an embedding of 3 GB is not copied for it."""
+    parts = array if array.ndim > 1 and array.nbytes > 2**26 else [array]
+    stretch = max(1, 2**24 // max(1, int(np.prod(array.shape[1:])))) if parts is array else 1
+    for first in range(0, len(parts), stretch):
+        part = np.asarray(parts[first : first + stretch] if parts is array else parts[first])
+        if not np.isfinite(part if part.dtype.kind == "f" else part.astype(np.float32)).all():
+            return False
+    return True

@@ -23,7 +23,6 @@ import grokscope as gs  # noqa: E402
 from tests.sharded_run import IDS, SITES  # noqa: E402
 
 
-
 def save(trace, path: Path) -> None:
     np.savez(path, **{site: trace[site].values for site in trace.sites})
 

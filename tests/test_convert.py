@@ -317,3 +317,20 @@ def test_all_that_is_bad_about_types_is_named(source):
     assert len(found) == 2
     assert "decoder_layer_10/rms_norm/scale): wanted plain numbers, got int8 with scales" in found[0]
     assert "decoder_layer_10/router/w): wanted floating-point numbers" in found[1]
+
+
+def test_a_source_with_nan_is_refused(tmp_path):
+    import numpy as np
+
+    import grokscope as gs
+    from grokscope.checkpoints import CheckpointError, native
+    from grokscope.transformer.weights import random_weights
+    from tests.conftest import TINY
+
+    weights = random_weights(TINY)
+    weights.blocks[1] = jax.tree.map(np.array, weights.blocks[1])
+    weights.blocks[1].attn.q[0, 0, 0] = np.nan
+    native.save(tmp_path / "m", TINY, weights)
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.attn\.q"):
+        gs.convert(tmp_path / "m", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

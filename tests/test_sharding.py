@@ -111,6 +111,15 @@ def test_a_mesh_that_does_not_divide_the_model(sizes, message):
         Layout(CONFIG, mesh)
 
 
+def test_a_mesh_with_other_axes():
+    from jax.sharding import AbstractMesh
+
+    from grokscope.sharding import Layout
+
+    with pytest.raises(ValueError, match="wanted axes of data, expert, model, got x"):
+        Layout(CONFIG, AbstractMesh((2,), ("x",)))
+
+
 def test_more_devices_than_there_are():
     with pytest.raises(ValueError, match="at most the 1 devices"):
         gs.mesh(model=8)

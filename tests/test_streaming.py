@@ -212,6 +212,10 @@ class TestARunThatWasCutOff:
             tiny.trace(ids - 1, ["logits"], resume=tmp_path / "work")
         with pytest.raises(ValueError, match="differs in edits"):
             tiny.trace(ids, ["logits"], edits=EDITS, resume=tmp_path / "work")
+        with pytest.raises(ValueError, match="got Map"):
+            tiny.trace(ids, ["logits"], edits=[gs.edits.Map("resid_mid", lambda x: 2 * x)], resume=tmp_path / "map")
+        with pytest.raises(ValueError, match="differs in .*weights"):
+            make(seed=1).trace(ids, ["logits"], resume=tmp_path / "work")
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "thesis.tex").write_text("")
         with pytest.raises(FileExistsError, match="other files"):
@@ -219,6 +223,14 @@ class TestARunThatWasCutOff:
 
 
 class TestWhatIsReadIsChecked:
+    def test_a_file_of_somebody_else_beside_them_is_none_of_ours(self, saved, tmp_path, ids):
+        import shutil
+
+        shutil.copytree(saved, tmp_path / "m")
+        model = gs.load(tmp_path / "m", dtype="float32", weights="streamed")
+        (tmp_path / "m" / "notes.txt").write_text("mine")
+        model.trace(ids, ["logits"])
+
     def test_a_file_that_changes_under_a_run(self, saved, tmp_path, ids):
         import shutil
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from grokscope.checkpoints import native
+from grokscope.corpus import read_documents
 from grokscope.train import loop
-from grokscope.train.corpus import read_documents
 from grokscope.train.data import Corpus, batches, plan
 from grokscope.train.loop import load_run, num_steps, train
 from grokscope.train.pocket import export
@@ -108,7 +108,7 @@ def test_a_recipe_survives_its_file(tmp_path):
 
 def test_corpus_lines(tmp_path):
     (tmp_path / "train-x.jsonl").write_text('{"text": "a"}\n{"text": "b", "domain": "y"}\n')
-    assert [(d.text, d.domain) for d in read_documents(tmp_path / "train-x.jsonl")] == [("a", "x"), ("b", "y")]
+    assert [(d.text, d.label) for d in read_documents(tmp_path / "train-x.jsonl", "domain")] == [("a", "x"), ("b", "y")]
     (tmp_path / "train-x.jsonl").write_text('{"text": "a"}\nnonsense\n')
     with pytest.raises(ValueError, match=r"train-x\.jsonl, line 2"):
         list(read_documents(tmp_path / "train-x.jsonl"))

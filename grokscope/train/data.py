@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grokscope.train.corpus import corpus_files, read_documents
+from grokscope.corpus import read_documents
 from grokscope.train.recipe import Recipe
 
 
@@ -26,6 +26,14 @@ class Corpus:
     domain: str
     ids: np.ndarray
     starts: np.ndarray
+
+
+def corpus_files(folder: str | Path) -> list[Path]:
+    """The training files of a folder (`train-*.jsonl*`), sorted by name."""
+    files = sorted(p for p in Path(folder).glob("train-*.jsonl*"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: wanted files named train-<domain>.jsonl[.xz|.bz2|.gz], found none")
+    return files
 
 
 def tokenize_corpus(folder: str | Path, tokenizer: str | Path, cache: str | Path) -> list[Corpus]:
@@ -47,7 +55,7 @@ def _tokenize_file(path: Path, tokenizer: str, cache: Path) -> None:
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=tokenizer)
-    documents = [np.array(model.encode(d.text, add_bos=True, add_eos=True), np.uint16) for d in read_documents(path)]
+    documents = [np.array(model.encode(d.text, add_bos=True, add_eos=True), np.uint16) for d in read_documents(path, "domain")]
     starts = np.cumsum([0, *(len(d) for d in documents)])
     scratch = cache / f".{path.name}.{os.getpid()}.npz"
     np.savez(scratch, ids=np.concatenate(documents), starts=starts)

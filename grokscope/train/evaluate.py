@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from grokscope.corpus import Document, read_documents
 from grokscope.model import Model
 from grokscope.scoring import read_window
-from grokscope.train.corpus import Document, read_documents
 
 
 def evaluate(model: Model, heldout: str | Path, documents: int | None = None) -> dict[str, Any]:
@@ -24,12 +24,12 @@ def evaluate(model: Model, heldout: str | Path, documents: int | None = None) ->
     domains: list[str] = []
     bits, sizes = {}, {}
     first, slots = [], []
-    chosen = [d for d in read_documents(heldout) if _take(d, seen, documents)]
+    chosen = [d for d in read_documents(heldout, "domain") if _take(d, seen, documents)]
     for document in tqdm(chosen, unit="document"):
         nats, experts, size = _read(model, document)
-        bits[document.domain] = bits.get(document.domain, 0.0) + nats / np.log(2)
-        sizes[document.domain] = sizes.get(document.domain, 0) + size
-        domains.append(document.domain)
+        bits[document.label] = bits.get(document.label, 0.0) + nats / np.log(2)
+        sizes[document.label] = sizes.get(document.label, 0) + size
+        domains.append(document.label)
         e = np.arange(model.config.router.num_experts)
         first.append((experts[..., 0, None] == e).sum(axis=1))
         slots.append((experts[..., None] == e).sum(axis=(1, 2)))
@@ -50,8 +50,8 @@ def evaluate(model: Model, heldout: str | Path, documents: int | None = None) ->
 
 
 def _take(document: Document, seen: dict[str, int], most: int | None) -> bool:
-    seen[document.domain] = seen.get(document.domain, 0) + 1
-    return most is None or seen[document.domain] <= most
+    seen[document.label] = seen.get(document.label, 0) + 1
+    return most is None or seen[document.label] <= most
 
 
 def _read(model: Model, document: Document) -> tuple[float, np.ndarray, int]:

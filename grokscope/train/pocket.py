@@ -42,11 +42,11 @@ def heldout_documents(path: str | Path, tokenizer: str | Path) -> list[tuple[np.
     """(ids with BOS, bytes, domain) of each document of a held-out file."""
     import sentencepiece
 
-    from grokscope.train.corpus import read_documents
+    from grokscope.corpus import read_documents
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
     return [
-        (np.array(model.encode(d.text, add_bos=True)), len(d.text.encode()), d.domain) for d in read_documents(path)
+        (np.array(model.encode(d.text, add_bos=True)), len(d.text.encode()), d.label) for d in read_documents(path, "domain")
     ]
 
 

@@ -13,7 +13,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from grokscope.train.corpus import corpus_files, read_documents
+from grokscope.corpus import read_documents
+from grokscope.train.data import corpus_files
 
 SPECIAL_PIECES = (
     ["\n" * n for n in range(1, 11)]

@@ -144,17 +144,21 @@ def run_layers(weights: ModelWeights, calls: Sequence_[Call], streams: Streams |
         for batch, call in enumerate(calls):
             late(call, layer, streams.recall(layer, batch))
     blocks = iter(weights.blocks[streams.first_layer :] if streams.first_layer else weights.blocks)
-    for layer in range(streams.first_layer, len(weights.blocks)):
-        w = next(blocks)
-        for batch, call in enumerate(calls):
-            kept = streams.recall(layer, batch)
-            if kept is None:
-                x, kept = _through(w, streams.get(batch), layer, call)
-                streams.keep(layer, batch, x, kept)
-            late(call, layer, kept)
-        del w  # a streamed layer leaves before the one after the next is sent
+    try:
+        for layer in range(streams.first_layer, len(weights.blocks)):
+            w = next(blocks)
+            for batch, call in enumerate(calls):
+                kept = streams.recall(layer, batch)
+                if kept is None:
+                    x, kept = _through(w, streams.get(batch), layer, call)
+                    streams.keep(layer, batch, x, kept)
+                late(call, layer, kept)
+            del w  # a streamed layer leaves before the one after the next is sent
+            if isinstance(weights.blocks, Streamed):
+                jax.block_until_ready(x)
+    finally:  # after an error somebody may hold this frame, and with it the thread that reads the next layer
         if isinstance(weights.blocks, Streamed):
-            jax.block_until_ready(x)
+            blocks.close()
     late.finish()
     streams.finish()
     return streams

@@ -1,0 +1,53 @@
+"""What two counters of routing must share to be added, in words that can name a difference."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from grokscope.analysis.documents import SHARDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class CounterSpec:
+    """What two counters must share to be added."""
+
+    layers: tuple[int, ...]
+    num_experts: int
+    slots: int
+    router: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    model: str | None = None
+    edits: tuple[str, ...] = ()
+    gates: bool = False
+    scores: bool = False
+    token_ids: bool = False
+    distances: tuple[int, ...] = (1,)
+    lags: tuple[int, ...] = (1,)
+    edges: str = "1"
+    """The version of the histograms' edges, which are constants of `tally`."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "distances", "lags", "edits"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("distances", "lags"):
+            if any(int(n) != n or n < 1 for n in getattr(self, name)):
+                raise ValueError(f"{name}: wanted whole numbers from 1, got {getattr(self, name)}")
+
+    @property
+    def pair_shards(self) -> int:
+        """The shards of the tables of pairs of experts."""
+        return SHARDS if self.num_experts <= 32 else 8
+
+    def refuse(self, other: CounterSpec) -> None:
+        """Raise ValueError naming what differs, if anything does."""
+        mine, theirs = asdict(self), asdict(other)
+        differs = [f"{n}: {mine[n]!r} and {theirs[n]!r}" for n in mine if mine[n] != theirs[n]]
+        if differs:
+            raise ValueError(
+                f"counters: wanted two of the same model, router rule, tokenizer and bins, got {'; '.join(differs)}; "
+                "count them apart"
+            )
+
+
+FIELDS = tuple(f.name for f in fields(CounterSpec))

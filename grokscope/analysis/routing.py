@@ -1,0 +1,30 @@
+"""The analyses of routing: each takes a Trace, a recording or RoutingCounters and returns a labelled xarray.Dataset.
+
+`value`, and where they have a meaning `null_mean`, `null_sd`, `z`, `n_eff`, `ci_low`, `ci_high` (95 %, by the jackknife over
+64 shards of documents). Each function's page gives its formula, its source, its null and what can mislead.
+"""
+
+from grokscope.analysis.coactivation import coactivation, consecutive_repeats
+from grokscope.analysis.confidence import router_margin, routing_entropy
+from grokscope.analysis.load import dead_experts, expert_load, gate_profile, load_imbalance
+from grokscope.analysis.specialization import domain_information, domain_specialization
+from grokscope.analysis.transitions import expert_paths, transition_information, transitions
+from grokscope.analysis.vocabulary import context_dependence, vocabulary_specialization
+
+__all__ = [
+    "coactivation",
+    "consecutive_repeats",
+    "context_dependence",
+    "dead_experts",
+    "domain_information",
+    "domain_specialization",
+    "expert_load",
+    "expert_paths",
+    "gate_profile",
+    "load_imbalance",
+    "router_margin",
+    "routing_entropy",
+    "transition_information",
+    "transitions",
+    "vocabulary_specialization",
+]

@@ -1,0 +1,44 @@
+"""`grokscope sweep`: routing statistics of a corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_SOURCE = "A file, folder or glob of .jsonl, .parquet or text, packed or not; - reads JSON lines from standard input."
+_LABELS = 'The field that groups the documents, e.g. "domain"; where a line has none, its file\'s name.'
+_RESUME = "A directory for what is done: the same command goes on there after an interrupt."
+_SHARD = "K/N: take every Nth document from the Kth on (from 0). The counters of all N add up."
+
+
+def sweep(
+    source: Annotated[str, typer.Argument(help=_SOURCE)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new file for the counters (.npz).")],
+    model: Annotated[str, typer.Option("--model", "-m", help='A checkpoint\'s directory, or "pocket".')] = "pocket",
+    labels: Annotated[str | None, typer.Option(help=_LABELS)] = None,
+    resume: Annotated[Path | None, typer.Option(help=_RESUME)] = None,
+    shard: Annotated[str, typer.Option(help=_SHARD)] = "0/1",
+    rows: Annotated[Path | None, typer.Option(help="A folder for the routing of a sample of the documents, as Parquet.")] = None,
+    share: Annotated[float, typer.Option(help="Of the documents whose routing goes to --rows.")] = 0.01,
+) -> None:  # fmt: skip
+    """Count how the documents of a corpus are routed, in constant memory; documents go one by one.
+
+    Example: grokscope sweep corpus.jsonl.xz --labels domain --out counters.npz
+    """
+    number, _, of = shard.partition("/")
+    if not (number.isdigit() and of.isdigit()):
+        raise typer.BadParameter(f"--shard: wanted K/N, as in 0/4, got {shard}")
+    if out.exists():
+        raise FileExistsError(f"{out}: wanted a new file, got one that is there; name another")
+    from grokscope.loading import load
+
+    sample = None if rows is None else (rows, share)
+    counters = load(model).sweep(source, labels, rows=sample, resume=resume, shard=(int(number), int(of)))
+    counters.save(out)
+    print(f"{counters.tokens:,} tokens of {counters.documents:,} documents, labels {', '.join(map(repr, counters.labels))}")
+    load_of = counters.table("load")
+    for layer, row in zip(counters.spec.layers, load_of, strict=True):
+        print(f"layer {layer:3}  " + " ".join(f"{100 * share:5.1f}" for share in row / row.sum()) + "  % of its slots, by expert")
+    print(f"wrote {out}")

@@ -1,0 +1,215 @@
+"""Routing statistics of a corpus of any size: documents in, counters out, in constant memory.
+
+Documents go one by one, none reads another; those of similar length share a call. One that is longer than the context is
+cut into pieces, which count as parts of one document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from grokscope.analysis.counters import RoutingCounters
+from grokscope.analysis.tables import routing_table
+from grokscope.corpus import Document, read_documents
+from grokscope.memory import device_memory
+from grokscope.prompt import Prompt, bucket
+from grokscope.running import TOKENS_IN_A_CALL, run
+from grokscope.sites import ROUTING, Capture
+from grokscope.trace.trace import Trace, as_trace
+from grokscope.transformer.edits import prepare
+
+if TYPE_CHECKING:
+    from grokscope.model import Model
+
+CALL = 2048
+"""Tokens in a call on a CPU, which is as busy with them as with more; a GPU takes what a run takes."""
+WINDOW, STREAMED_WINDOW = 16, 64
+"""Calls that are counted together; with streamed weights they share one pass over the layers."""
+Piece = tuple[np.ndarray, str, str]
+"""Token ids, label, and the key of the document."""
+
+
+class Sweep:
+    """One pass over a corpus; `Model.sweep` runs it."""
+
+    def __init__(self, model: Model, *, edits: Sequence[Any] = (), shard: tuple[int, int] = (0, 1)) -> None:
+        if not 0 <= shard[0] < shard[1]:
+            raise ValueError(f"shard: wanted (number, of how many) with 0 <= number < how many, got {shard}")
+        self.model, self.edits, self.shard = model, edits, shard
+        self.config, self.lowered = prepare(edits, model.config)
+        self.capture = Capture.of(list(ROUTING))
+        self.counters: RoutingCounters | None = None
+        self.documents = 0
+
+    def pieces(self, source: Any, label: str | None) -> Iterator[list[Piece]]:
+        """The pieces of each document of this shard."""
+        first, step = self.shard
+        for document in islice(read_documents(source, label), first, None, step):
+            yield self._cut(document)
+
+    def _cut(self, document: Document) -> list[Piece]:
+        bos = self.model.config.bos_id
+        if self.model.tokenizer is None:
+            raise ValueError("sweep: wanted a model with a tokenizer, got one without; pass tokenizer= to load")
+        ids = np.array([*([] if bos is None else [bos]), *self.model.tokenizer.encode(document.text)], np.int32)
+        key, size = hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest(), self.model.config.max_tokens
+        return [(ids[at : at + size], document.label, key) for at in range(0, len(ids), size)]
+
+    def count(self, pieces: Sequence[Piece]) -> list[Trace]:
+        """Count some pieces, all in one pass over the weights; their traces, for those who want rows."""
+        groups = list(_groups(pieces))
+        prompts = [_prompt([p[0] for p in group], size) for group, size in groups]
+        recorders = run(self.model, self.config, prompts, self.capture, self.lowered)
+        about, traces = self.model.provenance(self.config, self.capture, self.edits), []
+        for (group, _), prompt, recorder in zip(groups, prompts, recorders, strict=True):
+            whole = as_trace(recorder, prompt.ids, self.model.pieces(prompt), about)
+            trace = Trace(whole.data.isel(batch=slice(0, len(group))))
+            named, keys = [p[1] for p in group], [p[2] for p in group]
+            if self.counters is None:
+                self.counters = RoutingCounters.from_trace(trace, named, keys)
+            else:
+                self.counters.update(trace, named, keys)
+            traces.append(trace)
+        return traces
+
+
+def sweep(
+    model: Model,
+    source: Any,
+    labels: str | None = None,
+    *,
+    edits: Sequence[Any] = (),
+    rows: tuple[str | Path, float] | None = None,
+    resume: str | Path | None = None,
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> RoutingCounters:
+    """See `Model.sweep`."""
+    work = Sweep(model, edits=edits, shard=shard)
+    state = None if resume is None else _State(Path(resume), {"shard": list(shard), "labels": labels, "source": str(source)[:500]})
+    if state is not None:
+        work.documents, work.counters = state.newest()
+    documents = islice(work.pieces(source, labels), work.documents, None)
+    window = _call_tokens() * (STREAMED_WINDOW if model.is_streamed else WINDOW)
+    with tqdm(unit="token", unit_scale=True, desc="sweep", delay=1, disable=None if progress else True) as bar:
+        for number, pieces in _windows(documents, window):
+            traces = work.count(pieces)
+            if rows is not None:
+                _write_rows(traces, pieces, rows, f"{shard[0]:05d}-{work.documents:012d}")
+            work.documents += number
+            bar.update(sum(len(p[0]) for p in pieces))
+            bar.set_postfix(documents=work.documents, max_load=f"{_largest_load(work.counters):.2f}")
+            if state is not None:
+                state.save(work.documents, work.counters)
+    if work.counters is None:
+        raise ValueError("sweep: wanted at least one document, got none; look at the source")
+    return work.counters
+
+
+def _call_tokens() -> int:
+    return CALL if device_memory() is None else TOKENS_IN_A_CALL
+
+
+def _largest_load(counters: RoutingCounters | None) -> float:
+    """The busiest expert's share of its layer, times the number of experts: 1 is even."""
+    load = counters.table("load") if counters else np.ones((1, 1))
+    return float((load / load.sum(-1, keepdims=True)).max() * load.shape[-1])
+
+
+def _windows(documents: Iterator[list[Piece]], tokens: int) -> Iterator[tuple[int, list[Piece]]]:
+    """(documents, their pieces), of about so many tokens together."""
+    number, waiting = 0, []
+    for pieces in documents:
+        number, waiting = number + 1, [*waiting, *pieces]
+        if sum(len(p[0]) for p in waiting) >= tokens:
+            yield number, waiting
+            number, waiting = 0, []
+    if waiting:
+        yield number, waiting
+
+
+def _groups(pieces: Sequence[Piece]) -> Iterator[tuple[list[Piece], int]]:
+    """(pieces of similar length, rows of the call): of each width one number of rows, so that little is compiled."""
+    by_width: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_width.setdefault(bucket(len(piece[0])), []).append(piece)
+    for width, group in sorted(by_width.items()):
+        size = max(1, _call_tokens() // width)
+        for first in range(0, len(group), size):
+            yield group[first : first + size], size
+
+
+def _prompt(ids: Sequence[np.ndarray], size: int) -> Prompt:
+    """A batch of `size` rows, those that are missing filled up with one token that nobody counts.
+
+    Always so many, and as wide as their bucket: a product of another shape rounds otherwise, and a document must give the
+    same numbers in whatever company, or shards would not add up to the same bytes.
+    """
+    width = bucket(max(map(len, ids)))
+    rows = [*ids, *[ids[0][:1]] * (size - len(ids))]
+    return Prompt(np.stack([np.pad(r, (0, width - len(r))) for r in rows]), np.array([len(r) for r in rows]))
+
+
+def _write_rows(traces: Sequence[Trace], pieces: Sequence[Piece], rows: tuple[str | Path, float], name: str) -> None:
+    """The routing table of a sample of documents, chosen by their keys; one file of a folder for each label."""
+    import pandas as pd
+
+    folder, share = Path(rows[0]), rows[1]
+    tables, at = [], 0
+    ordered = [p for group, _ in _groups(pieces) for p in group]
+    for trace in traces:
+        table, batch = routing_table(trace), trace.data.sizes["batch"]
+        mine = ordered[at : at + batch]
+        at += batch
+        taken = [int(key, 16) % 2**32 < share * 2**32 for _, _, key in mine]
+        table.insert(0, "document", [mine[p][2] for p in table["prompt"]])
+        table.insert(0, "label", [mine[p][1] for p in table["prompt"]])
+        tables.append(table[[taken[p] for p in table["prompt"]]].drop(columns="prompt"))
+    for label, table in pd.concat(tables).groupby("label"):
+        where = folder / f"label={json.dumps(str(label))[1:-1].replace('/', '_') or '_'}"
+        where.mkdir(parents=True, exist_ok=True)
+        scratch = where / f".{name}.part"
+        table.drop(columns="label").to_parquet(scratch, index=False)
+        scratch.replace(where / f"{name}.parquet")
+
+
+class _State:
+    """How far a sweep has come: one file with the counters, whose name says after how many documents."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, ours = folder, folder / "sweep.json"
+        if ours.exists():
+            found = json.loads(ours.read_text(encoding="utf-8"))
+            if found != about:
+                raise ValueError(f"{folder}: wanted the sweep that was begun here ({found}), got {about}; name another directory")
+            return
+        if any(folder.iterdir()):
+            raise FileExistsError(f"{folder}: wanted a new directory, or one of this sweep, got other files; name another")
+        scratch = folder / f"sweep.json.{os.getpid()}.part"
+        scratch.write_text(json.dumps(about), encoding="utf-8")
+        scratch.replace(ours)
+
+    def newest(self) -> tuple[int, RoutingCounters | None]:
+        """Documents that are counted, and the counters."""
+        found = sorted(self.folder.glob("counters-*.npz"))
+        if not found:
+            return 0, None
+        return int(found[-1].stem.split("-")[1]), RoutingCounters.open(found[-1])
+
+    def save(self, documents: int, counters: RoutingCounters) -> None:
+        """The counters under their new name, then the old ones away: at every moment one of them is whole."""
+        now = self.folder / f"counters-{documents:012d}.npz"
+        counters.save(now)
+        for old in self.folder.glob("counters-*.npz"):
+            if old != now:
+                old.unlink()

@@ -1,0 +1,120 @@
+"""What a foreign recording is before it is checked, and the arrays and lists that all of them are made of."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from tokenize import TokenError
+from typing import Any
+
+import numpy as np
+
+LIMIT = 1 << 31
+"""The bytes that a recording may take, in the file and in memory."""
+
+
+@dataclass
+class Recorded:
+    """What a foreign recording holds before it is checked: texts [tokens, layers, slots], and what came with them."""
+
+    texts: list[np.ndarray]
+    format: str = "array"
+    gates: list[np.ndarray] | None = None
+    token_ids: list[np.ndarray] | None = None
+    layers: Sequence[int] | None = None
+    sequence_lengths: Sequence[int] | None = None
+    num_experts: int | None = None
+    source: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What the caller knows of a shape that bare numbers do not say."""
+
+    tokens: int | None = None
+    layers: int | None = None
+    slots: int | None = None
+
+    def shape(self, size: int, what: str) -> tuple[int, int, int]:
+        """[tokens, layers, slots] of `size` numbers. Raises ValueError where two of the three are not known, or do not fit."""
+        known = [self.tokens, self.layers, self.slots]
+        if known.count(None) > 1:
+            raise ValueError(
+                f"{what}: wanted a shape, got {size:,} bare numbers; give layers= (as many as there are) and "
+                "router=RouterConfig(top_k=...), or the array"
+            )
+        others = prod(n for n in known if n is not None)
+        if others < 1 or size % others or (None not in known and size != others):
+            raise ValueError(
+                f"{what}: wanted numbers for [tokens, layers, slots] = {known}, got {size:,}, which is no multiple; check "
+                "layers (SGLang counts the dense ones too), top_k and sequence_lengths"
+            )
+        shape = [size // others if n is None else n for n in known]
+        return shape[0], shape[1], shape[2]
+
+
+def whole_numbers(values: Any, what: str) -> list[int]:
+    """A list of whole numbers, or ValueError."""
+    array = as_array(values, what)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"{what}: wanted a list of whole numbers, got {array.dtype} {array.shape}; give one a text or layer"
+        )
+    return [int(n) for n in array]
+
+
+def npy_array(data: bytes, what: str) -> np.ndarray:
+    """The array of .npy bytes; the header must say as many bytes as there are."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(file)
+    except (ValueError, KeyError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{what}: wanted a .npy array, got something else ({error!r}); save it with np.save") from None
+    start = file.tell()
+    if dtype.hasobject or dtype.kind not in "iuf":
+        raise ValueError(f"{what}: wanted plain numbers, got {dtype}; save it as an array of numbers")
+    if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != len(data) - start:
+        raise ValueError(
+            f"{what}: wanted {prod(shape) * dtype.itemsize:,} bytes for {shape} of {dtype}, got {len(data) - start:,}; "
+            "copy the file again"
+        )
+    return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
+
+
+def merged(parts: list[Recorded], what: str) -> Recorded:
+    """Several recordings of the same run as one."""
+    if not parts:
+        raise ValueError(f"{what}: wanted at least one text, got none; check that something was recorded")
+    if odd := [t.shape for p in parts for t in p.texts if t.ndim != 3]:
+        raise ValueError(f"{what}: wanted [tokens, layers, slots] for each text, got {odd[0]}; reshape it")
+    both: dict[str, Any] = {}
+    for name in ("gates", "token_ids"):
+        have = [getattr(p, name) for p in parts]
+        if any(h is None for h in have) and any(h is not None for h in have) and name == "gates":
+            raise ValueError(f"{what}: wanted gates for all texts or for none, got them for some; leave them out")
+        both[name] = None if any(h is None for h in have) else [a for h in have for a in h]
+    for name in ("layers", "num_experts"):
+        values = [getattr(p, name) for p in parts]
+        if any(v != values[0] for v in values):
+            raise ValueError(f"{what}: wanted the same {name} in all texts, got {values[:4]}; read them apart")
+        both[name] = values[0]
+    lengths = [n for p in parts for n in (p.sequence_lengths or [len(t) for t in p.texts])]
+    return Recorded([t for p in parts for t in p.texts], parts[0].format, sequence_lengths=lengths, **both)
+
+
+def as_array(values: Any, what: str) -> np.ndarray:
+    """An array of numbers, of an array of another library too. Raises ValueError for ragged lists and for text."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise ValueError(
+            f"{what}: wanted an array of numbers, got {type(values).__name__} ({error}); make it even"
+        ) from None
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{what}: wanted an array of numbers, got {array.dtype}; leave out what is no number")
+    return array
