@@ -20,6 +20,7 @@ from grokscope.prompt import Encoder, Prompt, Tokenizer
 from grokscope.running import run
 from grokscope.sharding import Layout
 from grokscope.sites import SITES, Capture
+from grokscope.trace.recorder import kept_layers
 from grokscope.transformer.edits import prepare
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.weights import ModelWeights
@@ -166,6 +167,8 @@ class Model:
     def capture(self, sites: Any = None, layers: Sequence[int] | None = None, **select: Any) -> Capture:
         """What to keep, checked against this model; see `Capture`."""
         made = Capture.of(sites, layers, **select)
+        if made.layers is not None:  # from 0 on, checked: a negative one would match no block
+            made = dataclasses.replace(made, layers=tuple(kept_layers(made, self.config)))
         if self.config.is_dense:
             asked = (
                 sites is not None and not isinstance(sites, Capture) and any("*" not in s for s in np.atleast_1d(sites))

@@ -187,3 +187,10 @@ def test_every_config_field_matters(ids):
         assert moved > 1e-5, name
     capped = replace(TINY, router=RouterConfig(num_experts=5, top_k=2, logit_cap=0.2))
     assert np.abs(make(capped).trace(ids)["router.logits"].values).max() <= 0.2
+
+
+def test_layers_counted_from_the_end(tiny, ids):
+    """They were once kept by no block, and the trace held whatever was in memory."""
+    a, b = (tiny.trace(ids, ["resid_post", "logits"], layers=n) for n in ([-1, 0], [0, 2]))
+    np.testing.assert_array_equal(a["resid_post"], b["resid_post"])
+    assert a["resid_post"]["layer"].values.tolist() == [0, 2]
