@@ -38,7 +38,6 @@ def sweep(
     counters = load(model).sweep(source, labels, rows=sample, resume=resume, shard=(int(number), int(of)))
     counters.save(out)
     print(f"{counters.tokens:,} tokens of {counters.documents:,} documents, labels {', '.join(map(repr, counters.labels))}")
-    load_of = counters.table("load")
-    for layer, row in zip(counters.spec.layers, load_of, strict=True):
-        print(f"layer {layer:3}  " + " ".join(f"{100 * share:5.1f}" for share in row / row.sum()) + "  % of its slots, by expert")
+    for layer, row in zip(counters.spec.layers, counters.table("load"), strict=True):
+        print(f"layer {layer:3}  " + " ".join(f"{part:5.1f}" for part in 100 * row / row.sum()) + "  % of its slots, by expert")
     print(f"wrote {out}")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from grokscope.checkpoints import FORMATS, CheckpointError, native, recognise
 from grokscope.checkpoints.native_writer import Writer, arrays_of, file_of
 from grokscope.config import ModelConfig
-from grokscope.loading import found
+from grokscope.loading import found, tokenizer_file
 from grokscope.source import Source
 from grokscope.transformer.weights import ModelWeights
 
@@ -64,13 +64,9 @@ def convert(
         if check:
             _check(writer, progress)
         with _explained(writer):
-            writer.finish(native.header(config), _tokenizer(folder))
+            writer.finish(native.header(config), tokenizer_file(folder))
     (out / SOURCE).unlink()
     return out
-
-
-def _tokenizer(folder: Path) -> Path | None:
-    return next((p for p in (folder / "tokenizer.model", folder.parent / "tokenizer.model") if p.is_file()), None)
 
 
 def _sizes(config: ModelConfig, weights: ModelWeights, left: list[int | None]) -> dict[int | None, int]:

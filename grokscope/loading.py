@@ -98,8 +98,13 @@ def _find_tokenizer(given: str | Path | None, folder: Path) -> Tokenizer | None:
         if not Path(given).is_file():
             raise FileNotFoundError(f"{given}: wanted a tokenizer's file, found none")
         return SentencePiece(given)
-    found = [p for p in (folder / "tokenizer.model", folder.parent / "tokenizer.model") if p.is_file()]
-    return SentencePiece(found[0]) if found else None
+    file = tokenizer_file(folder)
+    return None if file is None else SentencePiece(file)
+
+
+def tokenizer_file(folder: Path) -> Path | None:
+    """The tokenizer in a checkpoint's directory or beside it."""
+    return next((p for p in (folder / "tokenizer.model", folder.parent / "tokenizer.model") if p.is_file()), None)
 
 
 def keep_compiled() -> None:

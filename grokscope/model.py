@@ -160,9 +160,9 @@ class Model:
         directory; the same call goes on there after an interrupt, and counts nothing twice. shard: (number, of how many):
         this process takes every so-manyth document; the counters of all add up to the same bytes as one process's.
         """
-        from grokscope.sweeping import sweep
+        from grokscope.sweeping import Sweep
 
-        return sweep(self, source, labels, edits=edits, rows=rows, resume=resume, shard=shard, progress=progress)
+        return Sweep(self, edits=edits, shard=shard).over(source, labels, rows, resume, progress)
 
     def capture(self, sites: Any = None, layers: Sequence[int] | None = None, **select: Any) -> Capture:
         """What to keep, checked against this model; see `Capture`."""

@@ -113,8 +113,7 @@ def array_for_cpu(name: str, w: Any, dtype: str) -> Any:
 
     if name not in EXPERTS:
         return jnp.asarray(rounded(w))
-    parts = (Int8(w.values[e], w.scales[e], w.lead - 1, w.rows) if isinstance(w, Int8) else w[e] for e in range(w.shape[0]))
-    return PerExpert(tuple(jnp.asarray(np.ascontiguousarray(rounded(part).T)) for part in parts))
+    return PerExpert.of(rounded(w[e]) for e in range(w.shape[0]))
 
 
 def _has_bfloat16_units() -> bool:
@@ -152,7 +151,6 @@ def _for_hopper(block: BlockWeights) -> BlockWeights:
         return block
     if not hopper.fits(gate.shape[1], gate.shape[2], down.scales.shape[1]):
         return block
-
 
     def array(name: str) -> Any:
         w = field_of(block, name)

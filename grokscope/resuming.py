@@ -8,7 +8,7 @@ import json
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,34 +28,13 @@ class OnDisk(Streams):
 
     def __init__(self, folder: Path, batches: int, about: dict[str, Any] | None = None) -> None:
         self.folder = Path(folder)
-        self._claim(about or {})
-        self._lock = (self.folder / "run.json").open("rb")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OSError(f"{self.folder}: wanted it for this run alone, another process is at work in it; wait for it") from error
+        self._lock = claim(self.folder, "run", about or {})
         self._newest = [
             max((_stage(p) for p in self.folder.glob(f"stream-{b:05d}-*.safetensors")), default=-1) for b in range(batches)
         ]
         self.first_layer = max(0, min(self._newest, default=0))
         self._writer = ThreadPoolExecutor(1, "write")
         self._writing: dict[int, Future] = {}
-
-    def _claim(self, about: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        ours = self.folder / "run.json"
-        if not ours.exists():
-            if any(self.folder.iterdir()):
-                raise FileExistsError(f"{self.folder}: wanted a new directory, or one of this run, got other files; name another")
-            _written(ours, json.dumps(about, indent=1, sort_keys=True, default=str).encode())
-            return
-        found = json.loads(ours.read_text(encoding="utf-8"))
-        wanted = json.loads(json.dumps(about, default=str))
-        if found != wanted:
-            differ = ", ".join(sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k)))
-            raise ValueError(
-                f"{self.folder}: wanted the run that was begun here, got one that differs in {differ}; name another directory"
-            )
 
     def recall(self, layer: int | None, batch: int) -> Kept | None:
         """What this call kept, if it was finished."""
@@ -100,6 +79,36 @@ class OnDisk(Streams):
         return self.folder / f"kept-{batch:05d}-{stage:03d}.safetensors"
 
 
+def claim(folder: Path, what: str, about: dict[str, Any]) -> IO[bytes]:
+    """Take a directory for a run or a sweep (`what`) that `about` describes: new, or one in which it was begun.
+
+    Returns the open file that keeps other processes out until it is closed. Raises FileExistsError for a directory of other
+    files, ValueError for one of another run, OSError for one in which another process is at work.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = folder / f"{what}.json"
+    if not ours.exists():
+        if any(folder.iterdir()):
+            raise FileExistsError(f"{folder}: wanted a new directory, or one of this {what}, got other files; name another")
+        scratch = ours.with_name(f"{ours.name}.{os.getpid()}.part")
+        scratch.write_bytes(json.dumps(about, indent=1, sort_keys=True, default=str).encode())
+        scratch.replace(ours)
+    begun = json.loads(ours.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(about, default=str))
+    if begun != wanted:
+        differ = ", ".join(sorted(k for k in begun.keys() | wanted.keys() if begun.get(k) != wanted.get(k)))
+        raise ValueError(
+            f"{folder}: wanted the {what} that was begun here, got one that differs in {differ}; name another directory"
+        )
+    lock = ours.open("rb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise OSError(f"{folder}: wanted it for this {what} alone, another process is at work in it; wait for it") from error
+    return lock
+
+
 def fingerprint(array: np.ndarray) -> str:
     """A short name for an array's values."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
@@ -112,10 +121,4 @@ def _stage(path: Path) -> int:
 def _save(path: Path, arrays: Kept) -> None:
     scratch = path.with_suffix(".part")
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, scratch)
-    scratch.replace(path)
-
-
-def _written(path: Path, content: bytes) -> None:
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
-    scratch.write_bytes(content)
     scratch.replace(path)

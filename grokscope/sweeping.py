@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,7 @@ from grokscope.analysis.tables import routing_table
 from grokscope.corpus import Document, read_documents
 from grokscope.memory import device_memory
 from grokscope.prompt import Prompt, bucket
+from grokscope.resuming import claim
 from grokscope.running import TOKENS_IN_A_CALL, run
 from grokscope.sites import ROUTING, Capture
 from grokscope.trace.trace import Trace, as_trace
@@ -81,38 +81,33 @@ class Sweep:
             traces.append(trace)
         return traces
 
-
-def sweep(
-    model: Model,
-    source: Any,
-    labels: str | None = None,
-    *,
-    edits: Sequence[Any] = (),
-    rows: tuple[str | Path, float] | None = None,
-    resume: str | Path | None = None,
-    shard: tuple[int, int] = (0, 1),
-    progress: bool = True,
-) -> RoutingCounters:
-    """See `Model.sweep`."""
-    work = Sweep(model, edits=edits, shard=shard)
-    state = None if resume is None else _State(Path(resume), {"shard": list(shard), "labels": labels, "source": str(source)[:500]})
-    if state is not None:
-        work.documents, work.counters = state.newest()
-    documents = islice(work.pieces(source, labels), work.documents, None)
-    window = _call_tokens() * (STREAMED_WINDOW if model.is_streamed else WINDOW)
-    with tqdm(unit="token", unit_scale=True, desc="sweep", delay=1, disable=None if progress else True) as bar:
-        for number, pieces in _windows(documents, window):
-            traces = work.count(pieces)
-            if rows is not None:
-                _write_rows(traces, pieces, rows, f"{shard[0]:05d}-{work.documents:012d}")
-            work.documents += number
-            bar.update(sum(len(p[0]) for p in pieces))
-            bar.set_postfix(documents=work.documents, max_load=f"{_largest_load(work.counters):.2f}")
-            if state is not None:
-                state.save(work.documents, work.counters)
-    if work.counters is None:
-        raise ValueError("sweep: wanted at least one document, got none; look at the source")
-    return work.counters
+    def over(
+        self,
+        source: Any,
+        label: str | None,
+        rows: tuple[str | Path, float] | None = None,
+        resume: str | Path | None = None,
+        progress: bool = True,
+    ) -> RoutingCounters:
+        """Count a whole source; see `Model.sweep`."""
+        about = {"shard": list(self.shard), "labels": label, "source": str(source)[:500]}
+        with _State(resume, about) as state, tqdm(
+            unit="token", unit_scale=True, desc="sweep", delay=1, disable=None if progress else True
+        ) as bar:
+            self.documents, self.counters = state.newest()
+            documents = islice(self.pieces(source, label), self.documents, None)
+            window = _call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
+            for number, pieces in _windows(documents, window):
+                traces = self.count(pieces)
+                if rows is not None:
+                    _write_rows(traces, pieces, rows, f"{self.shard[0]:05d}-{self.documents:012d}")
+                self.documents += number
+                bar.update(sum(len(p[0]) for p in pieces))
+                bar.set_postfix(documents=self.documents, max_load=f"{_largest_load(self.counters):.2f}")
+                state.save(self.documents, self.counters)
+        if self.counters is None:
+            raise ValueError("sweep: wanted at least one document, got none; look at the source")
+        return self.counters
 
 
 def _call_tokens() -> int:
@@ -183,31 +178,28 @@ def _write_rows(traces: Sequence[Trace], pieces: Sequence[Piece], rows: tuple[st
 
 
 class _State:
-    """How far a sweep has come: one file with the counters, whose name says after how many documents."""
+    """How far a sweep has come: one file with the counters, whose name says after how many documents. Without a folder, nothing."""
 
-    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, ours = folder, folder / "sweep.json"
-        if ours.exists():
-            found = json.loads(ours.read_text(encoding="utf-8"))
-            if found != about:
-                raise ValueError(f"{folder}: wanted the sweep that was begun here ({found}), got {about}; name another directory")
-            return
-        if any(folder.iterdir()):
-            raise FileExistsError(f"{folder}: wanted a new directory, or one of this sweep, got other files; name another")
-        scratch = folder / f"sweep.json.{os.getpid()}.part"
-        scratch.write_text(json.dumps(about), encoding="utf-8")
-        scratch.replace(ours)
+    def __init__(self, folder: str | Path | None, about: dict[str, Any]) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._lock = None if self.folder is None else claim(self.folder, "sweep", about)
+
+    def __enter__(self) -> _State:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def newest(self) -> tuple[int, RoutingCounters | None]:
         """Documents that are counted, and the counters."""
-        found = sorted(self.folder.glob("counters-*.npz"))
-        if not found:
-            return 0, None
-        return int(found[-1].stem.split("-")[1]), RoutingCounters.open(found[-1])
+        found = [] if self.folder is None else sorted(self.folder.glob("counters-*.npz"))
+        return (int(found[-1].stem.split("-")[1]), RoutingCounters.open(found[-1])) if found else (0, None)
 
-    def save(self, documents: int, counters: RoutingCounters) -> None:
+    def save(self, documents: int, counters: RoutingCounters | None) -> None:
         """The counters under their new name, then the old ones away: at every moment one of them is whole."""
+        if self.folder is None or counters is None:
+            return
         now = self.folder / f"counters-{documents:012d}.npz"
         counters.save(now)
         for old in self.folder.glob("counters-*.npz"):

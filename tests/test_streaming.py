@@ -205,6 +205,15 @@ class TestARunThatWasCutOff:
             model.trace(ids, EVERYTHING, resume=tmp_path / "work")
         same(model.trace(ids, EVERYTHING), model.trace(ids, EVERYTHING, resume=tmp_path / "work"))
 
+    def test_a_second_process_is_kept_out(self, tmp_path):
+        from grokscope.resuming import claim
+
+        for what in ("run", "sweep"):
+            with claim(tmp_path / what, what, {"a": 1}):
+                with pytest.raises(OSError, match="another process is at work"):
+                    claim(tmp_path / what, what, {"a": 1})
+            claim(tmp_path / what, what, {"a": 1}).close()
+
     def test_another_run_is_refused(self, tmp_path, tiny, ids):
         tiny.trace(ids, ["logits"], resume=tmp_path / "work")
         tiny.trace(ids, ["logits"], resume=tmp_path / "work")

@@ -151,9 +151,7 @@ def _pick(weights: Any, expert: Array | int) -> Any:
     """The weights of one expert, or of a list of them in front."""
 
     def pick(w: Weight) -> Weight:
-        if isinstance(w, Int8):
-            return Int8(w.values[expert], w.scales[expert], w.lead - 1, w.rows)
-        return w[expert] if isinstance(expert, int) or expert.ndim == 0 else _pick_many(w, expert)
+        return w[expert] if isinstance(w, Int8) or isinstance(expert, int) or expert.ndim == 0 else _pick_many(w, expert)
 
     return jax.tree.map(pick, weights, is_leaf=lambda w: isinstance(w, Int8))
 

@@ -6,7 +6,7 @@ blocks are a `Sequence[BlockWeights]`: a list in memory, or a reader that brings
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -45,6 +45,10 @@ class Int8:
         """That of the array it stands for."""
         return self.values.shape
 
+    def __getitem__(self, index: Any) -> Int8:
+        """The part at an index of the first leading axis, or with an array of indices those parts in front."""
+        return Int8(self.values[index], self.scales[index], self.lead - 1, self.rows)
+
     def to(self, dtype: Any) -> Array:
         """The plain array: value times scale, in `dtype`; of NumPy's where the values are."""
         shape = self.values.shape
@@ -66,9 +70,9 @@ class PerExpert:
     parts: tuple[Array, ...]
 
     @classmethod
-    def of(cls, w: Array) -> PerExpert:
-        """From E P Q, each expert as Q P."""
-        return cls(tuple(jnp.asarray(np.asarray(w[e]).T.copy()) for e in range(w.shape[0])))
+    def of(cls, experts: Iterable[Array]) -> PerExpert:
+        """From each expert's P Q (or a stack of them), one after the other."""
+        return cls(tuple(jnp.asarray(np.asarray(w).T.copy()) for w in experts))
 
     @property
     def shape(self) -> tuple[int, ...]:
