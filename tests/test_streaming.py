@@ -209,9 +209,8 @@ class TestARunThatWasCutOff:
         from grokscope.resuming import claim
 
         for what in ("run", "sweep"):
-            with claim(tmp_path / what, what, {"a": 1}):
-                with pytest.raises(OSError, match="another process is at work"):
-                    claim(tmp_path / what, what, {"a": 1})
+            with claim(tmp_path / what, what, {"a": 1}), pytest.raises(OSError, match="another process is at work"):
+                claim(tmp_path / what, what, {"a": 1})
             claim(tmp_path / what, what, {"a": 1}).close()
 
     def test_another_run_is_refused(self, tmp_path, tiny, ids):

@@ -18,7 +18,6 @@ from grokscope import sweeping
 from grokscope.running import run
 from grokscope.sites import Capture
 
-
 LAST = Capture(("router.experts",), (7,))
 """The last layer of pocket: what makes a run wait for its end, and next to nothing more."""
 
