@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from grokscope import experiments as experiments
     from grokscope.analysis import routing as routing
     from grokscope.analysis.counters import RoutingCounters
     from grokscope.analysis.means import expert_means
@@ -49,7 +50,11 @@ _HOMES = {
     "RoutingCounters": "grokscope.analysis.counters",
     "visible": "grokscope.prompt",
 }
-_MODULES = {"edits": "grokscope.transformer.edits", "routing": "grokscope.analysis.routing"}
+_MODULES = {
+    "edits": "grokscope.transformer.edits",
+    "experiments": "grokscope.experiments",
+    "routing": "grokscope.analysis.routing",
+}
 __all__ = sorted([*_HOMES, *_MODULES])
 
 
