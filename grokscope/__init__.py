@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from grokscope import experiments as experiments
+    from grokscope import widgets as widgets
     from grokscope.analysis import routing as routing
     from grokscope.analysis.counters import RoutingCounters
     from grokscope.analysis.means import expert_means
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from grokscope.trace.store import open_trace
     from grokscope.trace.trace import Trace
     from grokscope.transformer import edits as edits
+    from grokscope.widgets.report import report
+    from grokscope.widgets.workbench import explore
 
 __version__ = "0.1.0"
 
@@ -39,6 +42,7 @@ _HOMES = {
     "Trace": "grokscope.trace.trace",
     "convert": "grokscope.converting",
     "expert_means": "grokscope.analysis.means",
+    "explore": "grokscope.widgets.workbench",
     "export": "grokscope.analysis.tables",
     "inspect": "grokscope.loading",
     "load": "grokscope.loading",
@@ -47,6 +51,7 @@ _HOMES = {
     "read_csv": "grokscope.analysis.tables",
     "read_routed_experts": "grokscope.trace.routed_experts",
     "read_router_logits": "grokscope.trace.router_logits",
+    "report": "grokscope.widgets.report",
     "RoutingCounters": "grokscope.analysis.counters",
     "visible": "grokscope.prompt",
 }
@@ -54,6 +59,7 @@ _MODULES = {
     "edits": "grokscope.transformer.edits",
     "experiments": "grokscope.experiments",
     "routing": "grokscope.analysis.routing",
+    "widgets": "grokscope.widgets",
 }
 __all__ = sorted([*_HOMES, *_MODULES])
 

@@ -1,0 +1,18 @@
+"""The painters: one linked workbench, whose panels also stand alone; the state in Python, the drawing in `static/`."""
+
+from grokscope.widgets.workbench import (
+    Attention,
+    Compare,
+    Edit,
+    Experts,
+    Prediction,
+    Router,
+    RoutingMap,
+    Text,
+    Workbench,
+    explore,
+)
+
+__all__ = [
+    "Attention", "Compare", "Edit", "Experts", "Prediction", "Router", "RoutingMap", "Text", "Workbench", "explore",
+]  # fmt: skip

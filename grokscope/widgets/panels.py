@@ -1,0 +1,24 @@
+"""The panels by name, in the order of the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from grokscope.widgets import attention_panel, comparing_panels, prediction_panel, routing_panels
+from grokscope.widgets.panel import Answer, Panel
+
+if TYPE_CHECKING:
+    from grokscope.widgets.workbench import Workbench
+
+PANELS: dict[str, Panel] = {
+    **routing_panels.PANELS,
+    **attention_panel.PANELS,
+    **prediction_panel.PANELS,
+    **comparing_panels.PANELS,
+}
+ANSWERS: dict[str, Answer] = {want: answer for panel in PANELS.values() for want, answer in panel.answers.items()}
+
+
+def lacks(bench: Workbench) -> dict[str, str]:
+    """What each panel lacks, for those that lack something."""
+    return {name: why for name, panel in PANELS.items() if (why := panel.lacks(bench))}

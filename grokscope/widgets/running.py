@@ -1,0 +1,49 @@
+"""Running a model from a panel: which model, on which text, with which edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from grokscope.sites import Capture
+from grokscope.trace.trace import Trace
+
+if TYPE_CHECKING:
+    from grokscope.model import Model
+    from grokscope.widgets.workbench import Workbench
+
+
+def lacks_model(bench: Workbench) -> str | None:
+    """Why nothing can be run for this trace, or None."""
+    if bench.model is None and bench.trace.provenance["model"] != "pocket":
+        return "This needs the model that made the trace: explore(trace, model=model)."
+    if not (bench.trace.data["token_id"].values[:, 0] >= 0).all():
+        return "This needs token ids, which the recording does not have."
+    return None
+
+
+def model_of(bench: Workbench) -> Model:
+    """The model to run: the one that was given, or the embedded one where the trace is its. Raises ValueError."""
+    if why := lacks_model(bench):
+        raise ValueError(why)
+    told = bench.trace.provenance
+    if bench.model is None:
+        from grokscope.loading import load
+
+        bench.model = load(dtype=told["dtype"])
+    if bench.model.config != bench.trace.config:
+        raise ValueError(
+            f"model: wanted the one that made the trace ({told['model']}), got {bench.model.name} of another shape or "
+            "router rule; give explore(trace, model=...) that one"
+        )
+    return bench.model
+
+
+def again(bench: Workbench, edits: Sequence[Any]) -> Trace:
+    """The trace's texts once more through the model, with edits, keeping what the trace kept."""
+    data, told = bench.trace.data, bench.trace.provenance
+    captured = {k: v if v is None else tuple(v) for k, v in told["capture"].items()}
+    if captured["tokens"] is not None:
+        raise ValueError("edit: wanted a trace of whole texts, got one of some tokens; trace without tokens=")
+    ids = [row[: int(n)].tolist() for row, n in zip(data["token_id"].values, data["length"].values, strict=True)]
+    return model_of(bench).trace(ids, capture=Capture(**captured), edits=edits)

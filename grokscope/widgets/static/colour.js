@@ -1,0 +1,42 @@
+// Colours that colour-blind readers tell apart; numbers stand beside them, hue never speaks alone.
+
+const OKABE_ITO = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167], [150, 150, 150]];
+const CIVIDIS = [[0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115], [138, 134, 120], [165, 156, 116], [195, 179, 105], [225, 204, 85], [254, 232, 56]];
+const SIGNED = [[0, 68, 136], [102, 153, 204], [238, 238, 238], [238, 153, 102], [153, 51, 0]]; // blue below zero, red-brown above
+
+/** The colour of an expert, [r, g, b]; beyond eight, hues a golden angle apart in three lightnesses. */
+export function expertColour(expert, count) {
+  if (count <= OKABE_ITO.length) return OKABE_ITO[expert] || [0, 0, 0];
+  const hue = (expert * 137.508) % 360;
+  const light = [0.45, 0.6, 0.75][expert % 3];
+  const a = 0.75 * Math.min(light, 1 - light);
+  const part = (n) => {
+    const k = (n + hue / 30) % 12;
+    return Math.round(255 * (light - a * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
+  };
+  return [part(0), part(8), part(4)];
+}
+
+/** 256 colours for a byte: 0 to 254 along the scale, 255 (nothing there) grey. */
+export function scale(signed) {
+  const stops = signed ? SIGNED : CIVIDIS;
+  const table = new Uint8Array(768);
+  for (let q = 0; q < 255; q++) {
+    const x = (q / 254) * (stops.length - 1);
+    const i = Math.min(stops.length - 2, Math.floor(x));
+    for (let c = 0; c < 3; c++) table[3 * q + c] = stops[i][c] + (x - i) * (stops[i + 1][c] - stops[i][c]);
+  }
+  table.fill(128, 765);
+  return table;
+}
+
+/** Black or white, whichever can be read on this colour. */
+export function inkOn([r, g, b]) {
+  return 0.299 * r + 0.587 * g + 0.114 * b > 140 ? "#000" : "#fff";
+}
+
+/** [r, g, b] as CSS; with a strength below one, mixed towards white as far as that. */
+export function css([r, g, b], strength = 1) {
+  const mix = (c) => Math.round(255 - (255 - c) * strength);
+  return `rgb(${mix(r)} ${mix(g)} ${mix(b)})`;
+}

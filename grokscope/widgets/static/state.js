@@ -1,0 +1,111 @@
+// The one selection that every panel reads and sets, and the questions that go to Python.
+
+import { unpack } from "./wire.js";
+
+const SELECTED = ["text", "layer", "token", "head", "expert", "slot", "colour"];
+
+/** Wraps a widget's model (or the report's, which has the same four methods). */
+export class State {
+  constructor(model) {
+    this.model = model;
+    this.listeners = new Set();
+    this.waiting = new Map();
+    this.next = 1;
+    this.planes = new Map();
+    this.data = unpack(model.get("data"));
+    this.changed = new Set();
+    this.onChange = SELECTED.concat("data").map((name) => [`change:${name}`, () => this._mark(name)]);
+    for (const [event, f] of this.onChange) model.on(event, f);
+    this.onMessage = (message, buffers) => this._answer(message, buffers);
+    model.on("msg:custom", this.onMessage);
+  }
+
+  get(name) {
+    return this.model.get(name);
+  }
+
+  /** Select: {token: 3, layer: 1}. What is the same already, or is not there, is left alone. */
+  set(values) {
+    let any = false;
+    for (const [name, value] of Object.entries(values)) {
+      if (value === undefined || Number.isNaN(value) || this.model.get(name) === value) continue;
+      this.model.set(name, value);
+      any = true;
+    }
+    if (any) this.model.save_changes();
+  }
+
+  /** Calls f(names) once a frame in which something changed; gives the function that ends it. */
+  listen(f) {
+    this.listeners.add(f);
+    return () => this.listeners.delete(f);
+  }
+
+  /** A question to Python, by name; rejects with the line that Python answers where it cannot. */
+  ask(want, params = {}) {
+    const id = this.next++;
+    return new Promise((resolve, reject) => {
+      this.waiting.set(id, { resolve, reject });
+      this.model.send({ id, want, params });
+    });
+  }
+
+  /** The place of the selected layer among the trace's. */
+  get row() {
+    return Math.max(0, this.data.layers.indexOf(this.get("layer")));
+  }
+
+  /** A plane by name, asked for once for each text and, where it is about one, expert. */
+  plane(name) {
+    const expert = ["gate", "probability", "logit"].includes(name) ? this.get("expert") : 0;
+    const key = `${this.get("text")}|${name}|${expert}`;
+    if (!this.planes.has(key)) {
+      if (this.planes.size > 12) this.planes.delete(this.planes.keys().next().value);
+      const asked = this.ask("plane", { name, expert });
+      asked.catch(() => this.planes.delete(key));
+      this.planes.set(key, asked);
+    }
+    return this.planes.get(key);
+  }
+
+  close() {
+    for (const [event, f] of this.onChange) this.model.off(event, f);
+    this.model.off("msg:custom", this.onMessage);
+    this.listeners.clear();
+    this.waiting.clear();
+  }
+
+  _mark(name) {
+    if (name === "data") {
+      this.data = unpack(this.model.get("data"));
+      this.planes.clear();
+    }
+    if (!this.changed.size) {
+      const tell = () => {
+        const names = this.changed;
+        this.changed = new Set();
+        for (const f of this.listeners) f(names);
+      };
+      if (typeof requestAnimationFrame === "function" && !document.hidden) requestAnimationFrame(tell);
+      else setTimeout(tell, 0); // a hidden page draws no frames, but must not fall behind
+    }
+    this.changed.add(name);
+  }
+
+  _answer(message, buffers) {
+    const asked = this.waiting.get(message.id);
+    if (!asked) return;
+    this.waiting.delete(message.id);
+    if (message.error !== undefined) asked.reject(new Error(message.error));
+    else asked.resolve(unpack(message.answer, buffers));
+  }
+}
+
+/** Lets through only the answer to the newest question: `const latest = newest(); latest(state.ask(...), draw, complain)`. */
+export function newest() {
+  let number = 0;
+  return (promise, done, failed = () => {}) => {
+    const mine = ++number;
+    promise.then((r) => mine === number && done(r), (e) => mine === number && failed(e));
+  };
+}

@@ -1,0 +1,180 @@
+// The prompt as text, each token in the colour of what is chosen.
+
+import { css, expertColour, inkOn, scale } from "./colour.js";
+import { arrow, el, short } from "./dom.js";
+import { newest } from "./state.js";
+import { emptyOf, valueAt } from "./wire.js";
+
+const CHUNK = 256; // spans in one block: blocks out of sight are not laid out
+
+/** Where a token stands in an array [L, T, ...] or [T]: the row of `shape`, times T, plus t. */
+export function placeOf(shape, row, t) {
+  return (shape.length > 1 ? row * shape[1] : 0) + t;
+}
+
+/** The experts of a token at a row of layers, best first: [[expert, gate or null], ...]. */
+export function chosen(data, row, t) {
+  const [, tokens, slots] = data.experts.shape;
+  const first = (row * tokens + t) * slots;
+  const found = [];
+  for (let a = 0; a < slots; a++) {
+    const expert = data.experts[first + a];
+    if (expert !== emptyOf(data.experts)) found.push([expert, data.gates ? valueAt(data.gates, first + a) : null]);
+  }
+  return found;
+}
+
+/** One line about a token at a row of layers. */
+export function tell(data, row, t) {
+  const experts = chosen(data, row, t).map(([e, gate]) => (gate === null ? `${e}` : `${e} (${gate.toFixed(2)})`));
+  const id = data.ids[t] >= 0 ? ` id ${data.ids[t]}` : "";
+  const what = experts.length ? `expert${experts.length > 1 ? "s" : ""} ${experts.join(", ")}` : "no expert";
+  return `token ${data.positions[t]} “${data.pieces[t]}”${id} · layer ${data.layers[row]} · ${what}`;
+}
+
+/** Pieces cut into blocks of at most `size`, each line of the text beginning one: [[first, last), ...]. */
+export function blocks(pieces, size = CHUNK) {
+  const made = [];
+  let first = 0;
+  pieces.forEach((piece, t) => {
+    if (piece.includes("⏎") || piece === "<0x0A>" || t - first + 1 === size) {
+      made.push([first, t + 1]);
+      first = t + 1;
+    }
+  });
+  if (first < pieces.length) made.push([first, pieces.length]);
+  return made;
+}
+
+/** The [r, g, b] and strength of each token for the state's colour, or null where there is nothing. */
+export function colours(data, row, slot, plane) {
+  const tokens = data.pieces.length;
+  const made = new Array(tokens).fill(null);
+  if (plane === null) {
+    for (let t = 0; t < tokens; t++) {
+      const at = chosen(data, row, t)[slot];
+      if (at) made[t] = [expertColour(at[0], data.num_experts), at[1] === null ? 1 : 0.35 + 0.65 * Math.min(1, at[1])];
+    }
+    return made;
+  }
+  const table = scale(plane.signed);
+  for (let t = 0; t < tokens; t++) {
+    const q = plane.q[placeOf(plane.q.shape, row, t)];
+    if (q !== 255) made[t] = [[table[3 * q], table[3 * q + 1], table[3 * q + 2]], 1];
+  }
+  return made;
+}
+
+export function textPanel(state, root) {
+  const list = el("div", { class: "gs-tokens", role: "listbox", tabindex: "0", "aria-label": "Tokens of the text" });
+  const tip = el("div", { class: "gs-tip", "aria-hidden": "true" });
+  const key = el("div", { class: "gs-key" });
+  root.append(key, list, tip);
+  let spans = [];
+  let picked = null;
+  let plane = null;
+  const latest = newest();
+
+  function build() {
+    const { pieces } = state.data;
+    spans = new Array(pieces.length);
+    list.replaceChildren(
+      ...blocks(pieces).map(([first, last]) => {
+        const block = el("div", { class: "gs-block", dir: "auto" });
+        for (let t = first; t < last; t++) {
+          const span = document.createElement("span");
+          span.textContent = pieces[t];
+          span.dataset.t = t;
+          span.setAttribute("role", "option");
+          block.append((spans[t] = span));
+        }
+        return block;
+      }),
+    );
+  }
+
+  function paint() {
+    const made = colours(state.data, state.row, state.get("slot"), plane);
+    made.forEach((c, t) => {
+      const style = spans[t].style;
+      style.background = c ? css(...c) : "";
+      style.color = c ? (c[1] < 0.6 ? "#000" : inkOn(c[0])) : "";
+    });
+    legend();
+  }
+
+  function legend() {
+    const { num_experts: count } = state.data;
+    if (plane) {
+      const table = scale(plane.signed);
+      const stops = [0, 64, 127, 191, 254].map((q) => css([table[3 * q], table[3 * q + 1], table[3 * q + 2]]));
+      const bar = el("span", { class: "gs-bar" });
+      bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
+      key.replaceChildren(plane.label, " ", short(plane.low), bar, short(plane.high));
+    } else if (count <= 64) {
+      const swatches = Array.from({ length: count }, (_, e) => {
+        const c = expertColour(e, count);
+        const swatch = el("button", { class: "gs-swatch", title: `select expert ${e}`, onclick: () => state.set({ expert: e }) }, String(e));
+        swatch.style.background = css(c);
+        swatch.style.color = inkOn(c);
+        if (e === state.get("expert")) swatch.setAttribute("aria-pressed", "true");
+        return swatch;
+      });
+      key.replaceChildren(`expert of slot ${state.get("slot")} at layer ${state.get("layer")} `, ...swatches);
+    } else key.replaceChildren(`expert of slot ${state.get("slot")} at layer ${state.get("layer")}, of ${count}`);
+  }
+
+  function recolour() {
+    if (state.get("colour") === "expert") {
+      latest(Promise.resolve(null), () => ((plane = null), paint()));
+      return;
+    }
+    latest(state.plane(state.get("colour")), (p) => ((plane = p), paint()), (e) => key.replaceChildren(e.message));
+  }
+
+  function select() {
+    picked?.removeAttribute("aria-selected");
+    picked = spans[state.get("token")];
+    picked?.setAttribute("aria-selected", "true");
+  }
+
+  function reveal() {
+    if (!picked) return;
+    const a = picked.getBoundingClientRect();
+    const b = list.getBoundingClientRect();
+    if (a.top < b.top || a.bottom > b.bottom) list.scrollTop += a.top - b.top - b.height / 3;
+  }
+
+  list.addEventListener("click", (event) => {
+    const t = event.target.dataset.t;
+    if (t !== undefined) state.set({ token: Number(t) });
+  });
+  list.addEventListener("keydown", (event) => {
+    const step = arrow(event);
+    if (!step) return;
+    const token = Math.max(0, Math.min(spans.length - 1, state.get("token") + step[0]));
+    state.set(step[0] ? { token } : { layer: state.data.layers[state.row + step[1]] });
+  });
+  list.addEventListener("mousemove", (event) => {
+    const t = event.target.dataset.t;
+    tip.style.display = t === undefined ? "none" : "block";
+    if (t === undefined) return;
+    const value = plane ? ` · ${plane.label} ${short(valueAt(plane, placeOf(plane.q.shape, state.row, Number(t))))}` : "";
+    tip.textContent = tell(state.data, state.row, Number(t)) + value;
+    const box = root.getBoundingClientRect();
+    tip.style.left = `${Math.min(event.clientX - box.left + 12, box.width - 260)}px`;
+    tip.style.top = `${event.clientY - box.top + 18}px`;
+  });
+  list.addEventListener("mouseleave", () => (tip.style.display = "none"));
+
+  build();
+  recolour();
+  select();
+  return {
+    changed(names) {
+      if (names.has("data")) build();
+      if (["data", "layer", "slot", "colour", "expert"].some((n) => names.has(n))) recolour();
+      if (names.has("data") || names.has("token")) select(), reveal();
+    },
+  };
+}

@@ -1,0 +1,122 @@
+// The workbench: a bar for the selection, and the panels, each told once a frame what changed.
+
+import { attentionPanel } from "./attention.js";
+import { comparePanel } from "./compare.js";
+import { choice, el } from "./dom.js";
+import { editPanel } from "./edit.js";
+import { expertsPanel } from "./experts.js";
+import { mapPanel } from "./map.js";
+import { predictionPanel } from "./prediction.js";
+import { routerPanel } from "./router.js";
+import { State } from "./state.js";
+import { tell, textPanel } from "./text.js";
+
+const PANELS = {
+  text: ["Text", textPanel, "wide"],
+  map: ["Routing map", mapPanel, "wide"],
+  router: ["Router", routerPanel, ""],
+  experts: ["Experts", expertsPanel, ""],
+  attention: ["Attention", attentionPanel, ""],
+  prediction: ["Prediction", predictionPanel, ""],
+  compare: ["Compare", comparePanel, "wide"],
+  edit: ["Edit", editPanel, ""],
+};
+
+function numberField(state, label, name, all) {
+  const input = el("input", { type: "number", "aria-label": label, min: all()[0], max: all().at(-1) });
+  const update = () => {
+    input.value = state.get(name);
+    input.min = all()[0];
+    input.max = all().at(-1);
+  };
+  input.addEventListener("change", () => {
+    const value = Number(input.value);
+    if (all().includes(value)) state.set({ [name]: value });
+    update();
+  });
+  input.addEventListener("keydown", (event) => event.stopPropagation());
+  update();
+  return [el("label", {}, `${label} `, input), update];
+}
+
+/** The bar: every selection as a field, and a line that says it in words, which screen readers hear. */
+function selectionBar(state, root) {
+  const upTo = (n) => Array.from({ length: n }, (_, i) => i);
+  const fields = [
+    numberField(state, "layer", "layer", () => state.data.layers),
+    numberField(state, "token", "token", () => upTo(state.data.pieces.length)),
+    numberField(state, "expert", "expert", () => upTo(state.data.num_experts)),
+    numberField(state, "slot", "slot", () => upTo(state.data.experts.shape[2])),
+  ];
+  if (state.data.heads.length) fields.push(numberField(state, "head", "head", () => state.data.heads));
+  const said = el("output", { class: "gs-said", "aria-live": "polite" });
+  const colour = el("span");
+  const text = el("span");
+  function lists() {
+    const { colours, texts } = state.data;
+    const coloured = choice("colour tokens by", [["expert", "expert"], ...colours], state.get("colour"), (v) => state.set({ colour: v }));
+    colour.replaceChildren(el("label", {}, "colour ", coloured));
+    const which = texts.map((name, i) => [String(i), `${i}: ${name}`]);
+    text.replaceChildren(...(texts.length > 1 ? [el("label", {}, "text ", choice("text", which, String(state.get("text")), (v) => state.set({ text: Number(v) })))] : []));
+  }
+  function changed(names) {
+    for (const [, update] of fields) update();
+    if (["data", "colour", "text"].some((n) => names.has(n))) lists();
+    said.textContent = state.data.pieces.length ? tell(state.data, state.row, state.get("token")) : "no tokens";
+  }
+  lists();
+  changed(new Set());
+  root.append(text, ...fields.map(([field]) => field), colour, said);
+  return { changed };
+}
+
+/** Draws `panels` into `root` and keeps them to the state; gives the function that ends them. */
+export function draw(state, root, panels) {
+  const { model, rule, edits, lacks } = state.data;
+  const bar = el("div", { class: "gs-row gs-selection", role: "toolbar", "aria-label": "Selection" });
+  const note = edits.length ? ` · edited: ${edits.join("; ")}` : "";
+  const grid = el("div", { class: "gs-grid" });
+  root.append(el("div", { class: "gs-head" }, `${model} · ${rule}${note}`), bar, grid);
+  const shown = [selectionBar(state, bar)];
+  for (const name of panels) {
+    const [title, make, size] = PANELS[name];
+    const body = el("div", { class: "gs-body" });
+    const box = el("details", { class: `gs-panel ${size}`, "data-panel": name, open: "" }, el("summary", {}, title), body);
+    grid.append(box);
+    if (lacks[name]) {
+      body.append(el("p", { class: "gs-lacks" }, lacks[name]));
+      continue;
+    }
+    try {
+      const panel = make(state, body);
+      const stale = new Set(); // a closed panel rests, and catches up when it is opened
+      box.addEventListener("toggle", () => box.open && stale.size && (panel.changed(new Set(stale)), stale.clear()));
+      shown.push({
+        changed: (names) => (box.open ? panel.changed(names) : names.forEach((n) => stale.add(n))),
+        close: panel.close,
+      });
+    } catch (error) {
+      body.append(el("p", { class: "gs-lacks" }, `this panel failed: ${error.message}`));
+      console.error(error);
+    }
+  }
+  const stop = state.listen((names) => shown.forEach((panel) => panel.changed(names)));
+  root.setAttribute("data-ready", "");
+  return () => {
+    stop();
+    shown.forEach((panel) => panel.close?.());
+    root.replaceChildren();
+  };
+}
+
+export default {
+  render({ model, el: root }) {
+    root.classList.add("grokscope", "mathjax_ignore", "tex2jax_ignore");
+    let state = new State(model);
+    let end = draw(state, root, model.get("panels"));
+    return () => {
+      end();
+      state.close();
+    };
+  },
+};

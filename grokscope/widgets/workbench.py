@@ -1,0 +1,169 @@
+"""`explore`: one widget with several panels and one selection, which Python and every panel read and set.
+
+Values stay in Python. The routing of the text travels once, as bytes; what else a panel needs it asks for by name, and the
+functions in `panels.py` answer from view-models. A panel that stands alone is the same widget with one panel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import traitlets
+
+from grokscope.trace.trace import Trace
+from grokscope.views.payload import nested, pack
+from grokscope.views.routing import Values, routing_view
+from grokscope.widgets.assets import joined, style
+from grokscope.widgets.panels import ANSWERS, PANELS, lacks
+
+if TYPE_CHECKING:
+    from grokscope.model import Model
+
+SELECTION = ("text", "layer", "token", "head", "expert", "slot", "colour")
+"""The traits that linked widgets share."""
+
+
+class Workbench(anywidget.AnyWidget):
+    """A trace to look around in; `grokscope.explore` makes one.
+
+    text: which of the trace's texts. layer and head: their numbers in the model. token: its place in the kept text. slot: 0
+    is the best expert. colour: what tokens are coloured by, "expert" or a name of `colours`. Set them, or observe them:
+    what the browser selects comes back here. A value that is not there raises TraitError.
+    """
+
+    _esm = joined()
+    _css = style()
+
+    text = traitlets.Int(0).tag(sync=True)
+    layer = traitlets.Int(0).tag(sync=True)
+    token = traitlets.Int(0).tag(sync=True)
+    head = traitlets.Int(0).tag(sync=True)
+    expert = traitlets.Int(0).tag(sync=True)
+    slot = traitlets.Int(0).tag(sync=True)
+    colour = traitlets.Unicode("expert").tag(sync=True)
+    panels = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    data = traitlets.Dict().tag(sync=True)
+
+    def __init__(
+        self,
+        trace: Trace,
+        other: Trace | None = None,
+        *,
+        model: Model | None = None,
+        values: Values | None = None,
+        panels: Sequence[str] | None = None,
+        link: Workbench | None = None,
+    ) -> None:
+        unknown = [p for p in panels or () if p not in PANELS]
+        if unknown:
+            raise ValueError(f"panels: wanted some of {', '.join(PANELS)}, got {', '.join(unknown)}")
+        self.trace, self.other, self.model, self.values = trace, other, model, dict(values or {})
+        self.edits: list[Any] = []
+        """What the Edit panel did, as values of `grokscope.edits`; `other` is then the edited trace."""
+        self._links: list[traitlets.link] = []
+        view = routing_view(trace, 0, self.values)
+        start = {"layer": view.layers[0], "head": view.heads[0] if view.heads else 0}
+        super().__init__(panels=list(panels or PANELS), **start, data=self._data(view))
+        self.on_msg(self._asked)
+        if link is not None:
+            self._links = [traitlets.link((link, name), (self, name)) for name in SELECTION]
+
+    @property
+    def colours(self) -> list[str]:
+        """What `colour` may be for this text."""
+        return ["expert", *(name for name, _ in self.data["colours"])]
+
+    def close(self) -> None:
+        """Take it away, and every link with it."""
+        for pair in self._links:
+            pair.unlink()
+        self._links = []
+        self.on_msg(self._asked, remove=True)
+        super().close()
+
+    def show(self, other: Trace | None) -> None:
+        """Set the trace that the Compare panel puts beside this one."""
+        self.other = other
+        self.data = self._data(routing_view(self.trace, self.text, self.values))
+
+    def _data(self, view: Any) -> dict[str, Any]:
+        told = {"lacks": lacks(self), "compared": self.other is not None}
+        return nested(*pack(told | {f: getattr(view, f) for f in view.__dataclass_fields__}))
+
+    @traitlets.observe("text")
+    def _text_changed(self, change: dict[str, Any]) -> None:
+        self.token = 0
+        self.data = self._data(routing_view(self.trace, self.text, self.values))
+
+    @traitlets.validate("text", "layer", "token", "head", "expert", "slot", "colour")
+    def _there(self, proposal: Any) -> Any:
+        name, value = proposal["trait"].name, proposal["value"]
+        sizes, shown = self.trace.data.sizes, self.data
+        if not shown:
+            return value
+        known = {
+            "text": range(sizes["batch"]),
+            "layer": shown["layers"],
+            "token": range(len(shown["pieces"])),
+            "head": shown["heads"] or [0],
+            "expert": range(shown["num_experts"]),
+            "slot": range(sizes["slot"]),
+            "colour": ["expert", *(n for n, _ in shown["colours"])],
+        }[name]
+        if value not in known:
+            there = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(map(str, known))
+            raise traitlets.TraitError(f"{name}: wanted one of {there}, got {value!r}")
+        return value
+
+    def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
+        """Answer one question of a panel; a failure goes back as a line for its reader."""
+        try:
+            want, number = str(content["want"]), int(content["id"])
+        except (TypeError, KeyError, ValueError):
+            return
+        try:
+            answer, data = pack(ANSWERS[want](self, dict(content.get("params") or {})))
+            self.send({"id": number, "answer": answer}, data)
+        except KeyError:
+            self.send({"id": number, "error": f"nothing answers {want[:40]!r}"})
+        except (ValueError, TypeError, IndexError, MemoryError, traitlets.TraitError, OSError) as error:
+            self.send({"id": number, "error": str(error)})
+
+    def __repr__(self) -> str:
+        return f"Workbench({self.trace.provenance['model']}, panels={list(self.panels)})"
+
+
+def explore(
+    trace: Trace, other: Trace | None = None, *, model: Model | None = None, values: Values | None = None
+) -> Workbench:
+    """The linked workbench: text, routing map, router, experts, attention, prediction, comparison, edits.
+
+    other: a second trace, shown beside the first. model: what the Edit panel and the lens run; without it they load the
+    embedded model where the trace is its. values: arrays [T] or [L, T] of your own by name, to colour tokens by. A
+    recording made elsewhere is shown as far as its data go; a panel that lacks something says what.
+
+    >>> bench = gs.explore(trace)
+    >>> bench.layer, bench.token = 3, 12      # every panel follows
+    >>> bench.observe(print, "expert")        # and what is clicked comes back
+    """
+    return Workbench(trace, other, model=model, values=values)
+
+
+def _alone(panel: str, what: str) -> Any:
+    def __init__(self: Workbench, trace: Trace, other: Trace | None = None, **options: Any) -> None:  # noqa: N807
+        Workbench.__init__(self, trace, other, panels=(panel,), **options)
+
+    doc = f"{what} alone; see `Workbench` for its options. link=another widget shares the selection."
+    return type(PANELS[panel].title.replace(" ", ""), (Workbench,), {"__init__": __init__, "__doc__": doc, "__module__": __name__})
+
+
+Text = _alone("text", "The prompt, each token coloured by what is chosen,")
+RoutingMap = _alone("map", "Layers by tokens, coloured by expert or value,")
+Router = _alone("router", "The router's numbers for the selected token")
+Experts = _alone("experts", "A layer's experts: load, tokens, co-activation, flow,")
+Attention = _alone("attention", "A layer's heads")
+Prediction = _alone("prediction", "The next tokens, and the logit lens,")
+Compare = _alone("compare", "Two traces side by side")
+Edit = _alone("edit", "Banning or forcing experts")
