@@ -1,4 +1,4 @@
-"""The command line: `grokscope trace`, `generate`, `inspect`, `convert`, `sweep`, `train`. Each `--help` is enough to use it."""
+"""The command line: `grokscope trace`, `generate`, `inspect`, `convert`, `sweep`, `report`, `lab`, `train`. Each `--help` is enough to use it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def trace(
 
     Example: grokscope trace "The quick brown fox" --out fox
     """
-    words = _text(text, file)
+    words = read_text(text, file)
     if capture and out is None:
         raise typer.BadParameter("--capture keeps more in trace.zarr: it needs --out")
     if out is not None:
@@ -88,7 +88,7 @@ def generate(
 
     Example: grokscope generate "Once upon a time" -n 100 -t 0.8 --top-p 0.95
     """
-    words = _text(text, file)
+    words = read_text(text, file)
     from grokscope.loading import load
 
     loaded = load(model, dtype=dtype)
@@ -172,7 +172,8 @@ def convert(
     print(f"wrote {len(files)} files, {sum(files):,} bytes, to {out}")
 
 
-def _text(text: str | None, file: Path | None) -> str:
+def read_text(text: str | None, file: Path | None) -> str:
+    """The text of an argument, a file or standard input; exactly one of the two must be given."""
     if (text is None) == (file is None):
         raise typer.BadParameter("give one text, or one --file")
     if text is not None:
@@ -213,10 +214,12 @@ def _console() -> Any:
 
 
 def _add_others() -> None:
+    from grokscope.cli_look import lab, report
     from grokscope.cli_sweep import sweep
     from grokscope.train.cli import app as training
 
-    app.command()(sweep)
+    for one in (sweep, report, lab):
+        app.command()(one)
     app.add_typer(training, name="train")
 
 

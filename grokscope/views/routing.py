@@ -83,7 +83,7 @@ def routing_view(trace: Trace, row: int = 0, values: Values | None = None) -> Ro
         experts=small(text.array("router.experts", "layer", "token", "slot")),
         gates=None if gates is None else Plane.of(gates, "gate", (0.0, max(1.0, float(np.nanmax(gates, initial=0))))),
         colours=[(name, label) for name, (label, there, _) in PLANES.items() if there(text)]
-        + [(f"values:{name}", visible(name)) for name in values or {}],
+        + [(f"values:{visible(name)}", visible(name)) for name in values or {}],
         edits=[visible(e) for e in trace.provenance["edits"]],
     )
 
@@ -116,6 +116,7 @@ def plane(trace: Trace, row: int, name: str, expert: int = 0, values: Values | N
 
 
 def _given(text: Text, name: str, values: Values) -> Plane:
+    values = {visible(n): v for n, v in values.items()}
     if name not in values:
         raise ValueError(f"colour: wanted one of {', '.join(values) or 'none given'}, got {name!r}; give it in values=")
     array, layers = np.asarray(values[name], np.float32), text.trace["router.experts"].sizes["layer"]
@@ -124,7 +125,7 @@ def _given(text: Text, name: str, values: Values) -> Plane:
             f"values[{name!r}]: wanted [{text.length}] or [{layers}, {text.length}], got {list(array.shape)}; "
             "give a number a token, or a row a layer"
         )
-    return Plane.of(array, visible(name), signed=bool((array < 0).any()))
+    return Plane.of(array, name, signed=bool((array < 0).any()))
 
 
 def _probs(text: Text) -> np.ndarray:

@@ -1,0 +1,67 @@
+"""`grokscope report` and `grokscope lab`: looking, without and with a kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_TEXT = "The text to trace. Or use --file, or --trace."
+_OTHER = "A second saved trace to put beside it."
+
+
+def report(
+    text: Annotated[str | None, typer.Argument(help=_TEXT)] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file.")] = Path("report.html"),
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="A UTF-8 file with the text; - reads standard input.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="A saved trace (.zarr), or a recording of another program.")] = None,
+    other: Annotated[Path | None, typer.Option(help=_OTHER)] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help='A checkpoint\'s directory, or "pocket".')] = "pocket",
+    dtype: Annotated[str, typer.Option(help="Of the arithmetic: bfloat16 or float32.")] = "bfloat16",
+    max_bytes: Annotated[int, typer.Option(help="The largest file; what does not fit is left out, and said.")] = 3_000_000,
+) -> None:  # fmt: skip
+    """Write one HTML file that shows how a text is routed; it opens from disk, with no network and no kernel.
+
+    Example: grokscope report "The quick brown fox" --out fox.html
+    """
+    if sum(x is not None for x in (text, file, trace)) != 1:
+        raise typer.BadParameter("give one text, or one --file, or one --trace")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{out}: wanted a folder to write in, {out.absolute().parent} is not there; make it first")
+    from grokscope.cli import read_text
+    from grokscope.widgets.report import report as write
+
+    if trace is not None:
+        shown, loaded = _opened(trace), None
+    else:
+        from grokscope.loading import load
+
+        loaded = load(model, dtype=dtype)
+        shown = loaded.trace(read_text(text, file))
+    made = write(shown, out, None if other is None else _opened(other), model=loaded, max_bytes=max_bytes)
+    print(f"wrote {made}, {made.stat().st_size:,} bytes")
+
+
+def _opened(path: Path):  # noqa: ANN202 - a Trace, whose module imports pandas
+    if path.suffix == ".zarr" or path.is_dir():
+        from grokscope.trace.store import open_trace
+
+        return open_trace(path)
+    from grokscope.trace.routed_experts import read_routed_experts
+
+    return read_routed_experts(path)
+
+
+def lab(
+    folder: Annotated[Path, typer.Option("--folder", "-d", help="Where the notebooks are copied to; yours are kept.")] = Path("grokscope-notebooks"),
+    port: Annotated[int, typer.Option(help="Of this machine.")] = 8888,
+    browser: Annotated[bool, typer.Option(help="Open one.")] = True,
+) -> None:  # fmt: skip
+    """Open JupyterLab on a copy of the notebooks, with this environment's kernel. Ctrl-C twice ends it.
+
+    Example: grokscope lab --folder notebooks --port 8899
+    """
+    from grokscope.lab import open_lab
+
+    raise typer.Exit(open_lab(folder, port, browser))

@@ -1,0 +1,113 @@
+"""JupyterLab, started by the project's own command, driven in a real browser; every folder of its own is temporary."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from grokscope.lab import command, free
+
+TOKEN = "fox"
+READY = """() => {
+  const app = window.jupyterapp; const panel = app && app.shell.currentWidget; const c = panel && panel.context; const s = c && c.sessionContext;
+  return !!(s && c.isReady && s.isReady && s.session && s.session.kernel && s.session.kernel.connectionStatus === 'connected'
+    && s.session.kernel.status === 'idle');
+}"""
+
+
+def notebook(*cells: str) -> Any:
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    made.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return made
+
+
+class Lab:
+    """`with Lab(folder) as lab: page = lab.open(chromium, "x.ipynb")`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder / "notebooks", folder / "home"
+        self.folder.mkdir(parents=True)
+        names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR",
+                 "JUPYTERLAB_WORKSPACES_DIR")  # fmt: skip
+        own = {n: str(self.home / n.lower()) for n in names}
+        config = Path(own["JUPYTER_CONFIG_DIR"])
+        config.mkdir(parents=True)
+        (config / "jupyter_lab_config.py").write_text("c.LabApp.expose_app_in_browser = True\n")
+        settings = Path(own["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "apputils-extension"
+        settings.mkdir(parents=True)
+        (settings / "notification.jupyterlab-settings").write_text('{"checkForUpdates": false, "fetchNews": "false"}')
+        self.port = next(p for p in range(18890, 19890) if free(p))
+        self.environment = {**os.environ, **own, "JUPYTER_TOKEN": TOKEN}
+        self.faults: list[str] = []
+
+    def __enter__(self) -> Lab:
+        self.log = open(self.home / "log", "w")
+        self.server = subprocess.Popen(
+            command(self.folder, self.port, browser=False), env=self.environment, stdout=self.log, stderr=self.log
+        )
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api?token={TOKEN}", timeout=2)
+                return self
+            except OSError:
+                assert self.server.poll() is None, (self.home / "log").read_text()
+                time.sleep(0.2)
+        raise AssertionError((self.home / "log").read_text())
+
+    def __exit__(self, *error: object) -> None:
+        self.server.terminate()
+        self.server.wait(20)
+        self.log.close()
+
+    def save(self, name: str, made: Any) -> None:
+        nbformat.write(made, self.folder / name)
+
+    def open(self, chromium: Any, name: str) -> Any:
+        page = chromium.new_page(viewport={"width": 1280, "height": 1600})
+        page.on("pageerror", lambda e: self.faults.append(f"error: {e}"))
+        page.route("**/*", self._local_only)
+        page.goto(f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset&token={TOKEN}")
+        page.wait_for_function(READY, timeout=90_000)
+        return page
+
+    def _local_only(self, route: Any) -> None:
+        if route.request.url.startswith((f"http://127.0.0.1:{self.port}/", "data:", "blob:")):
+            route.continue_()
+        else:
+            self.faults.append(f"request: {route.request.url}")
+            route.abort()
+
+    def run_all(self, page: Any) -> None:
+        """Run every cell and wait until the kernel has done them."""
+        page.evaluate(
+            "() => { window.__run = null; window.jupyterapp.commands.execute('notebook:run-all-cells')"
+            ".then((r) => { window.__run = [r]; }); }"
+        )
+        page.wait_for_function("() => window.__run !== null", timeout=120_000)
+
+    def python(self, page: Any, code: str) -> str:
+        """What this code prints in the notebook's kernel."""
+        return page.evaluate(
+            """async (code) => {
+              const kernel = window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel;
+              let said = ''; const future = kernel.requestExecute({ code });
+              future.onIOPub = (m) => { said += m.content.text ?? (m.content.evalue ?? ''); };
+              await future.done; return said;
+            }""",
+            code,
+        ).strip()
+
+    def dark(self, page: Any) -> None:
+        page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+        page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())["metadata"]

@@ -1,0 +1,45 @@
+"""Traces for the browser that no model had to make: Grok-1's shape, hostile tokens, a recording without gates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import xarray as xr
+
+import grokscope as gs
+from grokscope.config import ModelConfig
+from grokscope.trace.trace import PROVENANCE, Trace
+
+HOSTILE = [
+    "<script>document.title='owned'</script>", "javascript:alert(1)", "<img src=x onerror=\"document.title='owned'\">",
+    "a\u200bb", "\u202eevil", "$x^2$", "&lt;b&gt;", "\x1b[31m", "</textarea>", "{{7*7}}", "\u2028", "nan",
+]  # fmt: skip
+
+
+def random_trace(tokens: int, config: ModelConfig = gs.GROK_1, pieces: list[str] | None = None, seed: int = 0) -> Trace:
+    """A trace of random routing, all that a run keeps by default but the logits."""
+    rng = np.random.default_rng(seed)
+    layers, experts, k = config.num_layers, config.router.num_experts, config.router.top_k
+    logits = rng.standard_normal((layers, 1, tokens, experts), np.float32)
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    chosen = np.argsort(-logits, axis=-1)[..., :k].astype(np.int32)
+    pieces = pieces or [f"▁w{i % 97}" if i % 53 else "⏎" for i in range(tokens)]
+    data = xr.Dataset(
+        {
+            "router.logits": (("layer", "batch", "token", "expert"), logits),
+            "router.probs": (("layer", "batch", "token", "expert"), probs),
+            "router.experts": (("layer", "batch", "token", "slot"), chosen),
+            "router.gates": (("layer", "batch", "token", "slot"), np.take_along_axis(probs, chosen, -1)),
+        },
+        {
+            "layer": np.arange(layers), "token": np.arange(tokens), "length": ("batch", [tokens]),
+            "token_id": (("batch", "token"), np.arange(tokens)[None] % config.vocab_size),
+            "piece": (("batch", "token"), np.array([pieces], dtype=object)),
+        },
+    )  # fmt: skip
+    told = {"model": "random", "source": {}, "config": config.to_dict(), "tokenizer": None, "edits": [], "dtype": "float32",
+            "capture": dataclasses.asdict(gs.Capture.of("router.*")), "versions": {}, "backend": "cpu"}  # fmt: skip
+    data.attrs[PROVENANCE] = json.dumps(told)
+    return Trace(data)
