@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from grokscope.analysis import routing as routing
     from grokscope.analysis.counters import RoutingCounters
     from grokscope.analysis.means import expert_means
-    from grokscope.analysis.tables import export, read_csv
+    from grokscope.analysis.tables import export, read_csv, read_tables
     from grokscope.checkpoints import CheckpointError
     from grokscope.config import GROK_1, MIXTRAL_8X7B, ModelConfig, RouterConfig
     from grokscope.converting import convert
@@ -51,6 +51,7 @@ _HOMES = {
     "read_csv": "grokscope.analysis.tables",
     "read_routed_experts": "grokscope.trace.routed_experts",
     "read_router_logits": "grokscope.trace.router_logits",
+    "read_tables": "grokscope.analysis.tables",
     "report": "grokscope.widgets.report",
     "RoutingCounters": "grokscope.analysis.counters",
     "visible": "grokscope.prompt",

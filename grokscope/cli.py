@@ -1,4 +1,4 @@
-"""The command line: `grokscope trace`, `generate`, `inspect`, `convert`, `sweep`, `report`, `lab`, `train`. Each `--help` is enough to use it."""
+"""The command line: trace, generate, inspect, convert, sweep, report, lab, train. Each `--help` is enough to use it."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 _TEXT = "The text to trace. Or use --file, or --trace."
+_FOLDER = "Where the notebooks are copied to; what you changed there is kept."
 _OTHER = "A second saved trace to put beside it."
 
 
@@ -43,7 +44,7 @@ def report(
     print(f"wrote {made}, {made.stat().st_size:,} bytes")
 
 
-def _opened(path: Path):  # noqa: ANN202 - a Trace, whose module imports pandas
+def _opened(path: Path):
     if path.suffix == ".zarr" or path.is_dir():
         from grokscope.trace.store import open_trace
 
@@ -54,7 +55,7 @@ def _opened(path: Path):  # noqa: ANN202 - a Trace, whose module imports pandas
 
 
 def lab(
-    folder: Annotated[Path, typer.Option("--folder", "-d", help="Where the notebooks are copied to; yours are kept.")] = Path("grokscope-notebooks"),
+    folder: Annotated[Path, typer.Option("--folder", "-d", help=_FOLDER)] = Path("grokscope-notebooks"),
     port: Annotated[int, typer.Option(help="Of this machine.")] = 8888,
     browser: Annotated[bool, typer.Option(help="Open one.")] = True,
 ) -> None:  # fmt: skip

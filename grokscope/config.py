@@ -143,6 +143,23 @@ class ModelConfig:
         """Plain values, for JSON."""
         return dataclasses.asdict(self)
 
+    def _repr_html_(self) -> str:
+        """For a notebook: what a reader asks first, then every field. All values are numbers and known words."""
+        r = self.router
+        experts = "dense" if self.is_dense else f"{r.num_experts} experts, top {r.top_k}, softmax over {r.softmax}"
+        told = {
+            "parameters": f"{self.num_parameters:,} ({self.num_active_parameters:,} for a token)",
+            "layers": f"{self.num_layers} of width {self.d_model}, {self.num_heads} heads of {self.d_head}",
+            "router": experts,
+        }
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k != "router"} | dataclasses.asdict(r)
+        rows = (f"<tr><td>{k}</td><td>{v}</td></tr>" for k, v in told.items())
+        more = (f"<tr><td>{k}</td><td>{v!r}</td></tr>" for k, v in fields.items())
+        return (
+            f"<b>ModelConfig</b><table>{''.join(rows)}</table>"
+            f"<details><summary>all fields</summary><table>{''.join(more)}</table></details>"
+        )
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`. Raises ValueError for unknown or missing fields, all of them named."""

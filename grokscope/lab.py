@@ -11,7 +11,10 @@ import webbrowser
 from importlib.resources import files
 from pathlib import Path
 
-QUIET = ("--LabApp.extension_manager=readonly", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate")
+QUIET = (
+    "--LabApp.extension_manager=readonly", "--LabApp.news_url=",
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+)  # fmt: skip
 """JupyterLab asks the network for news and extensions otherwise."""
 
 

@@ -48,7 +48,9 @@ def test_out_writes_the_tables_and_the_trace(tmp_path):
     out = tmp_path / "fox"
     done = grokscope("trace", FOX, "--out", str(out), "--capture", "attn.pattern")
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in out.iterdir()) == ["expert_stats.csv", "routing.csv", "run.json", "trace.zarr"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "expert_stats.csv", "layer_stats.csv", "metrics.csv", "routing.csv", "run.json", "runs.csv", "tokens.csv", "trace.zarr"
+    ]  # fmt: skip
     assert len(gs.read_csv(out / "routing.csv")) == 5 * 8 * 2
     assert "attn.pattern" in gs.open_trace(out / "trace.zarr").sites
     again = grokscope("trace", FOX, "--out", str(out))

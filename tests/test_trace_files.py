@@ -125,7 +125,7 @@ def test_tables_survive_commas_quotes_newlines_and_formulas(pocket, tmp_path):
     raw = (tmp_path / "csv" / "routing.csv").read_bytes()
     assert raw.startswith(b"\xef\xbb\xbf")
     rows = list(csv.reader(raw.decode("utf-8-sig").splitlines()))
-    assert {len(r) for r in rows} == {11}
+    assert {len(r) for r in rows} == {12}
     token = rows[0].index("token")
     assert not [
         r[token] for r in rows[1:] if r[token].lstrip("▁").startswith("=") and not r[token].startswith(("▁", "'"))

@@ -1,99 +1,48 @@
-"""Traces -> tidy tables: one row a fact, whole numbers stay whole, a file for each table.
+"""Traces, recordings and counters -> tidy tables: one row a fact, whole numbers stay whole, a file for each table.
 
-routing: a row for each prompt, position, layer and slot. expert_stats: a row for each layer and expert, over the tokens of
-the trace. run.json: where they came from, with the router's rule.
+Start here. `schema` says what the columns are, and writes notebooks/tables.md; `token_tables`, `counter_tables` and
+`metrics_table` make the rows; `table_files` writes and reads them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-import unicodedata
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
+from grokscope.analysis import counter_tables, token_tables
+from grokscope.analysis.counter_tables import expert_stats_table
+from grokscope.analysis.counters import RoutingCounters
+from grokscope.analysis.documents import identity_of
+from grokscope.analysis.measure import Routing, counted
+from grokscope.analysis.metrics_table import metrics_table
+from grokscope.analysis.schema import SCHEMA
+from grokscope.analysis.table_files import as_arrow, read_csv, read_tables, spreadsheet_safe, write_csv, write_parquet
+from grokscope.analysis.token_tables import routing_table, tokens_table
 from grokscope.prompt import visible
 from grokscope.trace.trace import Trace
 
-SCHEMA = 1
+__all__ = ["expert_stats_table", "export", "read_csv", "read_tables", "routing_table", "spreadsheet_safe", "tokens_table"]
 
 
-def routing_table(trace: Trace) -> pd.DataFrame:
-    """One row for each prompt, position, layer and slot, chosen experts only.
+def export(x: Routing, out: str | Path, format: Literal["csv", "parquet"] = "csv", full: bool = False) -> Path:
+    """Write the tidy tables of `x` to a new directory `out`, all of them or none; notebooks/tables.md names every column.
 
-    prompt, position, token_id, token, layer, slot (0 is the best), expert, gate (the weight really used), probability and
-    logit of that expert, margin (its logit less the best unchosen expert's: how far this choice is from being another;
-    negative where an edit forced it).
-    """
-    experts, gates = (
-        trace[s].transpose("layer", "batch", "token", "slot").values for s in ("router.experts", "router.gates")
-    )
-    logits, probs = (
-        trace[s].transpose("layer", "batch", "token", "expert").values for s in ("router.logits", "router.probs")
-    )
-    if logits.shape[-1] != trace.config.router.num_experts:
-        raise ValueError("export: wanted a trace with all experts, got a selection; run again without experts=")
-    safe = np.maximum(experts, 0)
-    unchosen = logits.copy()
-    np.put_along_axis(unchosen, safe, np.where(experts >= 0, -np.inf, np.take_along_axis(logits, safe, -1)), -1)
-    layer, prompt, token, slot = np.nonzero(experts >= 0)
-    at = (layer, prompt, token, slot)
-    chosen = experts[at]
-    logit = logits[layer, prompt, token, chosen]
-    table = pd.DataFrame(
-        {
-            "prompt": prompt.astype(np.int32),
-            "position": trace.data["token"].values[token].astype(np.int32),
-            "token_id": trace.data["token_id"].values[prompt, token],
-            "token": pd.Series([visible(str(p)) for p in trace.data["piece"].values.ravel()], dtype=object).values[
-                prompt * trace.data.sizes["token"] + token
-            ],
-            "layer": trace["router.experts"]["layer"].values[layer].astype(np.int16),
-            "slot": slot.astype(np.int8),
-            "expert": chosen.astype(np.int16),
-            "gate": gates[at],
-            "probability": probs[layer, prompt, token, chosen],
-            "logit": logit,
-            "margin": logit - unchosen.max(axis=-1)[layer, prompt, token],
-        }
-    )
-    return table.sort_values(["prompt", "position", "layer", "slot"], ignore_index=True)
+    x: a Trace, an imported recording or RoutingCounters. A trace gives runs, tokens, routing, expert_stats, layer_stats, metrics;
+    with full=True also routing_layer, runner_ups and all tables of counts. Counters give runs, all tables of counts by label, and
+    metrics; with full=True those of pairs of experts too. What x does not know is empty there, and run.json says under `skipped`
+    which analyses it lacks the data for. The same x gives the same bytes.
 
-
-def expert_stats_table(trace: Trace) -> pd.DataFrame:
-    """One row for each layer and expert, over all tokens of the trace.
-
-    layer, expert, n_tokens, count (visits), share (of the layer's slots), count_first and share_first (as first choice),
-    gate_sum, gate_mean (over its visits), probability_mean (over all tokens).
-    """
-    rows = routing_table(trace)
-    config = trace.config
-    layers = [int(n) for n in trace["router.experts"]["layer"].values]
-    index = pd.MultiIndex.from_product([layers, range(config.router.num_experts)], names=["layer", "expert"])
-    visits = rows.groupby(["layer", "expert"])
-    first = rows[rows["slot"] == 0].groupby(["layer", "expert"]).size()
-    stats = pd.DataFrame(index=index)
-    stats["n_tokens"] = int(trace.data["token_id"].values[trace.data["token_id"].values >= 0].size)
-    stats["count"] = visits.size().reindex(index, fill_value=0)
-    stats["share"] = stats["count"] / stats.groupby("layer")["count"].transform("sum").clip(lower=1)
-    stats["count_first"] = first.reindex(index, fill_value=0)
-    stats["share_first"] = stats["count_first"] / stats.groupby("layer")["count_first"].transform("sum").clip(lower=1)
-    stats["gate_sum"] = visits["gate"].sum().reindex(index, fill_value=0.0).astype(float)
-    stats["gate_mean"] = visits["gate"].mean().reindex(index)
-    mean = trace["router.probs"].mean(("batch", "token")).transpose("layer", "expert").values
-    stats["probability_mean"] = mean.ravel()
-    return stats.reset_index()
-
-
-def export(trace: Trace, out: str | Path, format: Literal["csv", "parquet"] = "csv") -> Path:
-    """Write the tables of a trace to a new directory `out`, all of them or none.
-
-    CSV: UTF-8 with the mark that spreadsheets look for, token text visible and unable to start a formula (an apostrophe
-    goes before such a token; `token_id` is exact). Parquet: typed, zstd. Raises FileExistsError where `out` holds files.
+    CSV: UTF-8 with the mark that spreadsheets look for, token text visible and unable to start a formula (`token_id` is exact).
+    Parquet: typed, zstd, one file a table (above 5 million rows a folder of several). Raises FileExistsError where `out` holds
+    files, ValueError for a trace of some experts only and where no token was routed.
     """
     if format not in ("csv", "parquet"):
         raise ValueError(f'format: wanted "csv" or "parquet", got {format!r}')
@@ -102,20 +51,21 @@ def export(trace: Trace, out: str | Path, format: Literal["csv", "parquet"] = "c
         raise FileExistsError(
             f"{out}: wanted a new or an empty directory, got one that already holds something; name another"
         )
-    tables = {"routing": routing_table(trace), "expert_stats": expert_stats_table(trace)}
+    write, run = {"csv": write_csv, "parquet": write_parquet}[format], _about(x)
     scratch = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         scratch.mkdir(parents=True)
-        for name, table in tables.items():
-            if format == "parquet":
-                table.to_parquet(scratch / f"{name}.parquet", index=False, compression="zstd")
-                continue
-            text = {
-                c: table[c].map(spreadsheet_safe) for c in table.columns if table[c].dtype.kind == "O" or c == "token"
-            }
-            table.assign(**text).to_csv(scratch / f"{name}.csv", index=False, encoding="utf-8-sig", lineterminator="\n")
-        run = {"schema": SCHEMA, **trace.provenance}
-        (scratch / "run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        counters, rows = _visible_labels(counted(x, "export")), {}
+        metrics, skipped = metrics_table(counters, pairs=full)
+        about = {**run, "skipped": skipped}
+        for name, frame in _tables(x, counters, run, full):
+            write(as_arrow(name, frame.assign(run_id=run["run_id"]), about), scratch, name)
+            rows[name] = len(frame)
+        write(as_arrow("metrics", metrics.assign(run_id=run["run_id"]), about), scratch, "metrics")
+        told = {**about, "tables": rows | {"metrics": len(metrics)}}
+        # A lone surrogate, from a path that is no UTF-8, becomes JSON's own escape.
+        text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+        (scratch / "run.json").write_bytes(text.encode("utf-8", "backslashreplace"))
         if out.exists():
             out.rmdir()
         scratch.replace(out)
@@ -128,22 +78,62 @@ def export(trace: Trace, out: str | Path, format: Literal["csv", "parquet"] = "c
     return out
 
 
-_FORMULA = tuple("=+-@|%\t\r\n＝＋－＠")
+def _tables(x: Routing, counters: RoutingCounters, run: dict[str, Any], full: bool) -> Iterator[tuple[str, pd.DataFrame]]:
+    """All but the metrics, one after another; a table without rows only where it is always written."""
+    yield "runs", _runs(run, counters)
+    names = list(counter_tables.TABLES)
+    if isinstance(x, Trace):
+        rows = token_tables.rows_of(x)
+        yield "tokens", tokens_table(x, rows)
+        yield "routing", routing_table(x, rows)
+        if full:
+            yield "runner_ups", token_tables.runner_ups_table(rows)
+            yield "routing_layer", token_tables.routing_layer_table(rows)
+        else:
+            names = list(counter_tables.ALWAYS)
+    for name in names:
+        yield name, counter_tables.counter_table(counters, name)
 
 
-def spreadsheet_safe(text: str) -> str:
-    """`text` with an apostrophe in front where a spreadsheet could take it for a formula, also behind invisible characters."""
-    rest = text.lstrip()
-    while rest and unicodedata.category(rest[0]) in ("Cf", "Zs", "Cc") and rest[0] not in "\t\r\n":
-        rest = rest[1:]
-    return f"'{text}" if rest.startswith(_FORMULA) or text.startswith(_FORMULA) else text
+def _visible_labels(counters: RoutingCounters) -> RoutingCounters:
+    """Labels as they are shown; those that look the same are one. A label that is no UTF-8 could be no coordinate."""
+    if all(visible(label) == label for label in counters.labels):
+        return counters
+    made = RoutingCounters(counters.spec)
+    for label in counters.labels:
+        one = counters.select(label)
+        one._tables = {visible(label): t for t in one._tables.values()}
+        one._vocabulary = {visible(label): v for v in one._vocabulary.values()}
+        made = made + one
+    return made
 
 
-def read_csv(path: str | Path) -> pd.DataFrame:
-    """One of our CSV tables, as it was: pandas alone turns tokens such as `nan`, `NA` and `null` into missing values."""
-    return pd.read_csv(
-        path,
-        keep_default_na=False,
-        na_values={c: [""] for c in ("gate_mean", "margin", "logit", "gate", "probability")},
-        encoding="utf-8-sig",
-    )
+def _about(x: Routing) -> dict[str, Any]:
+    """schema, run_id, the router's rule with null for what nobody said, and the provenance: what run.json begins with."""
+    if isinstance(x, Trace):
+        told, identity = x.provenance, identity_of(x)
+        parts = [x.data[s].values for s in x.sites if s.startswith("router.")]
+        parts += [x.data[c].values for c in ("token_id", "length") if c in x.data.coords]
+        router = dict(identity["router"])
+    else:
+        x = counted(x, "export")
+        told = {"model": x.spec.model, "tokenizer": x.spec.tokenizer, "edits": list(x.spec.edits), "counters": asdict(x.spec)}
+        parts = [x._tables[label][name] for label in x.labels for name in sorted(x._tables[label])]
+        parts += [a for label in sorted(x._vocabulary) for a in x._vocabulary[label].arrays]
+        told["labels"], router = x.labels, dict(x.spec.router or {})
+    for unknown in (told.get("recording") or {}).get("unknown", ()):
+        if (field := unknown.removeprefix("router.")) in router:
+            router[field] = None
+    digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
+    for array in parts:
+        digest.update(str(array.shape).encode() + array.tobytes())
+    return {"schema": SCHEMA, "run_id": digest.hexdigest(), "router": router, **told}
+
+
+def _runs(run: dict[str, Any], counters: RoutingCounters) -> pd.DataFrame:
+    spec = counters.spec
+    plain = {n: visible(run[n]) if run.get(n) else None for n in ("model", "tokenizer", "dtype", "backend")}
+    as_json = {"router": run["router"], "layers": list(spec.layers), "edits": list(spec.edits), "provenance": run}
+    counts = {"n_documents": counters.documents, "n_tokens": counters.tokens}
+    counts |= {"schema": SCHEMA, "num_experts": spec.num_experts, "top_k": spec.slots}
+    return pd.DataFrame([plain | {k: json.dumps(v, default=str) for k, v in as_json.items()} | counts])

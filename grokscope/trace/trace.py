@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from grokscope.config import ModelConfig
+from grokscope.prompt import visible
 from grokscope.sites import SITES, parse_site
 from grokscope.trace.recorder import Recorder
 
@@ -96,8 +97,8 @@ class Trace:
             for s in self.sites
         )
         head = escape(repr(self).splitlines()[0])
-        text = "".join(f"<bdi>{escape(p)}</bdi> " for p in self.pieces[0][:60])
-        edits = "".join(f"<div>edit: {escape(e)}</div>" for e in self.provenance["edits"])
+        text = "".join(f"<bdi>{escape(visible(p))}</bdi> " for p in self.pieces[0][:60])
+        edits = "".join(f"<div>edit: {escape(visible(e))}</div>" for e in self.provenance["edits"])
         return (
             f'<div class="mathjax_ignore tex2jax_ignore"><b>{head}</b><div>{text}</div>{edits}'
             f"<table><tr><th>site</th><th>shape</th><th>size</th><th>meaning</th></tr>{rows}</table></div>"

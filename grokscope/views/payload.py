@@ -32,14 +32,14 @@ class Plane:
         cls, values: np.ndarray, label: str, bounds: tuple[float, float] | None = None, signed: bool = False
     ) -> Plane:
         """Quantise `values`; `bounds` are those of the finite ones unless given."""
-        values = np.asarray(values, np.float32)
+        values = np.asarray(values, np.float64)
         there = np.isfinite(values)
         if bounds is None:
             low, high = (float(f(values[there])) for f in (np.min, np.max)) if there.any() else (0.0, 1.0)
             bounds = (-max(-low, high), max(-low, high)) if signed else (low, high)
         low, high = bounds
-        width = high - low if high > low else 1.0
-        q = np.rint((np.clip(np.where(there, values, low), low, high) - low) * (254 / width)).astype(np.uint8)
+        width = high - low if high - low > 1e-30 else 1.0
+        q = np.rint((np.clip(np.where(there, values, low), low, high) - low) / width * 254).astype(np.uint8)
         q[~there] = NONE
         return cls(q, low, low + width, label, signed)
 

@@ -1,7 +1,149 @@
-"""The prediction panel."""
+"""The prediction panel: the next tokens after the selected one, and the logit lens through the model's layers."""
 
 from __future__ import annotations
 
-from grokscope.widgets.panel import Panel
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-PANELS = {"prediction": Panel("Prediction")}
+import numpy as np
+
+from grokscope.views.prediction import Lens, Pieces, lens_view, next_id, next_view
+from grokscope.views.routing import Text
+from grokscope.widgets.panel import Panel, Question, whole
+from grokscope.widgets.running import lacks_model, model_of
+
+if TYPE_CHECKING:
+    from grokscope.model import Model
+    from grokscope.widgets.workbench import Workbench
+
+KEPT = 200_000_000
+"""Bytes of residual streams that stay for the next question."""
+REPORTED = 256
+"""Tokens whose predictions a report holds."""
+_streams: WeakKeyDictionary[Workbench, dict[tuple[int, int | None], np.ndarray]] = WeakKeyDictionary()
+"""The streams of a text, [L, T, D] by (text, None), or of its last asked token alone, [L, D] by (text, token)."""
+_tokenizers: WeakKeyDictionary[Workbench, Any] = WeakKeyDictionary()
+
+
+def _lacks(bench: Workbench) -> str | None:
+    if "logits" in bench.trace.data or not _no_lens(bench):
+        return None
+    return f"The logits were not kept: trace with capture=['router.*', 'logits']. {_no_lens(bench)}"
+
+
+def _no_lens(bench: Workbench) -> str | None:
+    """Why the lens cannot be had, or None."""
+    trace = bench.trace
+    if why := lacks_model(bench):
+        return why
+    if "resid_post" in trace.data:
+        return None
+    if trace.provenance["edits"]:
+        return "The lens of an edited run needs its streams: trace with capture=['router.*', 'logits', 'resid_post']."
+    if (np.diff(trace.data["token"].values, prepend=-1) != 1).any():
+        return "The lens needs the whole text: trace without tokens=, or with capture=['router.*', 'logits', 'resid_post']."
+    return None
+
+
+def pieces_of(bench: Workbench) -> Pieces:
+    """The pieces of ids: the model's tokenizer's, else those of the trace's own texts, the id in brackets for others."""
+    if bench not in _tokenizers:
+        _tokenizers[bench] = _tokenizer(bench)
+    if (tokenizer := _tokenizers[bench] or getattr(bench.model, "tokenizer", None)) is not None:
+        return tokenizer.pieces
+    data = bench.trace.data
+    known = dict(zip(data["token_id"].values.ravel().tolist(), data["piece"].values.ravel().tolist(), strict=True))
+    return lambda ids: [str(known.get(i, f"[{i}]")) for i in ids]
+
+
+def _tokenizer(bench: Workbench) -> Any:
+    """The embedded model's where the trace was made with it: its words without its weights."""
+    told = bench.trace.provenance
+    if bench.model is not None or told["model"] != "pocket":
+        return None
+    from grokscope.loading import found, tokenizer_file
+    from grokscope.prompt import SentencePiece
+
+    tokenizer = SentencePiece(tokenizer_file(found("pocket")))
+    return tokenizer if tokenizer.sha256 == told["tokenizer"] else None
+
+
+def _prediction(bench: Workbench, params: dict[str, Any]) -> dict[str, Any]:
+    """The next tokens, and whether the lens is "ready", can be had by a run ("run"), or why it cannot."""
+    text = Text(bench.trace, bench.text)
+    token = whole(params, "token", text.length)
+    why = _no_lens(bench)
+    ready = "resid_post" in bench.trace.data or any(key[0] == bench.text for key in _streams.get(bench, ()))
+    state = why or ("ready" if ready and bench.model is not None else "run")
+    logits = text.array("logits", "vocab", token=token) if text.has("logits") else None
+    if logits is None and state != "ready":
+        return {"next": None, "lens": state}
+    if logits is None:
+        logits = _lens_logits(bench, token)[1][-1]
+    return {"next": next_view(logits, next_id(text, token), pieces_of(bench)), "lens": state}
+
+
+def _lens(bench: Workbench, params: dict[str, Any]) -> Lens:
+    """Runs the model over the text where nobody has yet."""
+    text = Text(bench.trace, bench.text)
+    token = whole(params, "token", text.length)
+    if why := _no_lens(bench):
+        raise ValueError(why)
+    layers, logits = _lens_logits(bench, token)
+    made = lens_view(layers, logits, next_id(text, token), pieces_of(bench))
+    if not text.has("logits") or layers[-1] != bench.trace.config.num_layers - 1:
+        return made
+    mine = next_view(text.array("logits", "vocab", token=token), None, pieces_of(bench))
+    if abs(float(np.max(made.probabilities[-1])) - float(mine.probabilities[0])) < 0.05:
+        return made
+    note = "The last layer here is not what the trace predicts: another model, or another precision, made the trace."
+    return Lens(**{**made.__dict__, "note": note})
+
+
+def _lens_logits(bench: Workbench, token: int) -> tuple[Sequence[int], np.ndarray]:
+    """The layers, and the logits [L, V] of the stream after each."""
+    import jax.numpy as jnp
+
+    from grokscope.sites import Capture
+    from grokscope.transformer.forward import run_unembed
+    from grokscope.transformer.tap import Selection
+
+    model = model_of(bench)
+    layers, stream = _stream(bench, model, token)
+    table = model.weights.embed if model.weights.unembed is None else model.weights.unembed
+    x = model.on_device(stream[None]).astype(jnp.dtype(model.dtype))
+    seen = ((), Selection())
+    kept = run_unembed(table, model.weights.final_norm, x, seen, config=model.config, sites=Capture(("logits",)).sites)
+    return layers, np.asarray(kept["logits"][0])
+
+
+def _stream(bench: Workbench, model: Model, token: int) -> tuple[Sequence[int], np.ndarray]:
+    """The stream after each layer at a token, [L, D]: the trace's, or of one run of the text that stays for the next."""
+    text, data = Text(bench.trace, bench.text), bench.trace.data
+    if text.has("resid_post"):
+        layers = [int(n) for n in data["resid_post"]["layer"].values]
+        return layers, text.array("resid_post", "layer", "d_model", token=token)
+    kept = _streams.setdefault(bench, {})
+    layers = range(model.config.num_layers)
+    if (bench.text, token) in kept:
+        return layers, kept[bench.text, token]
+    if (bench.text, None) not in kept:
+        kept.clear()
+        fits = 4 * model.config.num_layers * text.length * model.config.d_model <= KEPT
+        ids = data["token_id"].values[bench.text][: text.length if fits else token + 1].tolist()
+        streams = model.trace([ids], capture=["resid_post"])["resid_post"].isel(batch=0).transpose("layer", "token", "d_model")
+        if not fits:
+            kept[bench.text, token] = streams.isel(token=token).values.copy()
+            return layers, kept[bench.text, token]
+        kept[bench.text, None] = streams.values
+    return layers, kept[bench.text, None][:, token]
+
+
+def _canned(bench: Workbench) -> list[Question]:
+    tokens = range(min(REPORTED, len(bench.data["pieces"])))
+    lens = bench.model is not None and not _no_lens(bench)
+    return [("prediction", {"token": t}) for t in tokens] + [("lens", {"token": t}) for t in tokens if lens]
+
+
+PANELS = {"prediction": Panel("Prediction", _lacks, {"prediction": _prediction, "lens": _lens}, _canned)}

@@ -1,4 +1,4 @@
-"""A trace as one HTML file that opens anywhere: the workbench's panels and the answers to their questions, no Python, no network."""
+"""A trace as one HTML file that opens anywhere: the workbench's panels and the answers to what they ask; no network."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ def report(
         data = _packed(bench, int(room * 0.75))
     finally:
         bench.close()
+    allowed = f"script-src {_digest(js)}; style-src {_digest(css)}"
     page = PAGE.format(
-        policy=escape(f"default-src 'none'; script-src {_digest(js)}; style-src {_digest(css)}; base-uri 'none'; form-action 'none'"),
+        policy=escape(f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"),
         title=escape(f"GrokScope: {bench.data['model']}"),
         css=css, js=js, data=base64.b64encode(data).decode(),
     )  # fmt: skip

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from grokscope.views.experts import ExpertTokens, LayerView, expert_tokens, layer_view
 from grokscope.views.payload import Plane
-from grokscope.views.routing import plane
+from grokscope.views.router import SHOWN, TOP, RouterView, router_view
+from grokscope.views.routing import Text, plane
 from grokscope.widgets.panel import Panel, Question, whole
 
 if TYPE_CHECKING:
     from grokscope.widgets.workbench import Workbench
+
+REPORTED = 300_000
+"""Numbers of routers in a report: those of 585 tokens of Grok-1."""
+LISTS = 4096
+"""A report holds the lists of tokens of up to so many experts, those of all layers together."""
 
 
 def _plane(bench: Workbench, params: dict[str, Any]) -> Plane:
@@ -24,9 +31,43 @@ def _planes(bench: Workbench) -> list[Question]:
     return plain + [("plane", {"name": n, "expert": e}) for n in of_experts for e in range(bench.data["num_experts"])]
 
 
+def _layer(bench: Workbench, params: dict[str, Any]) -> int:
+    layers = bench.data["layers"]
+    layer = whole(params, "layer", max(layers) + 1)
+    if layer not in layers:
+        raise ValueError(f"layer: wanted one of {', '.join(map(str, layers))}, got {layer}; trace with layers=[{layer}]")
+    return layer
+
+
+def _router(bench: Workbench, params: dict[str, Any]) -> RouterView:
+    return router_view(Text(bench.trace, bench.text), whole(params, "token", len(bench.data["pieces"])))
+
+
+def _experts(bench: Workbench, params: dict[str, Any]) -> LayerView:
+    return layer_view(Text(bench.trace, bench.text), _layer(bench, params))
+
+
+def _expert_tokens(bench: Workbench, params: dict[str, Any]) -> ExpertTokens:
+    layer, expert = _layer(bench, params), whole(params, "expert", bench.data["num_experts"])
+    return expert_tokens(Text(bench.trace, bench.text), layer, expert)
+
+
+def _routers(bench: Workbench) -> list[Question]:
+    """As many of the first tokens as leave a report room for the other panels."""
+    experts = bench.data["num_experts"]
+    numbers = len(bench.data["layers"]) * (experts if experts <= SHOWN else 3 * TOP)
+    return [("router", {"token": t}) for t in range(min(len(bench.data["pieces"]), REPORTED // numbers))]
+
+
+def _layers(bench: Workbench) -> list[Question]:
+    layers, experts = bench.data["layers"], bench.data["num_experts"]
+    tokens = [("expert_tokens", {"layer": n, "expert": e}) for n in layers for e in range(experts)]
+    return [("experts", {"layer": n}) for n in layers] + (tokens if len(tokens) <= LISTS else [])
+
+
 PANELS = {
     "text": Panel("Text", answers={"plane": _plane}, canned=_planes),
     "map": Panel("Routing map"),
-    "router": Panel("Router"),
-    "experts": Panel("Experts"),
+    "router": Panel("Router", answers={"router": _router}, canned=_routers),
+    "experts": Panel("Experts", answers={"experts": _experts, "expert_tokens": _expert_tokens}, canned=_layers),
 }

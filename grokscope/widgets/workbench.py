@@ -45,6 +45,7 @@ class Workbench(anywidget.AnyWidget):
     colour = traitlets.Unicode("expert").tag(sync=True)
     panels = traitlets.List(traitlets.Unicode()).tag(sync=True)
     data = traitlets.Dict().tag(sync=True)
+    _links: tuple[traitlets.link, ...] = ()
 
     def __init__(
         self,
@@ -62,13 +63,12 @@ class Workbench(anywidget.AnyWidget):
         self.trace, self.other, self.model, self.values = trace, other, model, dict(values or {})
         self.edits: list[Any] = []
         """What the Edit panel did, as values of `grokscope.edits`; `other` is then the edited trace."""
-        self._links: list[traitlets.link] = []
         view = routing_view(trace, 0, self.values)
         start = {"layer": view.layers[0], "head": view.heads[0] if view.heads else 0}
         super().__init__(panels=list(panels or PANELS), **start, data=self._data(view))
         self.on_msg(self._asked)
         if link is not None:
-            self._links = [traitlets.link((link, name), (self, name)) for name in SELECTION]
+            self._links = tuple(traitlets.link((link, name), (self, name)) for name in SELECTION)
 
     @property
     def colours(self) -> list[str]:
@@ -79,7 +79,7 @@ class Workbench(anywidget.AnyWidget):
         """Take it away, and every link with it."""
         for pair in self._links:
             pair.unlink()
-        self._links = []
+        self._links = ()
         self.on_msg(self._asked, remove=True)
         super().close()
 
@@ -152,7 +152,7 @@ def explore(
 
 
 def _alone(panel: str, what: str) -> Any:
-    def __init__(self: Workbench, trace: Trace, other: Trace | None = None, **options: Any) -> None:  # noqa: N807
+    def __init__(self: Workbench, trace: Trace, other: Trace | None = None, **options: Any) -> None:
         Workbench.__init__(self, trace, other, panels=(panel,), **options)
 
     doc = f"{what} alone; see `Workbench` for its options. link=another widget shares the selection."

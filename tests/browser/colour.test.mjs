@@ -1,0 +1,101 @@
+// The numbers behind the pictures: `node --test tests/browser`.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { css, expertColour, inkOn, scale } from "../../grokscope/widgets/static/colour.js";
+import { differenceColour, nextDifference } from "../../grokscope/widgets/static/compare.js";
+import { found, pixels, zoomed } from "../../grokscope/widgets/static/map.js";
+import { keyOf, reportModel } from "../../grokscope/widgets/static/report.js";
+import { blocks, chosen, colours, tell } from "../../grokscope/widgets/static/text.js";
+import { emptyOf, unpack, valueAt } from "../../grokscope/widgets/static/wire.js";
+
+const shaped = (array, ...shape) => Object.assign(array, { shape });
+const DATA = {
+  experts: shaped(Uint8Array.from([3, 1, 0, 255, 2, 3, 1, 2, 3, 0, 2, 1]), 2, 3, 2),
+  gates: { q: shaped(Uint8Array.from([254, 127, 200, 255, 50, 10, 1, 2, 3, 4, 5, 6]), 2, 3, 2), low: 0, high: 1 },
+  layers: [4, 7], positions: [0, 1, 2], pieces: ["a", "b⏎", "c"], ids: [5, 6, -1], num_experts: 5,
+};
+
+test("experts of up to eight, and of many, have colours of their own", () => {
+  for (const count of [8, 61]) {
+    const seen = new Set(Array.from({ length: count }, (_, e) => expertColour(e, count).join()));
+    assert.equal(seen.size, count);
+  }
+});
+
+test("ink can be read on its ground", () => {
+  const light = ([r, g, b]) => [r, g, b].map((c) => ((c / 255 + 0.055) / 1.055) ** 2.4).reduce((s, c, i) => s + c * [0.2126, 0.7152, 0.0722][i], 0);
+  for (let e = 0; e < 8; e++) {
+    const ground = light(expertColour(e, 8));
+    const ink = inkOn(expertColour(e, 8)) === "#000" ? 0 : 1;
+    const contrast = (Math.max(ground, ink) + 0.05) / (Math.min(ground, ink) + 0.05);
+    assert.ok(contrast > 3, `expert ${e}: ${contrast}`);
+  }
+});
+
+test("a scale rises from dark to light, and nothing is grey", () => {
+  const table = scale(false);
+  const sum = (q) => table[3 * q] + table[3 * q + 1] + table[3 * q + 2];
+  for (let q = 10; q < 255; q += 10) assert.ok(sum(q) > sum(q - 10));
+  assert.deepEqual([...table.slice(765)], [128, 128, 128]);
+  assert.equal(css([0, 0, 0], 0.5), "rgb(128 128 128)");
+});
+
+test("wire: arrays keep their shape, halves become numbers, empty slots their mark", () => {
+  const made = unpack({ a: { dtype: "u2", shape: [2], buffer: 1 }, b: [{ dtype: "f2", shape: [4], buffer: 0 }] },
+    [Uint8Array.from([0, 0x3c, 0, 0xc0, 0, 0x7e, 1, 0]), Uint8Array.from([7, 0, 255, 255])]);
+  assert.deepEqual([...made.a], [7, 65535]);
+  assert.deepEqual(made.a.shape, [2]);
+  assert.equal(made.b[0][0], 1);
+  assert.equal(made.b[0][1], -2);
+  assert.ok(Number.isNaN(made.b[0][2]));
+  assert.equal(made.b[0][3], 2 ** -24);
+  assert.equal(emptyOf(made.a), 65535);
+  assert.equal(valueAt({ q: [254, 255], low: -1, high: 3 }, 0), 3);
+  assert.equal(valueAt({ q: [254, 255], low: -1, high: 3 }, 1), null);
+});
+
+test("text: the chosen of a token, in words, in blocks that end with a line", () => {
+  assert.deepEqual(chosen(DATA, 0, 1), [[0, 200 / 254]]);
+  assert.equal(tell(DATA, 1, 0), "token 0 “a” id 5 · layer 7 · experts 1 (0.00), 2 (0.01)");
+  assert.deepEqual(blocks(DATA.pieces), [[0, 2], [2, 3]]);
+  assert.deepEqual(blocks(Array(7).fill("x"), 3), [[0, 3], [3, 6], [6, 7]]);
+  assert.equal(colours(DATA, 0, 1, null)[1], null);
+});
+
+test("map: a pixel a place; zoom keeps its centre and the text's ends; search goes round", () => {
+  const rgba = pixels(DATA, 0, null);
+  assert.deepEqual([...rgba.slice(0, 3)], expertColour(3, 5));
+  assert.deepEqual([...rgba.slice(4 * 4, 4 * 4 + 3)], expertColour(3, 5));
+  assert.deepEqual([...pixels(DATA, 1, null).slice(4, 7)], [128, 128, 128]);
+  const [first, shown] = zoomed([0, 1000], 0.5, 300, 1000);
+  assert.equal(shown, 500);
+  assert.equal((300 - first) / shown, 0.3);
+  assert.deepEqual(zoomed([900, 100], 4, 990, 1000), [600, 400]);
+  assert.deepEqual(zoomed([0, 5], 0.1, 2, 5), [0, 5]);
+  assert.equal(found(["Ab", "b", "x"], "B", 1), 0);
+  assert.equal(found(["a"], "z", 0), -1);
+});
+
+test("compare: the next place where an expert differs, in both directions", () => {
+  const shared = Uint8Array.from([2, 2, 1, 255, 2, 0]);
+  assert.equal(nextDifference(shared, 6, 0, 2, 0, 1), 2);
+  assert.equal(nextDifference(shared, 6, 0, 2, 5, -1), 3);
+  assert.equal(nextDifference(shared, 6, 0, 2, 5, 1), -1);
+  assert.notDeepEqual(differenceColour(2, 2), differenceColour(1, 2));
+});
+
+test("report: a question finds its answer, another text is other data, what is missing is said", async () => {
+  const answers = { [keyOf("x", { b: 1, a: "q" })]: { n: { dtype: "u1", shape: [1], buffer: 0 } } };
+  const model = reportModel({ state: { text: 0, token: 3 }, texts: [{ data: { k: 1 }, answers }, { data: { k: 2 }, answers: {} }] }, [Uint8Array.from([9])]);
+  const heard = [];
+  model.on("msg:custom", (m, b) => heard.push([m, b.length]));
+  model.send({ id: 1, want: "x", params: { a: "q", b: 1 } });
+  model.set("text", 1);
+  assert.equal(model.get("token"), 0);
+  assert.equal(model.get("data").k, 2);
+  model.send({ id: 2, want: "x", params: { a: "q", b: 1 } });
+  await new Promise((done) => setTimeout(done, 5));
+  assert.equal(heard[0][0].answer.n.buffer, 0);
+  assert.match(heard[1][0].error, /notebook/);
+});

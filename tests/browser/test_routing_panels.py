@@ -1,0 +1,237 @@
+"""The Router and Experts panels in a real browser, Python behind them."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import grokscope as gs
+from grokscope.prompt import visible
+from grokscope.widgets.workbench import Workbench
+from tests.browser.host import Host, browser
+from tests.browser.shapes import HOSTILE, random_trace
+from tests.browser.test_report import opened
+
+TEXT = "The moon is bright. 床前明月光\ndef moon(): return 42 # مرحبا. The moon and the sun, the moon and the sea."
+ROUTER, EXPERTS = "[data-panel=router]", "[data-panel=experts]"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def trace(pocket):
+    return pocket.trace([TEXT, "The sun is dark."], capture=["router.*"])
+
+
+@pytest.fixture
+def host(chromium, trace):
+    bench = Workbench(trace, panels=["router", "experts"])
+    with Host(chromium, bench) as made:
+        made.page.wait_for_selector(f"{EXPERTS} .gs-context")
+        yield made
+    assert not made.faults
+    bench.close()
+
+
+def settled(host):
+    host.page.wait_for_timeout(150)
+
+
+def rows(host, panel):
+    """[(expert, label)] in the order shown."""
+    found = host.page.eval_on_selector_all(
+        f"{panel} [role=option]", "all => all.map(r => [r.dataset.e, r.getAttribute('aria-label')])"
+    )
+    return [(int(e), label) for e, label in found]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_expert_has_its_logit_and_the_chosen_their_gate(chromium, trace, scheme):
+    bench = Workbench(trace, panels=["router"])
+    bench.token, bench.layer = 5, 3
+    with Host(chromium, bench, scheme, 500) as host:
+        settled(host)
+        at = trace.data.isel(batch=0, token=5).sel(layer=3)
+        z, chosen = at["router.logits"].values, at["router.experts"].values.tolist()
+        shown = rows(host, ROUTER)
+        assert [e for e, _ in shown] == list(range(8))
+        for e, label in shown:
+            assert float(re.search(r"logit (-?[\d.]+)", label).group(1)) == pytest.approx(z[e], abs=0.006)
+            assert ("gate" in label) == (e in chosen)
+            assert f"slot {chosen.index(e)}" in label if e in chosen else "slot" not in label
+        said = host.page.inner_text(".gs-margin")
+        worst = min(chosen, key=lambda e: z[e])
+        best = max((e for e in range(8) if e not in chosen), key=lambda e: z[e])
+        assert re.search(rf"expert {worst}, .*ahead of runner-up {best}\.", said)
+        assert float(re.search(r"is ([\d.]+) logits", said).group(1)) == pytest.approx(z[worst] - z[best], abs=0.006)
+        host.page.click(f"{ROUTER} button")
+        assert [e for e, _ in rows(host, ROUTER)] == np.argsort(-z).tolist()
+        assert not host.faults
+
+
+def test_a_click_on_a_bar_selects_the_expert_and_on_the_path_the_layer(host):
+    host.page.click(f"{ROUTER} [data-e='6']")
+    settled(host)
+    assert host.widget.expert == 6
+    assert host.page.get_attribute(f"{EXPERTS} [data-e='6']", "aria-selected") == "true"
+    box = host.page.locator(f"{ROUTER} canvas").bounding_box()
+    host.page.mouse.click(box["x"] + box["width"] * 4.5 / 8, box["y"] + 20)
+    settled(host)
+    assert host.widget.layer == 4
+    assert "Layer 4." in host.page.inner_text(".gs-margin")
+    host.page.keyboard.press("Tab")
+    host.page.focus(f"{ROUTER} canvas")
+    host.page.keyboard.press("ArrowLeft")
+    settled(host)
+    assert host.widget.layer == 3
+    host.page.focus(f"{ROUTER} [role=listbox]")
+    host.page.keyboard.press("ArrowDown")
+    settled(host)
+    assert host.widget.expert == 7
+
+
+def test_the_path_is_in_the_colours_of_its_experts(host, trace):
+    host.widget.token = 7
+    settled(host)
+    first = trace["router.experts"].isel(batch=0, token=7, slot=0).values
+    pixels = host.page.eval_on_selector(
+        f"{ROUTER} canvas",
+        """c => { const r = c.width / c.clientWidth, x = c.getContext('2d');
+           return [...Array(8).keys()].map(l => [...x.getImageData((l + 0.5) * c.clientWidth / 8 * r - 12 * r, 42 * r, 1, 1).data.slice(0, 3)].join()) }""",
+    )
+    assert len({(int(e), p) for e, p in zip(first, pixels, strict=True)}) == len(set(first.tolist())) == len(set(pixels))
+
+
+def test_loads_are_the_layers_and_python_moves_them(host, trace):
+    for layer in (2, 6):
+        host.widget.layer = layer
+        settled(host)
+        chosen = trace["router.experts"].isel(batch=0).sel(layer=layer).values
+        chosen = chosen[: int(trace.data["length"].values[0])]
+        for e, label in rows(host, EXPERTS):
+            shown = float(re.search(r": ([\d.]+) of tokens", label).group(1))
+            assert shown == pytest.approx((chosen == e).any(-1).mean(), abs=0.0006)
+
+
+def test_an_experts_tokens_stand_in_their_context_and_jump(host, trace):
+    e = int(trace["router.experts"].isel(batch=0, token=5, slot=0).sel(layer=3))
+    host.widget.layer, host.widget.expert = 3, e
+    settled(host)
+    assert host.page.inner_text(f"{EXPERTS} [role=tabpanel] p >> nth=0").startswith(f"Expert {e} at layer 3 serves ")
+    at = trace.data.isel(batch=0).sel(layer=3)
+    gates = np.where(at["router.experts"].values == e, at["router.gates"].values, -1).max(-1)
+    top = int(gates.argmax())
+    cells = host.page.eval_on_selector_all(f"{EXPERTS} tr:first-child td", "all => all.map(c => c.textContent)")
+    pieces = [visible(p) for p in trace.pieces[0]]
+    assert float(cells[0]) == pytest.approx(gates[top], rel=0.01)
+    assert cells[1:] == ["".join(pieces[max(0, top - 5) : top]), pieces[top], "".join(pieces[top + 1 : top + 6])]
+    host.page.click(f"{EXPERTS} tr:first-child button")
+    settled(host)
+    assert host.widget.token == top
+
+
+def test_pairs_and_flow_say_their_numbers_and_select(host, trace):
+    host.widget.layer, host.widget.expert = 3, 2
+    host.page.click("[data-part=together]")
+    canvas = host.page.locator(f"{EXPERTS} canvas")
+    canvas.hover(position={"x": 26 + 30 * 5.5, "y": 26 + 30 * 2.5})
+    chosen = trace["router.experts"].isel(batch=0).sel(layer=3).values[: int(trace.data["length"].values[0])]
+    two = (chosen == 2).any(-1)
+    share = ((chosen == 5).any(-1) & two).sum() / two.sum()
+    said = host.page.inner_text(f"{EXPERTS} [role=tabpanel] p >> nth=1")
+    assert float(re.search(r"with expert 2, ([\d.]+) also have expert 5", said).group(1)) == pytest.approx(share, abs=0.006)
+    assert "by load alone" in said
+    canvas.click(position={"x": 26 + 15, "y": 26 + 30 * 4.5})
+    settled(host)
+    assert host.widget.expert == 4
+    host.page.focus("[data-part=together]")
+    host.page.keyboard.press("ArrowRight")
+    titles = host.page.eval_on_selector_all(f"{EXPERTS} path title", "all => all.map(t => t.textContent)")
+    first, after = (trace["router.experts"].isel(batch=0, slot=0).sel(layer=n).values[: len(chosen)] for n in (3, 4))
+    for i, j in {(int(a), int(b)) for a, b in zip(first, after, strict=True)}:
+        assert f"layer 3 expert {i} → layer 4 expert {j}: {((first == i) & (after == j)).sum()}" in titles
+    node = f"4:{int(after[0])}"
+    host.page.focus(f"[data-node='{node}']")
+    host.page.keyboard.press("Enter")
+    settled(host)
+    assert (host.widget.layer, host.widget.expert) == (4, int(after[0]))
+    assert host.page.evaluate("document.activeElement.getAttribute('data-node')") == node
+
+
+def test_hostile_pieces_stay_text(chromium):
+    bench = Workbench(random_trace(len(HOSTILE), gs.MIXTRAL_8X7B, HOSTILE), panels=["router", "experts"])
+    with Host(chromium, bench, width=500) as host:
+        for e in range(8):
+            bench.expert = e
+            settled(host)
+        buttons = set(host.page.eval_on_selector_all(f"{EXPERTS} button.gs-token", "all => all.map(b => b.textContent)"))
+        assert buttons
+        assert buttons <= {visible(p) for p in HOSTILE}
+        assert host.page.title() == ""
+        assert host.page.query_selector("#root script, #root img") is None
+        assert not host.faults
+
+
+def test_a_recording_has_its_path_and_says_what_is_missing(chromium):
+    rng = np.random.default_rng(0)
+    ids = np.argsort(rng.standard_normal((131, 5, 61)), -1)[..., :3].astype(np.int32)
+    bench = Workbench(gs.read_routed_experts(ids, num_experts=61), panels=["router", "experts"])
+    bench.token, bench.layer = 4, 2
+    with Host(chromium, bench) as host:
+        settled(host)
+        said = host.page.inner_text(".gs-margin")
+        assert said == f"Layer 2. Experts {', '.join(map(str, ids[4, 2]))} are chosen; how near others came is not recorded."
+        assert "does not hold logits and probabilities or the gates: trace with" in host.page.inner_text(ROUTER)
+        assert str(int(ids[4, 2, 0])) in host.page.get_attribute(f"{ROUTER} canvas", "aria-label")
+        host.page.click("[data-part=flow]")
+        settled(host)
+        assert "P(first choice at layer 3, across | at layer 2, down)" in host.page.inner_text(EXPERTS)
+        bench.layer = 4
+        settled(host)
+        assert "P(first choice at layer 4, across | at layer 3, down)" in host.page.inner_text(EXPERTS)
+        host.page.locator(f"{EXPERTS} canvas").click(position={"x": 26 + 7.5 * 6, "y": 40})
+        settled(host)
+        assert bench.expert == 7  # the layer is the second one, so its experts are the columns
+        assert not host.faults
+
+
+def test_of_many_experts_the_best_are_shown(chromium):
+    from dataclasses import replace
+
+    config = replace(gs.MIXTRAL_8X7B, router=replace(gs.MIXTRAL_8X7B.router, num_experts=61, top_k=4))
+    with Host(chromium, Workbench(random_trace(19, config), panels=["router"])) as host:
+        settled(host)
+        assert len(rows(host, ROUTER)) == 16
+        assert "The 16 best of 61 experts" in host.page.inner_text(ROUTER)
+        assert not host.faults
+
+
+def test_both_answer_in_a_report(chromium, trace, tmp_path):
+    page, faults = opened(chromium, gs.report(trace, tmp_path / "x.html", panels=["text", "router", "experts"]), offline=True)
+    page.click(".gs-tokens [data-t='5'] >> nth=0")
+    page.wait_for_timeout(200)
+    assert "ahead of runner-up" in page.inner_text(".gs-margin")
+    assert "serves" in page.inner_text(f"{EXPERTS} [role=tabpanel]")
+    for part, what in (("together", "canvas"), ("flow", "svg path")):
+        page.click(f"[data-part={part}]")
+        assert page.query_selector(f"{EXPERTS} {what}")
+    assert faults == []
+
+
+def test_grok_1s_shape_at_8192_tokens_sends_little(chromium):
+    bench = Workbench(random_trace(8192), panels=["router", "experts"])
+    with Host(chromium, bench) as host:
+        settled(host)
+        before = host.sent
+        bench.token, bench.layer, bench.expert = 8000, 63, 7
+        host.page.wait_for_timeout(400)
+        assert "Layer 63." in host.page.inner_text(".gs-margin")
+        assert "Expert 7 at layer 63 serves" in host.page.inner_text(EXPERTS)
+        assert host.sent - before < 40_000
+        assert not host.faults
