@@ -228,7 +228,7 @@ def main() -> None:
     _add_others()
     try:
         app()
-    except (ValueError, OSError, MemoryError, TypeError, IndexError) as error:
+    except (ValueError, OSError, MemoryError, TypeError, IndexError, ImportError) as error:
         line = (
             str(error)
             if not isinstance(error, OSError) or error.errno is None

@@ -11,9 +11,10 @@ _SOURCE = "A file, folder or glob of .jsonl, .parquet or text, packed or not; - 
 _LABELS = 'The field that groups the documents, e.g. "domain"; where a line has none, its file\'s name.'
 _RESUME = "A directory for what is done: the same command goes on there after an interrupt."
 _SHARD = "K/N: take every Nth document from the Kth on (from 0). The counters of all N add up."
+_RAY = "Share the documents between so many tasks of a Ray cluster: RAY_ADDRESS's, else one of this machine alone."
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 - one a flag
     source: Annotated[str, typer.Argument(help=_SOURCE)],
     out: Annotated[Path, typer.Option("--out", "-o", help="A new file for the counters (.npz).")],
     model: Annotated[str, typer.Option("--model", "-m", help='A checkpoint\'s directory, or "pocket".')] = "pocket",
@@ -22,6 +23,7 @@ def sweep(
     shard: Annotated[str, typer.Option(help=_SHARD)] = "0/1",
     rows: Annotated[Path | None, typer.Option(help="A folder for the routing of a sample of the documents, as Parquet.")] = None,
     share: Annotated[float, typer.Option(help="Of the documents whose routing goes to --rows.")] = 0.01,
+    ray: Annotated[int | None, typer.Option(help=_RAY)] = None,
 ) -> None:  # fmt: skip
     """Count how the documents of a corpus are routed, in constant memory; documents go one by one.
 
@@ -30,12 +32,19 @@ def sweep(
     number, _, of = shard.partition("/")
     if not (number.isdigit() and of.isdigit()):
         raise typer.BadParameter(f"--shard: wanted K/N, as in 0/4, got {shard}")
+    if ray is not None and shard != "0/1":
+        raise typer.BadParameter("--ray: wanted all documents for the cluster, got --shard too; leave one out")
     if out.exists():
         raise FileExistsError(f"{out}: wanted a new file, got one that is there; name another")
-    from grokscope.loading import load
-
     sample = None if rows is None else (rows, share)
-    counters = load(model).sweep(source, labels, rows=sample, resume=resume, shard=(int(number), int(of)))
+    if ray is None:
+        from grokscope.loading import load
+
+        counters = load(model).sweep(source, labels, rows=sample, resume=resume, shard=(int(number), int(of)))
+    else:
+        from grokscope.ray_sweeping import sweep_on_ray
+
+        counters = sweep_on_ray(model, source, labels, shards=ray, rows=sample, resume=resume)
     counters.save(out)
     print(f"{counters.tokens:,} tokens of {counters.documents:,} documents, labels {', '.join(map(repr, counters.labels))}")
     for layer, row in zip(counters.spec.layers, counters.table("load"), strict=True):

@@ -46,7 +46,7 @@ def run(
     """
     recorders = [Recorder(config, capture, p.lengths.tolist(), config.router.top_k, once=True) for p in prompts]
     calls = [
-        call for p, r in zip(prompts, recorders, strict=True) for call in _calls(model, config, p, capture, edits, r)
+        call for p, r in zip(prompts, recorders, strict=True) for call in calls_of(model, config, p, capture, edits, r)
     ]
     about = None if resume is None else _about(model, config, prompts, capture, calls)
     with _streams(model, calls, resume, about) as streams, _memory_explained(model, prompts, len(calls)):
@@ -56,9 +56,10 @@ def run(
     return recorders
 
 
-def _calls(
+def calls_of(
     model: Model, config: ModelConfig, encoded: Prompt, capture: Capture, edits: Sequence[Edit], recorder: Recorder
 ) -> Iterator[Call]:
+    """The calls of one prompt: no more texts in each than fit; the recorder gets what they keep."""
     width = bucket(encoded.tokens)
     positions = np.broadcast_to(np.arange(width), (encoded.batch, width))
     place = Place(config, positions, positions, encoded.lengths, encoded.tokens)

@@ -28,6 +28,8 @@ from grokscope.trace.trace import Trace, as_trace
 from grokscope.transformer.edits import prepare
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from grokscope.model import Model
 
 CALL = 2048
@@ -64,22 +66,30 @@ class Sweep:
         key, size = hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest(), self.model.config.max_tokens
         return [(ids[at : at + size], document.label, key) for at in range(0, len(ids), size)]
 
-    def count(self, pieces: Sequence[Piece]) -> list[Trace]:
-        """Count some pieces, all in one pass over the weights; their traces, for those who want rows."""
+    def count(self, pieces: Sequence[Piece]) -> Iterator[tuple[Trace, list[Piece]]]:
+        """Count some pieces; each call's trace with its pieces, once it is counted, for those who want rows.
+
+        What a call leaves is dropped before the next one starts. Streamed weights alone make all calls in one pass over
+        the layers, and hold what all of them leave.
+        """
         groups = list(_groups(pieces))
+        together = len(groups) if self.model.is_streamed else 1
+        for first in range(0, len(groups), together):
+            yield from self._run(groups[first : first + together])
+
+    def _run(self, groups: Sequence[tuple[list[Piece], int]]) -> Iterator[tuple[Trace, list[Piece]]]:
         prompts = [_prompt([p[0] for p in group], size) for group, size in groups]
-        recorders = run(self.model, self.config, prompts, self.capture, self.lowered)
-        about, traces = self.model.provenance(self.config, self.capture, self.edits), []
-        for (group, _), prompt, recorder in zip(groups, prompts, recorders, strict=True):
-            whole = as_trace(recorder, prompt.ids, self.model.pieces(prompt), about)
+        recorders = run(self.model, self.config, prompts, self.capture, self.lowered)[::-1]
+        about = self.model.provenance(self.config, self.capture, self.edits)
+        for (group, _), prompt in zip(groups, prompts, strict=True):
+            whole = as_trace(recorders.pop(), prompt.ids, self.model.pieces(prompt), about)
             trace = Trace(whole.data.isel(batch=slice(0, len(group))))
             named, keys = [p[1] for p in group], [p[2] for p in group]
             if self.counters is None:
                 self.counters = RoutingCounters.from_trace(trace, named, keys)
             else:
                 self.counters.update(trace, named, keys)
-            traces.append(trace)
-        return traces
+            yield trace, group
 
     def over(
         self,
@@ -98,9 +108,9 @@ class Sweep:
             documents = islice(self.pieces(source, label), self.documents, None)
             window = _call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
             for number, pieces in _windows(documents, window):
-                traces = self.count(pieces)
-                if rows is not None:
-                    _write_rows(traces, pieces, rows, f"{self.shard[0]:05d}-{self.documents:012d}")
+                sampled = [_sampled(*counted, rows[1]) if rows else None for counted in self.count(pieces)]
+                if rows:
+                    _write_rows(sampled, rows[0], f"{self.shard[0]:05d}-{self.documents:012d}")
                 self.documents += number
                 bar.update(sum(len(p[0]) for p in pieces))
                 bar.set_postfix(documents=self.documents, max_load=f"{_largest_load(self.counters):.2f}")
@@ -154,23 +164,21 @@ def _prompt(ids: Sequence[np.ndarray], size: int) -> Prompt:
     return Prompt(np.stack([np.pad(r, (0, width - len(r))) for r in rows]), np.array([len(r) for r in rows]))
 
 
-def _write_rows(traces: Sequence[Trace], pieces: Sequence[Piece], rows: tuple[str | Path, float], name: str) -> None:
-    """The routing table of a sample of documents, chosen by their keys; one file of a folder for each label."""
+def _sampled(trace: Trace, group: Sequence[Piece], share: float) -> pd.DataFrame:
+    """The routing table of a sample of a call's documents, chosen by their keys."""
+    table = routing_table(trace)
+    taken = np.array([int(key, 16) % 2**32 < share * 2**32 for _, _, key in group])
+    table.insert(0, "document", [group[p][2] for p in table["prompt"]])
+    table.insert(0, "label", [group[p][1] for p in table["prompt"]])
+    return table[taken[table["prompt"]]].drop(columns="prompt")
+
+
+def _write_rows(tables: Sequence[pd.DataFrame], folder: str | Path, name: str) -> None:
+    """One file of the folder for each label, whole or not there."""
     import pandas as pd
 
-    folder, share = Path(rows[0]), rows[1]
-    tables, at = [], 0
-    ordered = [p for group, _ in _groups(pieces) for p in group]
-    for trace in traces:
-        table, batch = routing_table(trace), trace.data.sizes["batch"]
-        mine = ordered[at : at + batch]
-        at += batch
-        taken = [int(key, 16) % 2**32 < share * 2**32 for _, _, key in mine]
-        table.insert(0, "document", [mine[p][2] for p in table["prompt"]])
-        table.insert(0, "label", [mine[p][1] for p in table["prompt"]])
-        tables.append(table[[taken[p] for p in table["prompt"]]].drop(columns="prompt"))
     for label, table in pd.concat(tables).groupby("label"):
-        where = folder / f"label={json.dumps(str(label))[1:-1].replace('/', '_') or '_'}"
+        where = Path(folder) / f"label={json.dumps(str(label))[1:-1].replace('/', '_') or '_'}"
         where.mkdir(parents=True, exist_ok=True)
         scratch = where / f".{name}.part"
         table.drop(columns="label").to_parquet(scratch, index=False)

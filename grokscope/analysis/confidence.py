@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 import xarray as xr
 
 from grokscope.analysis import nulls
 from grokscope.analysis.counters import RoutingCounters
-from grokscope.analysis.measure import Routing, answer, counted, interval, over
+from grokscope.analysis.measure import Routing, answer, counted, generator, interval, one_of, over
+from grokscope.analysis.rows import rows_of
 from grokscope.analysis.tally import MARGIN_EDGES, SCORE_SUMS, UNIT
 
 _AT = {name: n for n, name in enumerate(SCORE_SUMS)}
@@ -23,41 +27,86 @@ def _sd(c: RoutingCounters, name: str) -> np.ndarray:
     return np.sqrt(np.maximum(square - mean**2, 0))
 
 
-def routing_entropy(x: Routing) -> xr.Dataset:
+def routing_entropy(
+    x: Routing, null: Literal["load", "permuted"] = "load", repeats: int = 20, seed: int = 0
+) -> xr.Dataset:
     """The mean entropy of the router's probabilities, (layer), in bits; 0 is sure, log2 E knows nothing.
 
     H = -sum s log2 s, s the softmax over all experts (a sigmoid router's scores are first divided by their sum). Also
-    `normalized` = H / log2 E, `sd` over tokens, `gap` (best less second probability), `mass` (probability of the chosen).
-    null_mean: the entropy of the mean probabilities, what a router of this load that ignored its token would have; it bounds the
-    value from above, so there is no z. `information` is the difference: the bits that the token tells. Cite: Zoph et al. 2022,
-    arXiv 2202.08906. Confounds: temperature and soft caps change it without changing a choice; it differs by layer.
+    `normalized` = H / log2 E, `sd` over tokens, `gap` (best less second probability), `mass` (probability of the chosen),
+    `load_entropy`, the entropy of the mean probabilities: what a router of this load that ignored its token would have. It bounds
+    the value from above; `information` is the difference: the bits that the token tells. Null "load": that entropy, which is a
+    bound and so has no z. Null "permuted": each expert's logit permuted over the tokens of the layer, `repeats` times: experts
+    as spread as they were but deaf to each other; needs a Trace. Cite: Zoph et al. 2022, arXiv 2202.08906. Confounds: temperature
+    and soft caps change it without changing a choice; it differs by layer; a constant that a token adds to all its logits
+    changes no probability but widens the permuted null.
     """
+    one_of("null", null, ("load", "permuted"))
     c = counted(x, "routing_entropy", ["score_sums"])
     value, ci = _mean(c, "entropy")
     value, ci = value / np.log(2), None if ci is None else tuple(b / np.log(2) for b in ci)
-    null = nulls.entropy(c.table("probability_sum"))
+    bound = nulls.entropy(c.table("probability_sum"))
+    chance = {"null_mean": bound}
+    if null == "permuted":
+        chance = _permuted(x, "routing_entropy", repeats, seed, lambda z: nulls.entropy(_softmax(z)).mean())
     most = np.log2(max(c.spec.num_experts, 2))
     return answer(
-        ("layer",), value, over(c, "layer"), null_mean=null, ci=ci, information=null - value, normalized=value / most,
-        sd=_sd(c, "entropy") / np.log(2), gap=_mean(c, "gap")[0], mass=_mean(c, "mass")[0],
-        attrs={"unit": "bits", "uniform": float(most), "tokens": c.tokens},
+        ("layer",), value, over(c, "layer"), **chance, ci=ci, information=bound - value, load_entropy=bound,
+        normalized=value / most, sd=_sd(c, "entropy") / np.log(2), gap=_mean(c, "gap")[0], mass=_mean(c, "mass")[0],
+        attrs={"unit": "bits", "uniform": float(most), "tokens": c.tokens, "null": null},
     )  # fmt: skip
 
 
-def router_margin(x: Routing) -> xr.Dataset:
+def router_margin(x: Routing, null: Literal["permuted"] | None = None, repeats: int = 20, seed: int = 0) -> xr.Dataset:
     """How far a choice is from being another, (layer): the mean of the worst chosen logit less the best unchosen.
 
     In logits (with probabilities alone, in their logarithms). Also `sd`, `median` and `low` (the 5 % quantile; both upper edges of
-    histogram bins, a quarter octave wide), `negative`: the share of tokens whose choice was forced against the logits. It has no
-    null. Cite: arXiv 2510.11370, where such choices flip between engines. Confounds: a soft cap shrinks large margins.
+    histogram bins, a quarter octave wide), `negative`: the share of tokens whose choice was forced against the logits. Null
+    "permuted": each expert's logit permuted over the tokens of the layer and the choice made anew, `repeats` times; needs a Trace.
+    Below it, experts compete for the same tokens. Cite: arXiv 2510.11370, where choices of small margin flip between engines.
+    Confounds: a soft cap shrinks large margins; logits of different routers have different units.
     """
+    if null is not None:
+        one_of("null", null, ("permuted",))
     c = counted(x, "router_margin", ["score_sums"])
     value, ci = _mean(c, "margin")
-    counts = c.table("margin_histogram")
+    counts, k = c.table("margin_histogram"), c.spec.slots
     total = counts.sum(-1)
     upper = np.append(MARGIN_EDGES, np.inf)
     low, median = (upper[(counts.cumsum(-1) >= q * total[:, None]).argmax(-1)] for q in (0.05, 0.5))
+    chance = {} if null is None else _permuted(x, "router_margin", repeats, seed, lambda z: _margins(z, k).mean())
     return answer(
-        ("layer",), value, over(c, "layer"), ci=ci, sd=_sd(c, "margin"), median=median, low=low,
-        negative=counts[:, 0] / total, attrs={"unit": "logits", "tokens": c.tokens},
+        ("layer",), value, over(c, "layer"), **chance, ci=ci, sd=_sd(c, "margin"), median=median, low=low,
+        negative=counts[:, 0] / total, attrs={"unit": "logits", "tokens": c.tokens, "null": null},
     )  # fmt: skip
+
+
+def _softmax(z: np.ndarray) -> np.ndarray:
+    p = np.exp(z - z.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def _margins(z: np.ndarray, k: int) -> np.ndarray:
+    """The k-th largest of the last axis less the next; 0 where there is no next."""
+    if k >= z.shape[-1]:
+        return np.zeros(z.shape[:-1])
+    ordered = np.sort(z, -1)
+    kept, left = ordered[..., -k], ordered[..., -k - 1]
+    there = np.isfinite(kept) & np.isfinite(left)
+    return np.clip(np.subtract(kept, left, out=np.zeros(kept.shape), where=there), -1e4, 1e4)
+
+
+def _permuted(
+    x: Routing, analysis: str, repeats: int, seed: int, statistic: Callable[[np.ndarray], float]
+) -> dict[str, np.ndarray]:
+    """null_mean and null_sd [L] of a statistic of logits [N, E], each expert's permuted over the tokens of its layer."""
+    rows = rows_of(x, analysis, ["scores"], "each token's logits")
+    scores, rng = rows.all("scores"), generator(repeats, seed)
+    if np.abs(_softmax(scores) - rows.all("probs")).max() > 1e-3:
+        raise ValueError(
+            f'{analysis}: wanted probabilities that are the softmax of the logits for null="permuted", got others (an edit, or a '
+            "sigmoid router); take another null"
+        )
+    layers = scores.transpose(1, 0, 2)
+    drawn = np.array([[statistic(rng.permuted(z, axis=0)) for _ in range(repeats)] for z in layers])
+    return {"null_mean": drawn.mean(-1), "null_sd": drawn.std(-1, ddof=1)}

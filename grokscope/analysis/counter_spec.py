@@ -24,6 +24,8 @@ class CounterSpec:
     token_ids: bool = False
     distances: tuple[int, ...] = (1,)
     lags: tuple[int, ...] = (1,)
+    contributions: bool = False
+    """Whether the norms of experts' outputs are counted."""
     edges: str = "1"
     """The version of the histograms' edges, which are constants of `tally`."""
 

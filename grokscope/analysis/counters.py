@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,12 @@ from grokscope.trace.trace import Trace
 
 BY_LABEL = ("gate_histogram", "entropy_histogram", "margin_histogram", "coactivation_adjacent", "position")
 """Tables that are not kept by shard."""
-FIXED_POINT = ("gate_sum", "gate_squared", "probability_sum", "score_sums", "repeat_shuffled")
-"""Tables of sums, in whole numbers of `tally.UNIT`."""
+LARGEST = ("y_absmax",)
+"""Tables of which the larger is kept where others are added."""
+FIXED_POINT = (
+    "gate_sum", "gate_squared", "probability_sum", "score_sums", "repeat_shuffled", "y_norm_sum", "gy_norm_sum", *LARGEST
+)  # fmt: skip
+"""Tables of fractions, in whole numbers of `tally.UNIT`."""
 
 
 class RoutingCounters:
@@ -45,13 +50,16 @@ class RoutingCounters:
         documents: Sequence[str] | None = None,
         distances: Iterable[int] = (1,),
         lags: Iterable[int] = (1,),
+        contributions: bool = False,
     ) -> RoutingCounters:
         """Counters of a trace, each text a document.
 
         labels: one for all texts or one for each (domain, language, ...). documents: a name for each text, from which its
         shard follows; without them, its token ids. distances: between layers, for transitions. lags: between tokens.
+        contributions: count the norms of experts' outputs too (`y_norm_sum`, after the gate `gy_norm_sum`, largest `y_absmax`).
         """
-        made = cls(CounterSpec(**identity_of(trace), distances=tuple(distances), lags=tuple(lags)))
+        settings = {"distances": tuple(distances), "lags": tuple(lags), "contributions": contributions}
+        made = cls(CounterSpec(**identity_of(trace), **settings))
         return made.update(trace, labels, documents)
 
     @classmethod
@@ -95,7 +103,7 @@ class RoutingCounters:
             raise ValueError(
                 f"labels: wanted a string for each of {texts} texts, got {named[:8]}; give '' to those without one"
             )
-        for label, doc in zip(named, list(documents_of(trace, documents)), strict=True):
+        for label, doc in zip(named, list(documents_of(trace, documents, self.spec.contributions)), strict=True):
             self.add_document(doc, label)
         return self
 
@@ -103,6 +111,7 @@ class RoutingCounters:
         """Count one document in."""
         spec = self.spec
         had = {"gates": doc.gates is not None, "scores": doc.scores is not None, "token_ids": doc.token_ids is not None}
+        had["contributions"] = doc.output_norms is not None
         shape = {"layers": doc.experts.shape[1], "slots": doc.experts.shape[2]}
         wanted = {n: getattr(spec, n) for n in had} | {"layers": len(spec.layers), "slots": spec.slots}
         if had | shape != wanted:
@@ -115,6 +124,8 @@ class RoutingCounters:
         counts |= tally.transitions(doc, experts, spec.distances) | tally.repeats(doc, experts, spec.lags)
         if spec.scores:
             counts |= tally.scores(doc, experts)
+        if spec.contributions:
+            counts |= tally.contributions(doc, experts)
         self._add(label, doc.shard, counts)
         if spec.token_ids:
             self._vocabulary.setdefault(label, SparseCounts(2)).add(*tally.vocabulary(doc, experts))
@@ -125,7 +136,11 @@ class RoutingCounters:
             shards = self.shards_of(name)
             if name not in tables:
                 tables[name] = np.zeros(((shards,) if shards else ()) + count.shape, np.int64)
-            tables[name][(shard * shards // SHARDS,) if shards else ...] += count
+            at = (shard * shards // SHARDS,) if shards else ...
+            if name in FIXED_POINT:
+                tables[name][at] = _together(name, tables[name][at], count)
+            else:
+                tables[name][at] += count
 
     def shards_of(self, name: str) -> int:
         """The shards that a table is kept by; 0 where it is by label alone."""
@@ -141,7 +156,7 @@ class RoutingCounters:
         for label in {**self._tables, **other._tables}:
             mine, theirs = (c._tables.get(label, {}) for c in (self, other))
             made._tables[label] = {
-                n: _exact_sum(mine[n], theirs[n]) if n in mine and n in theirs else mine.get(n, theirs.get(n)).copy()
+                n: _together(n, mine[n], theirs[n]) if n in mine and n in theirs else mine.get(n, theirs.get(n)).copy()
                 for n in {**mine, **theirs}
             }
         for label in {**self._vocabulary, **other._vocabulary}:
@@ -170,12 +185,13 @@ class RoutingCounters:
         found = [t[name] for t in self._tables.values() if name in t]
         if not found:
             raise KeyError(name)
-        total = sum(found[1:], start=found[0])
+        total = reduce(partial(_together, name), found)
         return total if self.shards_of(name) else total[None]
 
     def table(self, name: str) -> np.ndarray:
         """A table summed over labels and shards: whole numbers for counts, floats for sums."""
-        total = self.by_shard(name).sum(0)
+        shards = self.by_shard(name)
+        total = shards.max(0) if name in LARGEST else shards.sum(0)
         return total * tally.UNIT if name in FIXED_POINT else total
 
     def has(self, name: str) -> bool:
@@ -225,7 +241,9 @@ class RoutingCounters:
         )
 
 
-def _exact_sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _together(name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if name in LARGEST:
+        return np.maximum(a, b)
     total = a + b
     if ((a ^ total) & (b ^ total) < 0).any():  # both signs differ from the sum's
         raise OverflowError("counters: wanted sums within 64 bits, got more; keep these two apart")

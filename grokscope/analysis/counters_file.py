@@ -61,7 +61,7 @@ def open_counters(path: Path) -> RoutingCounters:
         ) from error
     if schema != SCHEMA:
         raise ValueError(f"{path}: wanted counters of schema {SCHEMA}, got {schema}; open them with that version")
-    spec = told["spec"]
+    spec = {"contributions": False} | told["spec"]  # files of before these were counted do not say
     if set(spec) != set(FIELDS):
         raise ValueError(f"{path}: wanted the fields {sorted(FIELDS)}, got {sorted(spec)}; count again")
     made = RoutingCounters(CounterSpec(**spec))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from grokscope.trace.trace import Trace
 
@@ -33,6 +34,8 @@ class RoutingDocument:
     """[T, L, E], adding up to 1."""
     token_ids: np.ndarray | None = None
     key: bytes = b""
+    output_norms: np.ndarray | None = None
+    """[T, L, A, 2], of each chosen expert's output before its gate: its norm, and its largest element in magnitude."""
 
     @property
     def shard(self) -> int:
@@ -160,8 +163,13 @@ def _has(trace: Trace, part: str) -> bool:
     return any(s in trace.data for s in sites)
 
 
-def documents_of(trace: Trace, keys: Sequence[str] | None = None) -> Iterator[RoutingDocument]:
-    """Each text of a trace as a document, without its padding. `keys`: a name for each, from which its shard follows."""
+def documents_of(
+    trace: Trace, keys: Sequence[str] | None = None, contributions: bool = False
+) -> Iterator[RoutingDocument]:
+    """Each text of a trace as a document, without its padding. `keys`: a name for each, from which its shard follows.
+
+    contributions: with the norms of the experts' outputs, from a trace that kept "expert.out".
+    """
     told = identity_of(trace)
     data = trace.data
     if "expert" in data.dims and data.sizes["expert"] != told["num_experts"]:
@@ -170,6 +178,8 @@ def documents_of(trace: Trace, keys: Sequence[str] | None = None) -> Iterator[Ro
         )
     if keys is not None and len(keys) != data.sizes["batch"]:
         raise ValueError(f"documents: wanted {data.sizes['batch']} keys, got {len(keys)}; give one a text")
+    if contributions and "expert.out" not in data:
+        raise ValueError('contributions: wanted a trace with "expert.out", got one without; add it to capture')
     last = {"gates": "slot", "logits": "expert", "probs": "expert"}
     for row in range(data.sizes["batch"]):
         length = int(data["length"].values[row]) if "length" in data.coords else None
@@ -182,7 +192,7 @@ def documents_of(trace: Trace, keys: Sequence[str] | None = None) -> Iterator[Ro
         }
         chosen = data["router.experts"].isel(batch=row).transpose("token", "layer", "slot").values[inside]
         ids = data["token_id"].values[row][inside] if told["token_ids"] else None
-        yield document(
+        doc = document(
             chosen,
             told["num_experts"],
             **parts,
@@ -190,3 +200,20 @@ def documents_of(trace: Trace, keys: Sequence[str] | None = None) -> Iterator[Ro
             positions=at[inside],
             key=None if keys is None else keys[row],
         )
+        if contributions:
+            kept = np.isin(at, doc.positions) & inside
+            doc = replace(doc, output_norms=_norms(data["expert.out"].isel(batch=row), kept, chosen[kept[inside]], doc))
+        yield doc
+
+
+def _norms(outputs: xr.DataArray, kept: np.ndarray, chosen: np.ndarray, doc: RoutingDocument) -> np.ndarray:
+    """[T, L, A, 2] of one text's outputs, their slots in the document's order; layer by layer, since they are large."""
+    y = outputs.transpose("layer", "token", "slot", "d_model").values[:, kept]
+    each = [np.stack([np.linalg.norm(z.astype(np.float64), axis=-1), np.abs(z).max(-1)], -1) for z in y]
+    norms = np.where((chosen >= 0)[..., None], np.stack(each, 1), 0)
+    if not np.isfinite(norms).all():
+        raise ValueError(
+            "contributions: wanted finite outputs of the chosen experts, got some that are not; leave this text out"
+        )
+    slot = (doc.experts[..., :, None] == chosen[..., None, :]).argmax(-1)
+    return np.where((doc.experts >= 0)[..., None], np.take_along_axis(norms, slot[..., None], 2), 0)

@@ -6,8 +6,20 @@ import numpy as np
 import xarray as xr
 
 from grokscope.analysis import nulls
-from grokscope.analysis.measure import Routing, answer, counted, effective_tokens, interval, over, share
+from grokscope.analysis.measure import (
+    Routing,
+    answer,
+    counted,
+    effective_tokens,
+    generator,
+    interval,
+    over,
+    share,
+    with_parts,
+)
+from grokscope.analysis.rows import rows_of
 from grokscope.analysis.tally import UNIT
+from grokscope.trace.trace import Trace
 
 
 def expert_load(x: Routing) -> xr.Dataset:
@@ -68,7 +80,7 @@ def load_imbalance(x: Routing, measure: str = "max_over_mean", repeats: int = 20
     c = counted(x, "load_imbalance")
     load = c.by_shard("load")
     n_eff, note = effective_tokens(load, c.by_shard("tokens"))
-    rng = np.random.default_rng(seed)
+    rng = generator(repeats, seed)
     even = np.full(c.spec.num_experts, c.spec.slots / c.spec.num_experts)
     chance = [
         MEASURES[measure](nulls.draw_counts(even, c.spec.slots, np.full(repeats, round(n)), rng))
@@ -91,7 +103,8 @@ def dead_experts(x: Routing, cold: float = 0.1) -> xr.Dataset:
     """Which experts were never chosen, (layer, expert): value 1 for never, else 0.
 
     `null_mean`: the chance of never under even use, (1 - k/E)^n_eff. `load_upper95`: the load that is still possible, 3 / n_eff
-    for one never chosen (the rule of three), else Wilson's bound. `is_cold`: load under `cold` k/E. Cite: Fedus et al. 2021.
+    for one never chosen (the rule of three), else Wilson's bound. `is_cold`: load under `cold` k/E. `first_seen`, of a Trace alone:
+    how many tokens went before the first that chose it, in the order of the texts; -1 for never. Cite: Fedus et al. 2021.
     Confounds: cold in this text is not dead in another; compare labels with `domain_specialization`.
     """
     c = counted(x, "dead_experts")
@@ -110,16 +123,25 @@ def dead_experts(x: Routing, cold: float = 0.1) -> xr.Dataset:
         load_upper95=np.minimum(np.where(f == 0, 3 / n, wilson), 1),
         load=f,
         is_cold=f < cold * even,
+        first_seen=_first_seen(x) if isinstance(x, Trace) else None,
         attrs={"n_eff_from": note, "cold": cold},
     )
+
+
+def _first_seen(trace: Trace) -> np.ndarray:
+    rows = rows_of(trace, "dead_experts")
+    layers = range(len(rows.told["layers"]))
+    return np.array([np.where((z := rows.inside(n)).any(0), z.argmax(0), -1) for n in layers])
 
 
 def gate_profile(x: Routing) -> xr.Dataset:
     """An expert's rank among a token's choices, (layer, expert, slot): P(slot | chosen), slot 0 the largest gate.
 
-    With gates also `gate_mean` and `gate_sd` in each slot and `gate_share` of the layer's gate mass. Null: exchangeable ranks,
-    1/k each, with the binomial spread over the expert's visits. Cite: Lo et al. 2024, arXiv 2406.18219. Confounds: without gates
-    the slots are as recorded and need not be ranks; gates of different router rules are not comparable.
+    With gates also `gate_mean` and `gate_sd` in each slot, `gate_mean_chosen` (layer, expert) = E[g_e | e chosen],
+    `gate_mean_slot` (layer, slot), over all experts, `gate_top` (layer): the first slot's share of the gate mass (a ratio of sums,
+    not a mean of ratios), and `gate_share` of the layer's gate mass. Null: exchangeable ranks, 1/k each, with the binomial
+    spread over the expert's visits. Cite: Lo et al. 2024, arXiv 2406.18219. Confounds: without gates the slots are as recorded
+    and need not be ranks; gates of different router rules are not comparable.
     """
     c = counted(x, "gate_profile", ["rank"])
     rank, k = c.by_shard("rank"), c.spec.slots
@@ -132,7 +154,9 @@ def gate_profile(x: Routing) -> xr.Dataset:
         mass = c.table("gate_sum")
         gates["gate_share"] = share(mass, mass.sum((-1, -2), keepdims=True))
         gates["gate_sum_fixed"] = c.by_shard("gate_sum").sum(0)
-    return answer(
+        gates["gate_mean_chosen"] = share(mass.sum(-1), visits[..., 0])
+        gates["gate_top"] = share(mass[..., 0].sum(-1), mass.sum((-1, -2)))
+    made = answer(
         ("layer", "expert", "slot"),
         share(rank.sum(0), visits),
         over(c, "layer", "expert", "slot"),
@@ -144,3 +168,4 @@ def gate_profile(x: Routing) -> xr.Dataset:
         **gates,
         attrs={"slots": "by gate" if c.spec.gates else "as recorded: no gates", "gate_sum_fixed_unit": UNIT},
     )
+    return made if not gates else with_parts(made, {"gate_mean_slot": (("layer", "slot"), share(mass.sum(1), rank.sum((0, 2))))})

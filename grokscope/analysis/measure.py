@@ -49,6 +49,19 @@ def setting(counters: RoutingCounters, name: str, wanted: int, analysis: str) ->
     return had.index(wanted)
 
 
+def one_of(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise ValueError where an option is none of those there are."""
+    if value not in known:
+        raise ValueError(f"{name}: wanted one of {', '.join(known)}, got {value!r}; choose one of these")
+
+
+def generator(repeats: int, seed: int) -> np.random.Generator:
+    """The random numbers of a null that is drawn. Raises ValueError for fewer draws than have a spread."""
+    if repeats < 2:
+        raise ValueError(f"repeats: wanted 2 or more draws of the null, got {repeats}; one draw has no spread")
+    return np.random.default_rng(seed)
+
+
 def effective_tokens(hits: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, str]:
     """Independent tokens' worth [L], from how the shares of hits [S, L, E] differ between shards of tokens [S] or [S, L].
 
@@ -115,7 +128,7 @@ def answer(dims: Sequence[str], value: np.ndarray, coords: Mapping[str, Any], **
     if (ci := parts.pop("ci", None)) is not None:
         parts["ci_low"], parts["ci_high"] = ci
     else:
-        attrs["ci"] = "absent: documents fill fewer than two shards, or the statistic is not kept by shard"
+        attrs.setdefault("ci", "absent: documents fill fewer than two shards, or the statistic is not kept by shard")
     arrays = {"value": value} | {k: np.asarray(v) for k, v in parts.items() if v is not None}
     for name in ("null_mean", "null_sd", "n_eff"):
         if name in arrays:
@@ -125,9 +138,15 @@ def answer(dims: Sequence[str], value: np.ndarray, coords: Mapping[str, Any], **
         off, sd = value - arrays["null_mean"], arrays["null_sd"]
         sure = np.where(np.abs(off) < 1e-9, 0.0, np.copysign(np.inf, off))
         arrays["z"] = np.where(np.isnan(off), np.nan, np.where(sd > 1e-12, off / np.where(sd > 1e-12, sd, 1), sure))
-    if np.isnan(value).any():
-        attrs["nan"] = "where there was nothing to measure, such as an expert never chosen"
-    return xr.Dataset({k: (tuple(dims)[: v.ndim], v) for k, v in arrays.items()}, dict(coords), attrs)
+    return with_parts(xr.Dataset(coords=dict(coords), attrs=attrs), {k: (tuple(dims)[: v.ndim], v) for k, v in arrays.items()})
+
+
+def with_parts(made: xr.Dataset, parts: Mapping[str, Any]) -> xr.Dataset:
+    """The answer with further variables; attrs["nan"] names all those that hold NaN, so that none goes unsaid."""
+    made = made.assign(parts)
+    if empty := [str(n) for n, v in made.data_vars.items() if v.dtype.kind == "f" and bool(v.isnull().any())]:
+        made.attrs["nan"] = f"in {', '.join(empty)}: where there was nothing to measure, such as an expert never chosen"
+    return made
 
 
 def over(counters: RoutingCounters, *dims: str) -> dict[str, Any]:

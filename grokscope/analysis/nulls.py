@@ -7,6 +7,7 @@ that an expert is in the set and adds up to k.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import comb, log
 
 import numpy as np
@@ -115,14 +116,16 @@ def meeting(f: np.ndarray, k: int) -> float:
     return float(1 - table[k, k] / symmetric(w, k)[k] ** 2)
 
 
-def draw_counts(f: np.ndarray, k: int, n: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def draw_counts(
+    f: np.ndarray, k: int, n: np.ndarray, rng: np.random.Generator, w: np.ndarray | None = None
+) -> np.ndarray:
     """Load-matched draws: for each of n [X] (tokens of a group) how often its tokens chose each expert, [X, E].
 
     Goes through the experts, splitting the tokens that still need m of the rest by whether they take this one: exact, and
-    as fast for a billion tokens as for ten.
+    as fast for a billion tokens as for ten. w: the odds of `with_empty(f, k)`, where they are known.
     """
     experts = len(f)
-    w = odds(with_empty(np.asarray(f, float), k), k)
+    w = odds(with_empty(np.asarray(f, float), k), k) if w is None else w
     tails = np.array([symmetric(w[e:], k) for e in range(len(w) + 1)])
     need = np.zeros((len(n), k + 1), np.int64)
     need[:, k] = n
@@ -163,3 +166,36 @@ def entropy(counts: np.ndarray) -> np.ndarray:
     p = np.asarray(counts, float)
     p = p / np.maximum(p.sum(-1, keepdims=True), 1e-300)
     return -(p * np.log2(np.where(p > 0, p, 1))).sum(-1)
+
+
+def paired(
+    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread [I, J] of sum_t a_ti b_sj where s runs over the tokens of t's group in random order: exact.
+
+    a: sums and sums of squares of a_ti by group, [G, I] each; b likewise [G, J]; n [G] tokens. For what is 0 or 1 it is the
+    hypergeometric distribution: with tokens grouped by id, what is left when the token's identity is held.
+    """
+    whole = np.maximum(n, 1)[:, None].astype(float)
+    mean = (a[0] / whole).T @ b[0]
+    left = [np.maximum(squares - sums**2 / whole, 0) for sums, squares in (a, b)]
+    return mean, np.sqrt((left[0] / np.maximum(whole - 1, 1)).T @ left[1])
+
+
+def conditional_information(
+    a: np.ndarray, b: np.ndarray, given: np.ndarray, orders: Iterable[np.ndarray] = ()
+) -> tuple[float, np.ndarray]:
+    """Plug-in I(a; b | given) in bits of whole numbers [N] each, and what it is with b[order] for each of the orders.
+
+    H(a, c) + H(b, c) - H(a, b, c) - H(c). Orders must leave each token in its group of `given`: only H(a, b, c) is counted anew.
+    """
+
+    def joined(code: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return np.unique(code * (int(column.max(initial=0)) + 1) + column, return_inverse=True)[1]
+
+    def bits(code: np.ndarray) -> float:
+        return float(entropy(np.bincount(code)))
+
+    with_a, with_b = joined(given, a), joined(given, b)
+    known = bits(with_a) + bits(with_b) - bits(given)
+    return known - bits(joined(with_a, b)), np.array([known - bits(joined(with_a, b[order])) for order in orders])

@@ -4,17 +4,25 @@
 64 shards of documents). Each function's page gives its formula, its source, its null and what can mislead.
 """
 
+from grokscope.analysis.agreement import routing_agreement
 from grokscope.analysis.coactivation import coactivation, consecutive_repeats
+from grokscope.analysis.committee import standing_committee
 from grokscope.analysis.confidence import router_margin, routing_entropy
+from grokscope.analysis.context import context_information
+from grokscope.analysis.languages import cross_lingual_divergence
 from grokscope.analysis.load import dead_experts, expert_load, gate_profile, load_imbalance
+from grokscope.analysis.paths import expert_paths, path_memory
+from grokscope.analysis.position import position_effect
 from grokscope.analysis.specialization import domain_information, domain_specialization
-from grokscope.analysis.transitions import expert_paths, transition_information, transitions
+from grokscope.analysis.transitions import transition_information, transitions
 from grokscope.analysis.vocabulary import context_dependence, vocabulary_specialization
 
 __all__ = [
     "coactivation",
     "consecutive_repeats",
     "context_dependence",
+    "context_information",
+    "cross_lingual_divergence",
     "dead_experts",
     "domain_information",
     "domain_specialization",
@@ -22,8 +30,12 @@ __all__ = [
     "expert_paths",
     "gate_profile",
     "load_imbalance",
+    "path_memory",
+    "position_effect",
     "router_margin",
+    "routing_agreement",
     "routing_entropy",
+    "standing_committee",
     "transition_information",
     "transitions",
     "vocabulary_specialization",

@@ -9,7 +9,7 @@ import xarray as xr
 
 from grokscope.analysis import nulls
 from grokscope.analysis.counters import RoutingCounters
-from grokscope.analysis.measure import Routing, answer, counted, effective_tokens, interval, over
+from grokscope.analysis.measure import Routing, answer, counted, effective_tokens, generator, interval, over, with_parts
 
 
 def _labelled(x: Routing, labels: Sequence[str] | None, analysis: str) -> RoutingCounters:
@@ -79,7 +79,7 @@ def domain_information(
     filled = tokens > 0
     permuted = bool((filled.sum(1) >= 2).all())
     if permuted:
-        rng, owner = np.random.default_rng(seed), np.nonzero(filled)[0]
+        rng, owner = generator(repeats, seed), np.nonzero(filled)[0]
         blocks = load[filled].astype(float)
         eye = np.eye(len(table))
         drawn = [
@@ -100,4 +100,4 @@ def domain_information(
         ci=interval(lambda t: nulls.information(t.transpose(1, 0, 2)), load.transpose(1, 0, 2, 3)),
         attrs={"unit": "bits", "null": "blocks permuted" if permuted else "analytic: a label has but one block of documents"},
     )  # fmt: skip
-    return made.assign(divergence=(("label", "label_other", "layer"), np.maximum(divergence, 0)))
+    return with_parts(made, {"divergence": (("label", "label_other", "layer"), np.maximum(divergence, 0))})

@@ -73,6 +73,21 @@ def choices(doc: RoutingDocument, experts: int) -> dict[str, np.ndarray]:
     return out
 
 
+def contributions(doc: RoutingDocument, experts: int) -> dict[str, np.ndarray]:
+    """y_norm_sum and gy_norm_sum [L, E], of an expert's outputs before their gates and after; y_absmax [L, E], the largest
+    element in magnitude. All fixed-point; gy_norm_sum where there are gates.
+    """
+    shape, there = (doc.experts.shape[1], experts), doc.experts >= 0
+    at = np.arange(shape[0])[None, :, None]
+    norm, largest = doc.output_norms[..., 0], doc.output_norms[..., 1]
+    out = {"y_norm_sum": _sum(norm, there, shape, at, doc.experts), "y_absmax": np.zeros(shape, np.int64)}
+    if doc.gates is not None:
+        out["gy_norm_sum"] = _sum(norm * np.abs(doc.gates), there, shape, at, doc.experts)
+    cells = tuple(np.broadcast_to(i, there.shape)[there] for i in (at, doc.experts))
+    np.maximum.at(out["y_absmax"], cells, fixed(largest)[there])
+    return out
+
+
 def scores(doc: RoutingDocument, experts: int) -> dict[str, np.ndarray]:
     """probability_sum [L, E]; score_sums [L, 6] (SCORE_SUMS, entropy in nats); the histograms of entropy and margin."""
     probs, layers = doc.probs, doc.experts.shape[1]

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 import xarray as xr
 
 from grokscope.analysis import nulls
-from grokscope.analysis.measure import Routing, answer, counted, over, share
+from grokscope.analysis.counter_spec import CounterSpec
+from grokscope.analysis.counters import RoutingCounters
+from grokscope.analysis.documents import identity_of
+from grokscope.analysis.measure import Routing, answer, counted, generator, one_of, over, share, with_parts
+from grokscope.analysis.rows import rows_of
+from grokscope.trace.trace import Trace
 
 
 def vocabulary_specialization(
-    x: Routing, min_count: int = 10, repeats: int = 20, seed: int = 0, top: int = 10
+    x: Routing,
+    role: Literal["input", "next", "predicted"] = "input",
+    min_count: int = 10,
+    repeats: int = 20,
+    seed: int = 0,
+    top: int = 10,
 ) -> xr.Dataset:
     """How exclusively an expert's own token ids go to it, (layer, expert): the mean of VS(e, x) = N_xe / N_x over them.
 
+    role: whose id x is: "input" the token that is read; "next" the token that truly comes next (the last of a text is left out);
+    "predicted" the one that the model finds likeliest, from a Trace that kept "logits". The latter two need a Trace.
     A token id is the own of the expert that served it most; NaN where an expert has none. By layer: `layer_value` = mean over ids
     of max_e VS, the figure that is published, with `layer_null_mean`, `layer_null_sd`, `layer_z`. Also `types` (own ids),
     `top_token` and `top_share` (layer, expert, rank), the ids of highest VS for each expert. Ids of fewer than `min_count`
     occurrences are left out (1: none are). Null: each id's occurrences draw load-matched sets of k experts, `repeats` times;
     being a maximum over experts of few counts, it lies near 0.9 where k/E is 0.125, and only what is above it is
-    specialisation. Cite: Muennighoff et al. 2024, arXiv 2409.02060, Eq. 8. Confounds: occurrences within a document.
+    specialisation. Cite: Muennighoff et al. 2024, arXiv 2409.02060, Eq. 8. Confounds: occurrences within a document; the next
+    token is told by the one that is read, so next and predicted can follow from input.
     """
-    c = counted(x, "vocabulary_specialization", ["load", "vocabulary"])
+    one_of("role", role, ("input", "next", "predicted"))
+    c = x if role == "input" else _of_role(x, role)
+    c = counted(c, "vocabulary_specialization", ["load", "vocabulary"])
     ids, chosen, _ = c.vocabulary()
     n = _occurrences(c.spec.slots, chosen)
     enough = n >= min_count
@@ -32,8 +50,10 @@ def vocabulary_specialization(
         )
     ids, chosen, n = ids[enough], chosen[enough], n[enough]
     per_expert, per_layer, types = _own(chosen, n)
-    rng, loads = np.random.default_rng(seed), c.table("load") / c.tokens
-    drawn = [_own(np.stack([nulls.draw_counts(f, c.spec.slots, n, rng) for f in loads], 1), n) for _ in range(repeats)]
+    rng, loads = generator(repeats, seed), c.table("load") / c.tokens
+    k = c.spec.slots
+    known = [(f, nulls.odds(nulls.with_empty(f, k), k)) for f in loads]
+    drawn = [_own(np.stack([nulls.draw_counts(f, k, n, rng, w) for f, w in known], 1), n) for _ in range(repeats)]
     mean, sd = _moments(np.array([d[0] for d in drawn]))
     layer_mean, layer_sd = _moments(np.array([d[1] for d in drawn]))
     best = np.argsort(-chosen / n[:, None, None], axis=0, kind="stable")[:top].transpose(1, 2, 0)
@@ -42,10 +62,41 @@ def vocabulary_specialization(
         ("layer", "expert"), per_expert, over(c, "layer", "expert") | {"rank": np.arange(best.shape[-1])},
         null_mean=mean, null_sd=sd, n_eff=types, types=types, layer_value=per_layer, layer_null_mean=layer_mean,
         layer_null_sd=layer_sd, layer_z=share(per_layer - layer_mean, layer_sd),
-        attrs={"min_count": min_count, "token_ids": len(ids), "uniform": c.spec.slots / c.spec.num_experts},
+        attrs={"role": role, "min_count": min_count, "token_ids": len(ids), "uniform": c.spec.slots / c.spec.num_experts},
     )  # fmt: skip
     dims = ("layer", "expert", "rank")
-    return made.assign(top_token=(dims, ids[best]), top_share=(dims, best_share))
+    return with_parts(made, {"top_token": (dims, ids[best]), "top_share": (dims, best_share)})
+
+
+def _of_role(x: Routing, role: str) -> RoutingCounters:
+    """Counts whose token ids are those of the next or of the predicted token."""
+    analysis = f'vocabulary_specialization(role="{role}")'
+    rows = rows_of(x, analysis, ["token_ids"] if role == "next" else [], "which token came next")
+    made = RoutingCounters(CounterSpec(**identity_of(x) | {"token_ids": True}))
+    predicted = None if role == "next" else iter(_predicted(x, analysis))
+    for doc in rows.docs:
+        if predicted is None:
+            kept, ids = np.zeros(len(doc.positions), bool), np.roll(doc.token_ids, -1)
+            kept[:-1] = np.diff(doc.positions) == 1
+        else:
+            kept, ids = np.ones(len(doc.positions), bool), next(predicted)
+        parts = {
+            n: None if (v := getattr(doc, n)) is None else v[kept]
+            for n in ("experts", "positions", "gates", "scores", "probs")
+        }
+        made.add_document(replace(doc, token_ids=ids[kept].astype(np.int64), **parts))
+    return made
+
+
+def _predicted(trace: Trace, analysis: str) -> list[np.ndarray]:
+    """The likeliest next id at each routed token, text by text."""
+    if "logits" not in trace.data:
+        raise ValueError(f"{analysis}: wanted a trace with the model's logits, got one without; add 'logits' to capture")
+    logits = trace.data["logits"].transpose("batch", "token", "vocab").values
+    there = (trace.data["router.experts"].transpose("batch", "token", "layer", "slot").values >= 0).any((-1, -2))
+    if np.isnan(logits[there]).any():
+        raise ValueError(f"{analysis}: wanted logits without NaN, got some; trace the text again")
+    return [z[t].argmax(-1) for z, t in zip(logits, there, strict=True)]
 
 
 def _occurrences(k: int, chosen: np.ndarray) -> np.ndarray:
@@ -77,8 +128,8 @@ def context_dependence(x: Routing, min_count: int = 1, repeats: int = 20, seed: 
     0: routing by token alone (hash layers). Plug-in, so rare ids make it too small: `adjusted` = 1 - (I - E[I]) / (H - E[I]) is
     corrected for chance (Vinh et al. 2010) and is the number to report: 0 for routing by token, 1 for routing that ignores it.
     Also `information` and `entropy` in bits, `consistency`: P(two occurrences of an id go the same way), over pairs. Null: experts
-    shuffled over tokens, `repeats` tables with the same margins. Cite: Xue et al. 2024, OpenMoE, arXiv 2402.01739. Confounds: a
-    neighbour that always comes with a token is its context too; k > 1 choices are not seen.
+    shuffled over tokens, `repeats` tables with the same margins. Cite: Xue et al. 2024, OpenMoE, arXiv 2402.01739. What
+    of the context tells the rest: `context_information`. Confounds: k > 1 choices are not seen.
     """
     c = counted(x, "context_dependence", ["vocabulary"])
     _, _, first = c.vocabulary()
@@ -89,7 +140,7 @@ def context_dependence(x: Routing, min_count: int = 1, repeats: int = 20, seed: 
         )
     tables = first.transpose(1, 0, 2)
     told, h = nulls.information(tables), nulls.entropy(tables.sum(1))
-    rng = np.random.default_rng(seed)
+    rng = generator(repeats, seed)
     drawn = [[nulls.information(nulls.draw_table(t.sum(0), t.sum(1), rng)) for _ in range(repeats)] for t in tables]
     chance, spread = np.mean(drawn, -1), np.std(drawn, -1, ddof=1)
     n = tables.sum(-1)

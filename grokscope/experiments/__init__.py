@@ -3,3 +3,15 @@
 Each function runs a `Model` on texts and returns a labelled `xarray.Dataset`; an edit is made, measured beside its
 load-matched control, and gone. Each function's page gives its formula, its source, its control and what can mislead.
 """
+
+from grokscope.experiments.attribution import attribution_table, logit_attribution, router_attribution
+from grokscope.experiments.counterfactual import counterfactual_experts
+from grokscope.experiments.effect import effect
+from grokscope.experiments.gradients import gate_gradients
+from grokscope.experiments.knock_out import knock_out
+from grokscope.experiments.lens import logit_lens
+from grokscope.experiments.routes import swap_runner_up, top_k_sweep
+
+__all__ = ["effect", "knock_out", "swap_runner_up", "top_k_sweep"]
+__all__ += ["attribution_table", "counterfactual_experts", "gate_gradients", "logit_attribution", "logit_lens"]
+__all__ += ["router_attribution"]

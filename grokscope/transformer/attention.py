@@ -133,7 +133,8 @@ def _exp(scores: Float[Array, "B H T S"], mask: Bool[Array, "B 1 T S"], bounded:
     """What the softmax divides by its sum; 0 where nothing may be read. Capped scores need no maximum taken off."""
     if not bounded:
         largest = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=-jnp.inf)
-        scores = scores - jax.lax.stop_gradient(jnp.maximum(largest, LOWEST))
+        # What is not read is set before the exponential too: its infinity there would be NaN in the derivative.
+        scores = jnp.where(mask, scores - jax.lax.stop_gradient(jnp.maximum(largest, LOWEST)), 0)
     return jnp.where(mask, jnp.exp(scores), 0)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -144,7 +145,7 @@ class Attention:
         down, across = _edges(first, last, min(size, max(room, 8))), _edges(left, right, size)
         there = int(np.diff(down).max())
         each = min(there, max(1, room // (len(down) - 1)))
-        looked = [b - 1 - np.unique(np.arange(each) * (b - a) // each)[::-1] for a, b in zip(down[:-1], down[1:], strict=True)]
+        looked = [b - 1 - np.unique(np.arange(each) * (b - a) // each)[::-1] for a, b in pairwise(down)]
         wanted, starts = np.concatenate(looked), np.cumsum([0, *map(len, looked[:-1])])
         some = max(1, 2**21 // (len(heads) * right))
         parts = [self._strip(layer, wanted[i : i + some], chosen, across) for i in range(0, len(wanted), some)]

@@ -190,7 +190,7 @@ def expert_tokens(text: Text, layer: int, expert: int) -> ExpertTokens:
         order = np.argsort(slot, kind="stable")
     else:
         gate = gates[place, slot]
-        order = np.argsort(np.nan_to_num(gate, nan=-1.0), kind="stable")
+        order = np.argsort(-np.nan_to_num(gate, nan=-1.0), kind="stable")
     order = order[:LISTED]
     pieces = text.trace.data["piece"].values[text.row][: text.length].astype(object)  # as str, NumPy drops NULs at the end
     _, here, which, seen = np.unique(pieces, return_index=True, return_inverse=True, return_counts=True)

@@ -58,20 +58,21 @@ def next_id(text: Text, token: int) -> int | None:
     """The id that came after the kept token at this place; None where that is not known."""
     positions, ids = text.trace.data["token"].values, text.trace.data["token_id"].values[text.row]
     after = token + 1
-    if after >= text.length or positions[after] != positions[token] + 1 or ids[after] < 0:
+    if after >= text.length or positions[after] != positions[token] + 1:
         return None
-    return int(ids[after])
+    return int(ids[after]) if 0 <= ids[after] < text.trace.config.vocab_size else None
 
 
 def next_view(logits: np.ndarray, true_id: int | None, pieces: Pieces) -> Next:
     """`logits` [V] after a token. Raises ValueError where they are no distribution."""
     log_p = _log_probabilities(logits[None])[0]
-    best = _best(log_p, TOP)
+    true_id = true_id if true_id is not None and true_id < len(log_p) else None
+    best = _best(logits, TOP)
     p = np.exp(log_p)
     true = None
     if true_id is not None:
         surprise = -float(log_p[true_id])
-        true = (_seen(pieces, [true_id])[0], int((log_p > log_p[true_id]).sum()) + 1, float(p[true_id]), surprise)
+        true = (_seen(pieces, [true_id])[0], int((logits > logits[true_id]).sum()) + 1, float(p[true_id]), surprise)
     entropy = -float((p * np.where(p > 0, log_p, 0)).sum(dtype=np.float64))
     return Next(best.tolist(), _seen(pieces, best.tolist()), p[best].astype(np.float32), true, true_id, entropy)
 
@@ -79,12 +80,13 @@ def next_view(logits: np.ndarray, true_id: int | None, pieces: Pieces) -> Next:
 def lens_view(layers: Sequence[int], logits: np.ndarray, true_id: int | None, pieces: Pieces) -> Lens:
     """`logits` [L, V]: those of the stream after each of `layers`, the last of which is the final prediction's."""
     log_p = _log_probabilities(logits)
+    true_id = true_id if true_id is not None and true_id < log_p.shape[1] else None
     p = np.exp(log_p)
-    best = log_p.argmax(1)
+    best = logits.argmax(1)
     final = int(best[-1])
 
     def followed(token_id: int) -> tuple[np.ndarray, np.ndarray]:
-        ranks = (log_p > log_p[:, token_id, None]).sum(1) + 1
+        ranks = (logits > logits[:, token_id, None]).sum(1) + 1
         return ranks.astype(np.uint32), p[:, token_id].astype(np.float32)
 
     rank, probability = (None, None) if true_id is None else followed(true_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -98,7 +99,7 @@ def _lens(bench: Workbench, params: dict[str, Any]) -> Lens:
     if abs(float(np.max(made.probabilities[-1])) - float(mine.probabilities[0])) < 0.05:
         return made
     note = "The last layer here is not what the trace predicts: another model, or another precision, made the trace."
-    return Lens(**{**made.__dict__, "note": note})
+    return replace(made, note=note)
 
 
 def _lens_logits(bench: Workbench, token: int) -> tuple[Sequence[int], np.ndarray]:
@@ -112,7 +113,7 @@ def _lens_logits(bench: Workbench, token: int) -> tuple[Sequence[int], np.ndarra
     model = model_of(bench)
     layers, stream = _stream(bench, model, token)
     table = model.weights.embed if model.weights.unembed is None else model.weights.unembed
-    x = model.on_device(stream[None]).astype(jnp.dtype(model.dtype))
+    x = jnp.asarray(stream[None], jnp.dtype(model.dtype))
     seen = ((), Selection())
     kept = run_unembed(table, model.weights.final_norm, x, seen, config=model.config, sites=Capture(("logits",)).sites)
     return layers, np.asarray(kept["logits"][0])

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -15,27 +17,54 @@ import numpy as np
 
 import grokscope as gs
 from grokscope import sweeping
+from grokscope.analysis.counters import RoutingCounters
 from grokscope.running import run
 from grokscope.sites import Capture
 
 LAST = Capture(("router.experts",), (7,))
 """The last layer of pocket: what makes a run wait for its end, and next to nothing more."""
+WINDOWS = 480
+"""Documents, of two windows: a sweep of less than one is smaller because it has less to hold, not because it counted less."""
 
 
-def resident() -> int:
-    """Anonymous memory of this process, in bytes."""
+def resident(field: str = "RssAnon") -> float:
+    """A line of this process's status, in MB."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) * 1024
+    return int(fields[field].split()[0]) * 1024 / 1e6
+
+
+def texts(model: gs.Model, number: int) -> Iterator[str]:
+    """Documents of 40 to 160 words, one after the other."""
+    rng = np.random.default_rng(0)
+    words = [model.tokenizer.decode([int(i)]) for i in rng.integers(400, model.config.vocab_size, 4000)]
+    for _ in range(number):
+        yield " ".join(rng.choice(words, rng.integers(40, 160)))
+
+
+def bytes_of(counters: RoutingCounters) -> float:
+    """What the counters hold, in MB: tables, and the vocabulary with what waits to be sorted into it."""
+    tables = sum(table.nbytes for by_name in counters._tables.values() for table in by_name.values())
+    sparse = [a for s in counters._vocabulary.values() for a in (s._keys, s._counts, *(x for w in s._waiting for x in w))]
+    return (tables + sum(a.nbytes for a in sparse)) / 1e6
+
+
+def memory(number: int) -> None:
+    """A sweep in a process of its own, after a small one that compiled: its peak and its end, without mapped files."""
+    model = gs.load()
+    model.sweep(texts(model, 60), progress=False)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+    before = resident()
+    counters = model.sweep(texts(model, number), progress=False)
+    peak, after = resident("VmHWM") - resident("RssFile"), resident()
+    own = bytes_of(counters)
+    print(f"{counters.tokens:>9,} tokens: before {before:.1f}, peak {peak:.1f}, after {after:.1f} MB; counters {own:.1f} MB")
 
 
 def main() -> None:
-    """Three rounds in turn; the least of each."""
+    """Throughput in three rounds in turn, the least of each; then memory, a process for each length."""
     model = gs.load()
-    rng = np.random.default_rng(0)
-    words = [model.tokenizer.decode([int(i)]) for i in rng.integers(400, model.config.vocab_size, 4000)]
-    texts = [" ".join(rng.choice(words, rng.integers(40, 160))) for _ in range(120)]
-    work = sweeping.Sweep(model)
-    pieces = [p for document in work.pieces(texts, None) for p in document]
+    work, some = sweeping.Sweep(model), list(texts(model, 120))
+    pieces = [p for document in work.pieces(some, None) for p in document]
     prompts = [sweeping._prompt([p[0] for p in group], size) for group, size in sweeping._groups(pieces)]
     bare, whole = [], []
     for _ in range(3):
@@ -43,13 +72,12 @@ def main() -> None:
         run(model, model.config, prompts, LAST, [])
         bare.append(time.perf_counter() - start)
         start = time.perf_counter()
-        model.sweep(texts, progress=False)
+        model.sweep(some, progress=False)
         whole.append(time.perf_counter() - start)
-    print(f"bare forward / sweep: {min(bare) / min(whole):.3f}; {sum(len(p[0]) for p in pieces):,} tokens")
-    before = resident()
-    model.sweep(texts * 10, progress=False)
-    print(f"memory after ten times the text: {(resident() - before) / 1e6:+.1f} MB")
+    print(f"bare forward / sweep: {min(bare) / min(whole):.3f}; {sum(len(p[0]) for p in pieces):,} tokens", flush=True)
+    for number in (WINDOWS, 10 * WINDOWS):
+        subprocess.run([sys.executable, __file__, str(number)], check=True)
 
 
 if __name__ == "__main__":
-    main()
+    main() if len(sys.argv) == 1 else memory(int(sys.argv[1]))

@@ -1,8 +1,126 @@
-// The prediction panel.
+// What comes next, what really came, and what each layer would have said.
 
-import { el } from "./dom.js";
+import { el, short } from "./dom.js";
+import { newest } from "./state.js";
+
+/** A probability for a reader: 12.6 %, 0.21 %, 3e-7; a report's numbers of 16 bits end there. */
+export function percent(p) {
+  if (p === null || p === undefined || Number.isNaN(p)) return "–";
+  if (p < 1e-4) return p < 1e-7 ? "<1e-7" : p.toExponential(0);
+  return `${p >= 0.9995 ? "100" : (100 * p).toPrecision(p < 0.001 ? 1 : p < 0.01 ? 2 : 3)} %`;
+}
+
+/** The rows of the list of next tokens: the best, and the one that came where it is not among them. */
+export function nextRows(next) {
+  const rows = next.pieces.map((piece, i) => ({ piece, id: next.ids[i], p: next.probabilities[i], rank: i + 1, came: next.ids[i] === next.true_id }));
+  if (next.true && !rows.some((r) => r.came)) rows.push({ piece: next.true[0], id: next.true_id, p: next.true[2], rank: next.true[1], came: true });
+  return rows;
+}
+
+/** One line about the token that came. */
+export function tellNext(next, last) {
+  const spread = `entropy ${short(next.entropy)} nats`;
+  if (!next.true) return `${last ? "the text ends here" : "the token that came was not kept"} · ${spread}`;
+  const [piece, rank, p, surprise] = next.true;
+  return `came “${piece}”: rank ${rank}, ${percent(p)}, surprise ${short(surprise)} nats · ${spread}`;
+}
+
+/** A bar of a share, with its number beside it. */
+function shareBar(p) {
+  const inner = el("span");
+  inner.style.width = `${Math.max(0, Math.min(100, 100 * (p ?? 0)))}%`;
+  return el("span", { class: "gs-share", "aria-hidden": "true" }, inner);
+}
 
 export function predictionPanel(state, root) {
-  root.append(el("p", {}, ""));
-  return { changed() {} };
+  const said = el("div", { class: "gs-said", "aria-live": "polite" });
+  const list = el("div", { class: "gs-next", role: "list", "aria-label": "The most likely next tokens" });
+  const lens = el("div", { class: "gs-lens" });
+  root.append(list, said, lens);
+  const latest = newest();
+  const latestLens = newest();
+  let asked = false; // once wanted, the lens follows the selection
+
+  function load() {
+    const token = state.get("token");
+    latest(state.ask("prediction", { token }), (answer) => show(answer, token), (e) => {
+      list.replaceChildren();
+      said.textContent = e.message;
+      lens.replaceChildren();
+    });
+  }
+
+  function show({ next, lens: how }, token) {
+    if (next) listed(next, token);
+    else {
+      list.replaceChildren();
+      said.textContent = "The logits were not kept; the lens makes them.";
+    }
+    if (how === "ready" || (how === "run" && asked)) loadLens(token);
+    else if (how === "run") {
+      const start = () => ((asked = true), loadLens(token), next || load());
+      latestLens(Promise.resolve(), () => lens.replaceChildren(el("button", { onclick: start }, "logit lens: what each layer would predict"), el("span", { class: "gs-note" }, " runs the model once over this text")));
+    } else latestLens(Promise.resolve(), () => lens.replaceChildren(el("p", { class: "gs-lacks" }, `The logit lens: ${how}`)));
+  }
+
+  function listed(next, token) {
+    const most = next.probabilities[0] || 1;
+    list.replaceChildren(
+      ...nextRows(next).map((row) => {
+        const go = row.came ? () => state.set({ token: token + 1 }) : undefined;
+        const piece = row.came
+          ? el("button", { class: "gs-token", onclick: go, title: "the token that came; select it" }, row.piece)
+          : el("span", { class: "gs-token" }, row.piece);
+        const label = `${percent(row.p)}${row.came ? " ◂ came" : ""}`;
+        return el("div", { role: "listitem", class: row.came ? "gs-came" : "", title: `id ${row.id}, rank ${row.rank}` }, piece, shareBar(row.p / most), el("span", {}, label));
+      }),
+    );
+    said.textContent = tellNext(next, token === state.data.pieces.length - 1);
+  }
+
+  function loadLens(token) {
+    if (!lens.querySelector("table")) lens.replaceChildren(el("p", { class: "gs-note" }, "running the model …"));
+    latestLens(state.ask("lens", { token }), table, (e) => lens.replaceChildren(el("p", { class: "gs-lacks" }, `The logit lens: ${e.message}`)));
+  }
+
+  function table(found) {
+    const titles = ["layer", "would say", "", ["last: ", found.final], "rank"].concat(found.true === null ? [] : [["came: ", found.true], "rank"]);
+    const head = titles.map((h) => (Array.isArray(h) ? el("th", { scope: "col", class: "gs-token" }, h[0], el("bdi", {}, h[1])) : el("th", { scope: "col" }, h)));
+    const body = el("tbody");
+    found.layers.forEach((layer, i) => {
+      const cells = [
+        el("td", {}, el("button", { class: "gs-layer", onclick: () => state.set({ layer }) }, `L${layer}`)),
+        el("td", { class: "gs-token", title: `entropy ${short(found.entropy[i])} nats` }, found.pieces[i]),
+        cell(found.probabilities[i]),
+        cell(found.final_probability[i], found.final_rank[i] === 1),
+        el("td", {}, String(found.final_rank[i])),
+      ];
+      if (found.true !== null) cells.push(cell(found.true_probability[i], found.true_rank[i] === 1), el("td", {}, String(found.true_rank[i])));
+      body.append(el("tr", { "data-layer": layer }, ...cells));
+    });
+    const caption = el("caption", {}, "Logit lens: the stream after each layer, read by the last norm and the unembedding");
+    const made = el("table", {}, caption, el("thead", {}, el("tr", {}, ...head)), body);
+    const scroll = el("div", { class: "gs-lens-rows", tabindex: "0", role: "group", "aria-label": "Logit lens by layer" }, made);
+    const top = lens.querySelector(".gs-lens-rows")?.scrollTop ?? 0;
+    lens.replaceChildren(scroll, el("p", { class: "gs-note" }, found.note ?? "Early layers write in other directions than the unembedding reads: a late rise need not mean that a layer knew nothing."));
+    scroll.scrollTop = top;
+    mark();
+  }
+
+  function cell(p, best = false) {
+    return el("td", { class: best ? "gs-best" : "" }, el("span", { class: "gs-cell" }, shareBar(p), percent(p)));
+  }
+
+  function mark() {
+    lens.querySelector("[aria-selected]")?.removeAttribute("aria-selected");
+    lens.querySelector(`[data-layer="${state.get("layer")}"]`)?.setAttribute("aria-selected", "true");
+  }
+
+  load();
+  return {
+    changed(names) {
+      if (names.has("data") || names.has("token")) load();
+      else if (names.has("layer")) mark();
+    },
+  };
 }

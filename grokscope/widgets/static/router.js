@@ -176,16 +176,16 @@ export function routerPanel(state, root) {
       chosen(state.data, row, t).forEach(([expert, gate], slot) => {
         const colour = expertColour(expert, count);
         const base = y + 13 + slot * (PATH_CHIP + tall + 1) + tall;
-        context.fillStyle = css(colour);
-        context.fillRect(x + 2, base, cell - 4, PATH_CHIP);
         if (gate !== null) {
-          const part = Math.round((tall - 1) * Math.min(1, gate));
-          context.fillRect(x + 2, base - 1 - part, cell - 4, part);
           context.globalAlpha = 0.12;
           context.fillStyle = ink;
           context.fillRect(x + 2, base - tall, cell - 4, tall - 1);
           context.globalAlpha = 1;
         }
+        context.fillStyle = css(colour);
+        context.fillRect(x + 2, base, cell - 4, PATH_CHIP);
+        const part = Math.round((tall - 1) * Math.min(1, gate ?? 0));
+        context.fillRect(x + 2, base - 1 - part, cell - 4, part);
         context.fillStyle = inkOn(colour);
         context.fillText(String(expert), x + cell / 2, base + 11);
       });

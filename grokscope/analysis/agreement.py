@@ -1,0 +1,101 @@
+"""Two runs over the same tokens: how far they choose the same experts."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from grokscope.analysis.measure import answer, interval, share, with_parts
+from grokscope.analysis.rows import Rows, indicators, rows_of
+from grokscope.trace.trace import Trace
+
+MARGINS = np.concatenate([[-np.inf, 0.0], 2.0 ** np.arange(-10, 7)])
+"""Lower edges of the buckets of margins: forced choices, then an octave each."""
+
+
+def routing_agreement(a: Trace, b: Trace) -> xr.Dataset:
+    """How far two runs send the same tokens to the same experts, (layer): the mean of |S_a & S_b| / k.
+
+    For two checkpoints (router saturation), int8 and float, edited and not: traces or recordings of the same texts. Also `first`,
+    the agreement of first choices; `flips`, the share of tokens whose sets differ; `jaccard`, that of the two sets.
+    Where `a` has logits, `flips_by_margin` and `tokens_by_margin` (layer, margin): over buckets of a's margin (worst chosen logit
+    less the best unchosen) that start at "margin", an octave wide. Null: the tokens of b in random order (load-matched):
+    sum f_a f_b / k with its exact spread, so z is about routing and not about load; `first_null` = sum p_a p_b; `uniform` = k/E
+    and `first_uniform` = 1/E. Raises ValueError where tokens are not paired: texts, lengths, token ids, layers, experts, slots.
+    Cite: Muennighoff et al. 2024, arXiv 2409.02060, Eq. 5; flips by margin: arXiv 2510.11370. Confounds: without token ids the
+    pairing is taken on trust (attrs["paired"]); tokens of a text are alike: the interval takes that in and z does not.
+    """
+    left, right = (rows_of(x, "routing_agreement", why="each token's experts") for x in (a, b))
+    paired = _check(left, right)
+    experts, k, n = left.told["num_experts"], left.told["slots"], left.tokens
+    shard = left.shards()
+    common, first, flips, jaccard, mean, sd, first_null = ([] for _ in range(7))
+    for layer in range(len(left.told["layers"])):
+        mine, theirs = left.inside(layer), right.inside(layer)
+        both, either = (mine * theirs).sum(1), np.maximum(mine, theirs).sum(1)
+        common.append(both)
+        flips.append(both < either)
+        jaccard.append(np.where(either > 0, both / np.maximum(either, 1), 1.0).mean())
+        p, q = (indicators(r.all("experts")[:, layer, 0], experts) for r in (left, right))
+        first.append((p * q).sum(1).mean())
+        first_null.append(p.mean(0) @ q.mean(0))
+        mean.append(mine.mean(0) @ theirs.mean(0) / k)
+        spread = [m.T @ m - np.outer(m.sum(0), m.sum(0)) / n for m in (mine, theirs)]
+        sd.append(np.sqrt(max((spread[0] * spread[1]).sum() / max(n - 1, 1), 0)) / (n * k))
+    common, flips = np.array(common).T, np.array(flips).T
+    by_shard, of = np.zeros((64, common.shape[1])), np.bincount(shard, minlength=64)
+    np.add.at(by_shard, shard, common)
+    made = answer(
+        ("layer",), common.mean(0) / k, left.over("layer"),
+        null_mean=np.array(mean), null_sd=np.array(sd), n_eff=np.full(len(sd), n),
+        ci=interval(lambda h, m: h / max(m, 1) / k, by_shard, of), first=np.array(first), first_null=np.array(first_null),
+        flips=flips.mean(0), jaccard=np.array(jaccard),
+        attrs={"paired": paired, "tokens": n, "uniform": k / experts, "first_uniform": 1 / experts},
+    )  # fmt: skip
+    return with_parts(made.assign_coords(margin=MARGINS), _by_margin(left, flips)) if left.told["scores"] else made
+
+
+def _by_margin(rows: Rows, flips: np.ndarray) -> dict[str, tuple[tuple[str, str], np.ndarray]]:
+    """Flips [N, L] by the margin of the choice; tokens that chose all or none have no margin and are left out."""
+    rates, tokens = [], []
+    for layer, flipped in enumerate(flips.T):
+        chosen, scores = rows.inside(layer) > 0, rows.all("scores")[:, layer]
+        worst, best = np.where(chosen, scores, np.inf).min(-1), np.where(chosen, -np.inf, scores).max(-1)
+        there = np.isfinite(worst) & np.isfinite(best)
+        bucket = np.searchsorted(MARGINS, worst[there] - best[there], side="right") - 1
+        counts = np.zeros((2, len(MARGINS)))
+        np.add.at(counts[0], bucket, 1)
+        np.add.at(counts[1], bucket, flipped[there])
+        tokens.append(counts[0].astype(int))
+        rates.append(share(counts[1], counts[0]))
+    dims = ("layer", "margin")
+    return {"flips_by_margin": (dims, np.array(rates)), "tokens_by_margin": (dims, np.array(tokens))}
+
+
+def _check(a: Rows, b: Rows) -> str:
+    """How the tokens are paired. Raises ValueError where they are not."""
+    for name in ("num_experts", "slots", "layers"):
+        if a.told[name] != b.told[name]:
+            _refuse(name, a.told[name], b.told[name])
+    one, other = a.told["tokenizer"], b.told["tokenizer"]
+    if one is not None and other is not None and one != other:
+        _refuse("the tokenizer", one, other)
+    lengths = [[len(d.positions) for d in r.docs] for r in (a, b)]
+    if lengths[0] != lengths[1]:
+        _refuse("texts of as many tokens", *(r[:8] for r in lengths))
+    if not np.array_equal(a.all("positions"), b.all("positions")):
+        _refuse("the positions", "some", "others")
+    if not (a.told["token_ids"] and b.told["token_ids"]):
+        return "by place alone: a recording has no token ids"
+    ids = a.all("token_ids"), b.all("token_ids")
+    if len(wrong := np.flatnonzero(ids[0] != ids[1])):
+        n = wrong[0]
+        _refuse("the token ids", f"{ids[0][n]} at token {n}", f"{ids[1][n]}; {len(wrong)} differ")
+    return "by token id"
+
+
+def _refuse(what: str, a: object, b: object) -> None:
+    raise ValueError(
+        f"routing_agreement: wanted two runs over the same tokens, of the same layers, experts and slots; got {what}: {a} and {b}; "
+        "trace the same texts in both"
+    )

@@ -1,0 +1,92 @@
+"""What a question names, checked: a token, a position, one text, a layer; and how an answer is labelled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from grokscope.model import Model
+from grokscope.prompt import Prompt
+from grokscope.transformer.forward import embed
+from grokscope.transformer.weights import Array, Int8, ModelWeights, Weight
+
+Token = int | str
+"""A token's id, or a text that is one token."""
+
+
+def token_id(model: Model, token: Token, who: str) -> int:
+    """The id of a token. A text is encoded as the model's tokenizer does it, SentencePiece with a leading space: "Paris"
+    is "▁Paris"; a token inside a word must be given by its id.
+    """
+    if isinstance(token, str):
+        if model.tokenizer is None:
+            raise ValueError(
+                f"{who}: token: wanted an id, got {token!r}: this model has no tokenizer; pass tokenizer= to load"
+            )
+        ids = model.tokenizer.encode(token.removeprefix("▁"))
+        if len(ids) != 1:
+            pieces = " ".join(model.tokenizer.pieces(ids)) or "none"
+            raise ValueError(
+                f"{who}: token: wanted a text of one token, got {token!r} with {len(ids)} ({pieces}); pass an id"
+            )
+        return ids[0]
+    if isinstance(token, bool) or not isinstance(token, int | np.integer) or not 0 <= token < model.config.vocab_size:
+        raise ValueError(
+            f"{who}: token: wanted an id from 0 to {model.config.vocab_size - 1} or its text, got {token!r}"
+        )
+    return int(token)
+
+
+def one_index(index: Any, size: int, what: str, who: str) -> int:
+    """A layer, an expert or a position as 0 to size - 1; negative ones count from the end."""
+    if isinstance(index, bool) or not isinstance(index, int | np.integer) or not -size <= index < size:
+        raise ValueError(
+            f"{who}: {what}: wanted one of 0 to {size - 1} (or from the end, -1 to {-size}), got {index!r}"
+        )
+    return int(index) % size
+
+
+def one_text(model: Model, text: Any, who: str) -> Prompt:
+    """A prompt of a single text."""
+    prompt = model.encode(text)
+    if prompt.batch != 1:
+        raise ValueError(f"{who}: wanted one text, got {prompt.batch}; call it for each")
+    return prompt
+
+
+def need_experts(model: Model, who: str) -> None:
+    """Raise ValueError for a dense model."""
+    if model.config.is_dense:
+        raise ValueError(
+            f"{who}: wanted a mixture of experts, got a dense model, which has no router; logit_attribution takes it"
+        )
+
+
+def pieces_of(model: Model, ids: Any) -> np.ndarray:
+    """What a reader sees of each id, in the shape of `ids`; the number in brackets where the tokenizer has no piece of
+    it, nothing for -1.
+    """
+    known = 0 if model.tokenizer is None else getattr(model.tokenizer, "vocab_size", model.config.vocab_size)
+    different, where = np.unique(np.asarray(ids), return_inverse=True)
+
+    def piece(i: int) -> str:
+        return "" if i < 0 else model.tokenizer.pieces([i])[0] if i < known else f"[{i}]"  # type: ignore[union-attr]
+
+    names = [piece(i) for i in different.tolist()]
+    return np.array(names, dtype=object)[where].reshape(np.shape(ids))
+
+
+def unembedding(w: ModelWeights) -> Weight:
+    """The table that logits come from, V D."""
+    return w.embed if w.unembed is None else w.unembed
+
+
+def rows_of(table: Weight, ids: Any, dtype: Any) -> Float[Array, "... D"]:
+    """Rows of a table in float32, as the arithmetic in `dtype` sees them."""
+    rows = (
+        embed(table, jnp.asarray(ids), 1.0, dtype) if isinstance(table, Int8) else jnp.asarray(table)[jnp.asarray(ids)]
+    )
+    return rows.astype(jnp.float32)

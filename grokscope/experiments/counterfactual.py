@@ -1,0 +1,153 @@
+"""What every expert would have written for a token, chosen or not."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float, Int
+
+from grokscope.config import ModelConfig
+from grokscope.experiments.asked import Token, need_experts, one_index, pieces_of, rows_of, token_id, unembedding
+from grokscope.experiments.parts import frozen_norm
+from grokscope.model import Model
+from grokscope.prompt import Prompt, bucket
+from grokscope.transformer.experts import apply_experts
+from grokscope.transformer.ops import einsum, rms_norm
+from grokscope.transformer.weights import BlockWeights, Weight
+
+ROWS = 256
+"""Tokens that go through all experts at a time."""
+
+Rows = dict[str, Array]
+
+
+def counterfactual_experts(
+    model: Model, text: Any, layer: int, positions: Any = None, target: Token | None = None, outputs: bool = False
+) -> xr.Dataset:
+    """What each expert of `layer` answers to each token, also those that the router did not choose.
+
+    All (batch, token, expert): `norm` ||y_e|| of its output before the gate; `cosine` of y_e with what the experts gave
+    together, sum_chosen g y, before any post-norm; `gate`, the one that it has, or would have beside the chosen: its
+    probability, times what the rule multiplies the chosen's by; `direct_effect`, what gate * y_e would add to the target's
+    logit there, with this layer's post-norm and the last norm frozen as they were; `is_chosen`. `target_id` (batch, token).
+    outputs=True: also `output` (batch, token, expert, d_model), y_e itself, 4 B T E D bytes.
+
+    text: one or several. positions: the tokens to ask about, all by default; negative ones need texts of one length.
+    target: a token (an id or a text of one token); None for the model's best one at each position.
+
+    For the chosen, norm, gate and output are the run's own, and direct effects are those of `logit_attribution`, to 1e-4 in
+    float32 (in bfloat16 to about 0.5 %: the run rounds y and the stream). Traps: a chosen expert's cosine holds its own part
+    of the sum, so compare unchosen ones with each other; an expert far from being chosen was never trained on such a token;
+    a real swap moves the post-norm and all later layers, see the knock-outs. NaN: beyond a text's end, and the cosine of an
+    output that is nothing. Cite: norm and router rank, arXiv 2406.18219, section 4 and figure 10.
+    """
+    who = "counterfactual_experts"
+    need_experts(model, who)
+    c = model.config
+    here = one_index(layer, c.num_layers, "layer", who)
+    named = None if target is None else token_id(model, target, who)
+    prompt = model.encode(text)
+    positions = None if positions is None else _positions(prompt, positions, who)
+    trace = model.trace(
+        prompt, ["resid_mid", "resid_post", "router.*"], sorted({here, c.num_layers - 1}), tokens=positions
+    )
+    real = trace.data["token_id"].values >= 0
+    if not real.any():
+        raise ValueError(f"{who}: positions: wanted one that a text has, got {positions}")
+    seen = {
+        name: trace[site, number].values[real]
+        for name, site, number in (
+            ("stream", "resid_mid", here), ("probs", "router.probs", here), ("chosen", "router.experts", here),
+            ("gates", "router.gates", here), ("last", "resid_post", c.num_layers - 1),
+        )
+    }  # fmt: skip
+    w = model.weights.blocks[here]
+    size = min(ROWS, bucket(len(seen["stream"])))
+    pieces = [
+        _of_rows(model, w, {name: a[start : start + size] for name, a in seen.items()}, size, named, outputs)
+        for start in range(0, len(seen["stream"]), size)
+    ]
+    found = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
+    return _labelled(model, trace.data, real, found, here)
+
+
+def _positions(prompt: Prompt, positions: Any, who: str) -> list[int]:
+    asked = np.atleast_1d(positions).tolist()
+    wanted = sorted({one_index(p, prompt.tokens, "positions", who) for p in asked})
+    if min(asked, default=0) < 0 and (prompt.lengths != prompt.tokens).any():
+        raise ValueError(
+            f"{who}: positions: wanted 0 or more where texts differ in length, got {min(asked)}; count from the start"
+        )
+    return wanted
+
+
+def _of_rows(
+    model: Model, w: BlockWeights, seen: dict[str, np.ndarray], size: int, target: int | None, outputs: bool
+) -> dict[str, np.ndarray]:
+    """The answers for up to `size` tokens, filled up to so many."""
+    n, dtype = len(seen["stream"]), model.dtype
+    rows: Rows = {k: jnp.asarray(np.pad(a, [(0, size - n), (0, 0)], mode="edge")) for k, a in seen.items()}
+    table, norm = unembedding(model.weights), model.weights.final_norm
+    if target is None:
+        ids = _best(table, norm, rows["last"].astype(dtype), config=model.config)
+    else:
+        ids = jnp.full(size, target, jnp.int32)
+    last = rows["last"].astype(jnp.float32)
+    direction = rows_of(table, ids, dtype) * frozen_norm(last, norm, model.config.norm_eps) * model.config.logit_scale
+    found = _answers(w, rows, direction, config=model.config, dtype=dtype) | {"target_id": ids}
+    if not outputs:
+        del found["output"]
+    return {name: np.asarray(a)[:n] for name, a in found.items()}
+
+
+@partial(jax.jit, static_argnames="config")
+def _best(table: Weight, norm: Array, x: Float[Array, "N D"], *, config: ModelConfig) -> Int[Array, " N"]:
+    logits = einsum("ND,VD->NV", rms_norm(x, norm, config.norm_eps), table, jnp.float32)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def _answers(w: BlockWeights, rows: Rows, direction: Float[Array, "N D"], *, config: ModelConfig, dtype: str) -> Rows:
+    x = rms_norm(rows["stream"].astype(dtype), w.moe_norm_in, config.norm_eps)[None]
+    every = jnp.broadcast_to(jnp.arange(config.router.num_experts), (*x.shape[:2], config.router.num_experts))
+    y = apply_experts(w.moe, x, every, jnp.ones(x.shape[:2], bool), config.activation)[0].astype(jnp.float32)
+
+    visited = rows["chosen"] >= 0
+    at = jnp.maximum(rows["chosen"], 0)
+    together = jnp.einsum(
+        "NA,NAD->ND", rows["gates"], jnp.take_along_axis(y, at[..., None], axis=1), precision="highest"
+    )
+    own = (jnp.take_along_axis(rows["probs"], at, axis=1) * visited).sum(axis=-1, keepdims=True)
+    gate = rows["probs"] * rows["gates"].sum(axis=-1, keepdims=True) / own
+    d = direction * frozen_norm(together, w.moe_norm_out, config.norm_eps)
+    norm, length = jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(together, axis=-1, keepdims=True)
+    return {
+        "norm": norm,
+        "cosine": jnp.einsum("NED,ND->NE", y, together, precision="highest") / (norm * length),
+        "gate": gate,
+        "direct_effect": gate * jnp.einsum("NED,ND->NE", y, d, precision="highest"),
+        "is_chosen": ((at[..., None] == every[0, :, None, :]) & visited[..., None]).any(axis=1),
+        "output": y,
+    }
+
+
+def _labelled(model: Model, data: xr.Dataset, real: np.ndarray, found: dict[str, np.ndarray], layer: int) -> xr.Dataset:
+    dims = ("batch", "token", "expert", "d_model")
+    arrays = {}
+    for name, rows in found.items():
+        empty: Any = {"i": -1, "b": False, "f": np.nan}[rows.dtype.kind]
+        whole = np.full((*real.shape, *rows.shape[1:]), empty, rows.dtype)
+        whole[real] = rows
+        arrays[name] = (dims[: whole.ndim], whole)
+    arrays["target_piece"] = (dims[:2], pieces_of(model, arrays["target_id"][1]))
+    coords = {name: data[name].variable for name in ("token", "token_id", "piece", "length")}
+    coords |= {"expert": np.arange(model.config.router.num_experts), "layer": layer}
+    about = {"model": model.name, "dtype": model.dtype, "norms": "frozen at their values in this run"}
+    if np.isnan(arrays["cosine"][1]).any():
+        about["nan"] = "beyond a text's end, and the cosine of nothing"
+    return xr.Dataset(arrays, coords, about)

@@ -1,0 +1,80 @@
+"""The prediction panel in a real browser: the next tokens and the lens, as the model has them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import grokscope as gs
+from grokscope.prompt import visible
+from tests.browser.host import Host, browser
+from tests.browser.shapes import HOSTILE, random_trace
+from tests.conftest import TINY
+
+TEXT = "The moon is bright. 床前明月光"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def trace(pocket):
+    return pocket.trace(TEXT, capture=["router.*", "logits"])
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 900), ("dark", 500)])
+def test_the_next_tokens_and_the_lens(chromium, trace, pocket, scheme, width):
+    bench = gs.widgets.Prediction(trace)
+    with Host(chromium, bench, scheme, width=width) as host:
+        bench.token = 3
+        host.page.wait_for_selector(".gs-next > div")
+        host.page.wait_for_timeout(200)
+        z = trace["logits"].isel(batch=0, token=3).values.astype(float)
+        best = np.argsort(-z)[:10]
+        rows = host.page.eval_on_selector_all(".gs-next > div > :first-child", "all => all.map(s => s.textContent)")
+        assert rows[:10] == [visible(p) for p in pocket.tokenizer.pieces(best.tolist())]
+        came = int(trace.data["token_id"].values[0, 4])
+        rank = 1 + int((z > z[came]).sum())
+        assert f"rank {rank}," in host.page.inner_text(".gs-said >> nth=1")
+        host.page.click("text=logit lens")
+        host.page.wait_for_selector(".gs-lens tbody tr", timeout=60_000)
+        assert host.page.locator(".gs-lens tbody tr").count() == 8
+        last = host.page.locator(".gs-lens tbody tr >> nth=7").inner_text()
+        assert visible(pocket.tokenizer.pieces(best[:1].tolist())[0]) in last
+        assert str(rank) in last.split()
+        host.page.click("[data-layer='5'] button")
+        host.page.wait_for_timeout(100)
+        assert bench.layer == 5
+        assert host.page.get_attribute("[data-layer='5']", "aria-selected") == "true"
+        host.page.click(".gs-came button")
+        host.page.wait_for_timeout(300)
+        assert bench.token == 4
+        bench.token = len(bench.data["pieces"]) - 1
+        host.page.wait_for_timeout(300)
+        assert "the text ends here" in host.page.inner_text("[data-panel=prediction]")
+        assert "came" not in host.page.inner_text(".gs-lens table")
+        assert not host.faults
+    bench.close()
+
+
+def test_hostile_tokens_are_text(chromium):
+    trace = random_trace(len(HOSTILE), TINY, HOSTILE)
+    logits = np.random.default_rng(0).standard_normal((1, len(HOSTILE), 13), np.float32)
+    trace.data["logits"] = (("batch", "token", "vocab"), logits)
+    with Host(chromium, gs.widgets.Prediction(trace)) as host:
+        host.page.wait_for_timeout(300)
+        rows = host.page.eval_on_selector_all(".gs-next .gs-token", "all => all.map(s => s.textContent)")
+        assert set(rows) <= {visible(p) for p in HOSTILE} | {"[12]"}
+        assert "explore(trace, model=model)" in host.page.inner_text(".gs-lens")
+        assert host.page.title() == ""
+        assert host.page.query_selector("#root script, #root img") is None
+        assert not host.faults
+
+
+def test_what_is_missing_is_said(chromium):
+    with Host(chromium, gs.widgets.Prediction(random_trace(7))) as host:
+        assert "trace with capture=['router.*', 'logits']" in host.page.inner_text("[data-panel=prediction]")
+        assert not host.faults
