@@ -166,14 +166,15 @@ def test_the_largest_output_is_found_where_it_is(trace):
                 assert got.null_mean[l, e] == pytest.approx(mean * all_.std()) and got.null_sd[l, e] == pytest.approx(sd * all_.std())
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_a_planted_giant_is_super_where_layers_are_early(trace, layer):
+@pytest.mark.parametrize("layer", [0, 3, 4])
+def test_a_planted_giant_is_super_where_layers_are_early(layer):
+    trace = make(dataclasses.replace(TINY, num_layers=5)).trace(RAGGED, SITES)
     out, chosen = trace["expert.out"].values.copy(), trace["router.experts"].values
     out[layer, 0, 3, 1, 13] = -700
     got = super_experts(changed(trace, **{"expert.out": out}))
     e = chosen[layer, 0, 3, 1]
     assert got.value[layer, e] == 700 and got.z[layer, e] > 20
-    assert got.is_super.values.sum() == got.is_super.values[layer, e] == (layer < 0.75 * 3)
+    assert got.is_super.values.sum() == got.is_super.values[layer, e] == (layer < 4), "0.75 of 5 layers: the last is late"
 
 
 def test_selected_tokens_keep_their_numbers(tiny):
@@ -256,6 +257,17 @@ def test_experts_that_are_one_answer_alike():
     assert (got.null_mean[:, 0, 1] < 0.9).all()
     loud = norm_rank(with_experts(model, gate=gate, up=up, down=down), RAGGED)
     assert loud.null_expert.values == pytest.approx(loud.value.values), "who is loud is the same at every token"
+
+
+def test_an_expert_that_answers_zeros_is_left_out():
+    model = make()
+    down = np.array(model.weights.blocks[0].moe.down)
+    down[2] = 0
+    silent = with_experts(model, down=down)
+    got = expert_output_similarity(silent, RAGGED)
+    assert np.isnan(got.value.values[:, 2]).all() and np.isnan(got.null_mean.values[:, :, 2]).all() and "nan" in got.attrs
+    assert (got.n_eff.values[:, 2] == 0).all() and np.isfinite(got.z.values[:, 0, 1]).all()
+    assert norm_rank(silent, RAGGED).value.sum("rank_norm").values == pytest.approx(1)
 
 
 @pytest.mark.parametrize("ask", [expert_output_similarity, norm_rank])

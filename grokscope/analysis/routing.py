@@ -9,13 +9,17 @@ from grokscope.analysis.coactivation import coactivation, consecutive_repeats
 from grokscope.analysis.committee import standing_committee
 from grokscope.analysis.confidence import router_margin, routing_entropy
 from grokscope.analysis.context import context_information
+from grokscope.analysis.contributions import expert_contribution, slot_contributions
+from grokscope.analysis.geometry import router_expert_coupling, router_geometry
 from grokscope.analysis.languages import cross_lingual_divergence
 from grokscope.analysis.load import dead_experts, expert_load, gate_profile, load_imbalance
 from grokscope.analysis.paths import expert_paths, path_memory
 from grokscope.analysis.position import position_effect
 from grokscope.analysis.specialization import domain_information, domain_specialization
+from grokscope.analysis.super_experts import super_experts
 from grokscope.analysis.transitions import transition_information, transitions
 from grokscope.analysis.vocabulary import context_dependence, vocabulary_specialization
+from grokscope.analysis.weight_similarity import expert_weight_similarity
 
 __all__ = [
     "coactivation",
@@ -26,16 +30,22 @@ __all__ = [
     "dead_experts",
     "domain_information",
     "domain_specialization",
+    "expert_contribution",
     "expert_load",
     "expert_paths",
+    "expert_weight_similarity",
     "gate_profile",
     "load_imbalance",
     "path_memory",
     "position_effect",
+    "router_expert_coupling",
+    "router_geometry",
     "router_margin",
     "routing_agreement",
     "routing_entropy",
+    "slot_contributions",
     "standing_committee",
+    "super_experts",
     "transition_information",
     "transitions",
     "vocabulary_specialization",

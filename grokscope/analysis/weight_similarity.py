@@ -42,7 +42,8 @@ def expert_weight_similarity(
 
     Cite: Lo et al. 2024, arXiv 2406.18219, section 4.1 (Grok-1's matrices: about 0; tau after matching -0.0003, Mixtral's 0.75).
     Confounds: experts that compute alike may have other weights: see `experiments.expert_output_similarity`. Expert numbers mean
-    nothing across layers. Streamed layers come one at a time; "matched" holds two experts' matrices in float32.
+    nothing across layers. Streamed layers come one at a time; "matched" holds two experts' matrices in float32 and, at
+    Grok-1's shape on two CPU cores, takes a minute for a pair (28 to a layer); the others take half a minute for a layer.
     """
     for name, got, wanted in (("matrix", matrix, MATRICES), ("method", method, METHODS)):
         if got not in wanted:
