@@ -33,10 +33,10 @@ def trace(tiny):
 def visits(trace):
     """(layer, text, token, slot, expert, g, y, m) of every filled slot, in float64."""
     chosen, gates, out = (trace[s].values for s in ("router.experts", "router.gates", "expert.out"))
-    for l, b, t, a in np.argwhere(chosen >= 0):
-        g, y = gates[l, b, t].astype(float), out[l, b, t].astype(float)
-        open_ = chosen[l, b, t] >= 0
-        yield l, b, t, a, chosen[l, b, t, a], g[a], y[a], (g[open_, None] * y[open_]).sum(0), (g[open_], y[open_])
+    for layer, b, t, a in np.argwhere(chosen >= 0):
+        g, y = gates[layer, b, t].astype(float), out[layer, b, t].astype(float)
+        open_ = chosen[layer, b, t] >= 0
+        yield layer, b, t, a, chosen[layer, b, t, a], g[a], y[a], (g[open_, None] * y[open_]).sum(0), (g[open_], y[open_])
 
 
 def changed(trace, **variables):
@@ -50,8 +50,8 @@ def changed(trace, **variables):
 
 def test_slots_are_their_formulas_and_projections_add_up_to_1(trace):
     got = slot_contributions(trace)
-    for l, b, t, a, e, g, y, m, (gs, ys) in visits(trace):
-        here = {n: float(v[l, b, t, a]) for n, v in got.items()}
+    for layer, b, t, a, e, g, y, m, (gs, ys) in visits(trace):
+        here = {n: float(v[layer, b, t, a]) for n, v in got.items()}
         norm = np.linalg.norm
         assert here["expert"] == e and here["y_norm"] == pytest.approx(norm(y))
         assert here["gy_norm"] == pytest.approx(g * norm(y))
@@ -67,16 +67,16 @@ def test_slots_are_their_formulas_and_projections_add_up_to_1(trace):
 def test_experts_are_the_means_of_their_visits(trace):
     got = expert_contribution(trace)
     slots = slot_contributions(trace)
-    for l in range(3):
+    for layer in range(3):
         for e in range(E):
-            mine = [v for v in visits(trace) if v[0] == l and v[4] == e]
-            assert got["count"][l, e] == len(mine)
+            mine = [v for v in visits(trace) if v[0] == layer and v[4] == e]
+            assert got["count"][layer, e] == len(mine)
             if not mine:
                 continue
-            assert got.ean[l, e] == pytest.approx(sum(np.linalg.norm(v[6]) for v in mine))
-            assert got.reap[l, e] == pytest.approx(np.mean([v[5] * np.linalg.norm(v[6]) for v in mine]))
+            assert got.ean[layer, e] == pytest.approx(sum(np.linalg.norm(v[6]) for v in mine))
+            assert got.reap[layer, e] == pytest.approx(np.mean([v[5] * np.linalg.norm(v[6]) for v in mine]))
             for name, where in (("share", "value"), ("cos_m", "cos_m"), ("projection", "projection"), ("y_norm", "y_norm")):
-                assert got[where][l, e] == pytest.approx(np.mean([slots[name][v[:4]].item() for v in mine]))
+                assert got[where][layer, e] == pytest.approx(np.mean([slots[name][v[:4]].item() for v in mine]))
     assert got.reap.values == pytest.approx(got.gy_norm.values, nan_ok=True)
     assert got.null_mean.values[~np.isnan(got.value.values)] == pytest.approx(0.5), "shares of two add up to 1"
 
@@ -154,16 +154,16 @@ def test_traces_that_cannot_answer_say_so(tiny, trace):
 
 def test_the_largest_output_is_found_where_it_is(trace):
     got = super_experts(trace)
-    for l in range(3):
+    for layer in range(3):
         for e in range(E):
-            mine = [v for v in visits(trace) if v[0] == l and v[4] == e]
+            mine = [v for v in visits(trace) if v[0] == layer and v[4] == e]
             if mine:
                 best = max(mine, key=lambda v: np.abs(v[6]).max())
-                assert got.value[l, e] == pytest.approx(np.abs(best[6]).max())
-                assert (got.text[l, e], got.token[l, e], got.channel[l, e]) == (best[1], best[2], np.abs(best[6]).argmax())
+                assert got.value[layer, e] == pytest.approx(np.abs(best[6]).max())
+                assert (got.text[layer, e], got.token[layer, e], got.channel[layer, e]) == (best[1], best[2], np.abs(best[6]).argmax())
                 all_ = np.stack([v[6] for v in mine])
                 mean, sd = largest_of_normal(np.array(all_.size))
-                assert got.null_mean[l, e] == pytest.approx(mean * all_.std()) and got.null_sd[l, e] == pytest.approx(sd * all_.std())
+                assert got.null_mean[layer, e] == pytest.approx(mean * all_.std()) and got.null_sd[layer, e] == pytest.approx(sd * all_.std())
 
 
 @pytest.mark.parametrize("layer", [0, 3, 4])
@@ -196,8 +196,8 @@ def every_answer(model, trace):
     """[L, N, E, D] by the formula, and the tokens' texts [N]."""
     tokens = [(b, t) for b, row in enumerate(RAGGED) for t in range(len(row))]
     out = []
-    for l, block in enumerate(model.weights.blocks):
-        x = np.stack([trace["resid_mid"].values[l, b, t] for b, t in tokens]).astype(float)
+    for layer, block in enumerate(model.weights.blocks):
+        x = np.stack([trace["resid_mid"].values[layer, b, t] for b, t in tokens]).astype(float)
         h = x / np.sqrt((x**2).mean(-1, keepdims=True) + TINY.norm_eps) * np.asarray(block.moe_norm_in)
         gate, up, down = (np.asarray(w, float) for w in (block.moe.gate, block.moe.up, block.moe.down))
         a = np.einsum("nd,edf->nef", h, gate)
@@ -228,12 +228,12 @@ def test_output_similarity_is_its_formula(tiny, trace):
 
 def test_norm_ranks_are_counted_by_their_formula(tiny, trace):
     got = norm_rank(tiny, RAGGED, [0, 2])
-    y, text = every_answer(tiny, trace)
+    y, _ = every_answer(tiny, trace)
     tokens = [(b, t) for b, row in enumerate(RAGGED) for t in range(len(row))]
-    for n, l in enumerate((0, 2)):
+    for n, layer in enumerate((0, 2)):
         count, by_score, by_norm, rhos = np.zeros((E, E)), np.zeros((E, E)), np.zeros((E, E)), []
         for i, (b, t) in enumerate(tokens):
-            s, norm = trace["router.probs"].values[l, b, t], np.linalg.norm(y[l, i], axis=-1)
+            s, norm = trace["router.probs"].values[layer, b, t], np.linalg.norm(y[layer, i], axis=-1)
             rs, rn = [(s > x).sum() for x in s], [(norm > x).sum() for x in norm]
             rhos.append(np.corrcoef(rs, rn)[0, 1])
             for e in range(E):
@@ -268,6 +268,18 @@ def test_an_expert_that_answers_zeros_is_left_out():
     assert np.isnan(got.value.values[:, 2]).all() and np.isnan(got.null_mean.values[:, :, 2]).all() and "nan" in got.attrs
     assert (got.n_eff.values[:, 2] == 0).all() and np.isfinite(got.z.values[:, 0, 1]).all()
     assert norm_rank(silent, RAGGED).value.sum("rank_norm").values == pytest.approx(1)
+
+
+def test_zeros_at_some_tokens_are_no_pairs(tiny, monkeypatch):
+    def answers(w, x, is_real, *, config):
+        y = np.ones((*x.shape[:2], E, TINY.d_model), np.float32)
+        y[:, ::3, 1] = 0
+        return y
+
+    monkeypatch.setattr("grokscope.experiments.similarity._answers", answers)
+    got = expert_output_similarity(tiny, RAGGED)
+    assert got.value.values == pytest.approx(1) and got.null_mean.values == pytest.approx(1)
+    assert got.n_eff.values[0, 0, :2].tolist() == [17, 11]
 
 
 @pytest.mark.parametrize("ask", [expert_output_similarity, norm_rank])
