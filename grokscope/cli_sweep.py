@@ -18,16 +18,17 @@ def sweep(  # noqa: PLR0913 - one a flag
     source: Annotated[str, typer.Argument(help=_SOURCE)],
     out: Annotated[Path, typer.Option("--out", "-o", help="A new file for the counters (.npz).")],
     model: Annotated[str, typer.Option("--model", "-m", help='A checkpoint\'s directory, or "pocket".')] = "pocket",
-    labels: Annotated[str | None, typer.Option(help=_LABELS)] = None,
+    labels: Annotated[str | None, typer.Option("--labels", "--label", help=_LABELS)] = None,
     resume: Annotated[Path | None, typer.Option(help=_RESUME)] = None,
     shard: Annotated[str, typer.Option(help=_SHARD)] = "0/1",
     rows: Annotated[Path | None, typer.Option(help="A folder for the routing of a sample of the documents, as Parquet.")] = None,
     share: Annotated[float, typer.Option(help="Of the documents whose routing goes to --rows.")] = 0.01,
+    tables: Annotated[Path | None, typer.Option(help="A new folder for the tables of the counters, as CSV.")] = None,
     ray: Annotated[int | None, typer.Option(help=_RAY)] = None,
 ) -> None:  # fmt: skip
     """Count how the documents of a corpus are routed, in constant memory; documents go one by one.
 
-    Example: grokscope sweep corpus.jsonl.xz --labels domain --out counters.npz
+    Example: grokscope sweep corpus.jsonl.xz --label domain --out counters.npz --tables tables
     """
     number, _, of = shard.partition("/")
     if not (number.isdigit() and of.isdigit()):
@@ -36,6 +37,8 @@ def sweep(  # noqa: PLR0913 - one a flag
         raise typer.BadParameter("--ray: wanted all documents for the cluster, got --shard too; leave one out")
     if out.exists():
         raise FileExistsError(f"{out}: wanted a new file, got one that is there; name another")
+    if tables is not None and tables.exists() and (not tables.is_dir() or any(tables.iterdir())):
+        raise FileExistsError(f"{tables}: wanted a new or an empty folder, got one that holds something; name another")
     sample = None if rows is None else (rows, share)
     if ray is None:
         from grokscope.loading import load
@@ -50,3 +53,7 @@ def sweep(  # noqa: PLR0913 - one a flag
     for layer, row in zip(counters.spec.layers, counters.table("load"), strict=True):
         print(f"layer {layer:3}  " + " ".join(f"{part:5.1f}" for part in 100 * row / row.sum()) + "  % of its slots, by expert")
     print(f"wrote {out}")
+    if tables is not None:
+        from grokscope.analysis.tables import export
+
+        print(f"wrote {', '.join(sorted(p.name for p in export(counters, tables).iterdir()))} to {tables}")

@@ -61,7 +61,7 @@ def expert_output_similarity(
             np.add.at(found, (slice(None), call.text), np.stack([angular, cos]))
             np.add.at(n, call.text, known)
             for i, by in enumerate(1 + rng.permutation(len(unit) - 1)[:SHIFTS]):
-                angular, _, known = _alike(unit, unit, there, np.roll(there, by, 0))
+                angular, _, known = _alike(unit, np.roll(unit, by, 0), there, np.roll(there, by, 0))
                 chance[i] += angular.sum(0)
                 pairs[i] += known.sum(0)
         return *found, n, share(chance, pairs)
