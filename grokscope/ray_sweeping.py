@@ -74,7 +74,7 @@ def sweep_on_ray(
             return None
         place = None if work is None else work / f"shard-{number:05d}-of-{shards:05d}"
         shard = (number, shards)
-        return load(model, **options).sweep([*read_documents(source, labels)][1:], labels, rows=sample, resume=place, shard=shard, progress=False)
+        return load(model, **options).sweep(source, labels, rows=sample, resume=place, shard=shard, progress=False)
 
     with cluster() as ray:
         gpus = 1 if ray.cluster_resources().get("GPU") else 0

@@ -69,8 +69,8 @@ class Sweep:
     def count(self, pieces: Sequence[Piece]) -> Iterator[tuple[Trace, list[Piece]]]:
         """Count some pieces; each call's trace with its pieces, once it is counted, for those who want rows.
 
-        What a call leaves is dropped before the next one starts. Streamed weights alone make all calls in one pass over
-        the layers, and hold what all of them leave.
+        Of what calls leave one's is held beside the one at work, no more: memory must not grow with the window. Streamed
+        weights make all calls in one pass over the layers, and hold what all of them leave.
         """
         groups = list(_groups(pieces))
         together = len(groups) if self.model.is_streamed else 1

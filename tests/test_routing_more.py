@@ -20,6 +20,7 @@ from grokscope.analysis.documents import documents_of
 from grokscope.analysis.rows import codes, shuffles
 from grokscope.trace.trace import Trace
 from tests.test_counters import EXPERTS, LAYERS, SLOTS, make_trace, whole
+from tests.test_routing import NAMES
 
 
 def traced(experts, ids=None, logits=None, gates=None, num_experts=5, lengths=None, **told):
@@ -552,9 +553,6 @@ BAD = {
     "a list": lambda: [[1, 2]],
     "nothing": lambda: None,
 }
-OUTPUTS = ("grokscope.analysis.contributions", "grokscope.analysis.super_experts")
-"""Of what experts put out, not of where tokens go: other traces, tested apart."""
-NAMES = [n for n in routing.__all__ if getattr(routing, n).__module__ not in OUTPUTS]
 ASKED = {name: [{}] for name in NAMES} | {
     "cross_lingual_divergence": [{"pairs": [(0, 1)]}, {"pairs": [(0, 2)]}],
     "transitions": [{}, {"choice": "gates"}, {"choice": "any", "null": "within_token"}, {"choice": "gates", "null": "within_token"}],

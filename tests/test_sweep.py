@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import grokscope as gs
+from grokscope import sweeping
 from grokscope.analysis.counters import RoutingCounters
 from grokscope.corpus import Document, read_documents
 from tests.conftest import ROOT
@@ -76,6 +78,21 @@ def test_a_long_document_is_cut_and_counts_once(pocket):
     text = "word " * 9000
     counters = pocket.sweep([text])
     assert counters.tokens == len(pocket.tokenizer.encode(text)) + 1 > pocket.config.max_tokens
+
+
+def test_of_what_calls_leave_one_is_held(pocket, whole, tmp_path, monkeypatch):
+    left, alive = [], []
+
+    def watched(*args):
+        alive.append(sum(ref() is not None for refs in left for ref in refs[:1]))
+        recorders = sweeping_run(*args)
+        left.extend([weakref.ref(array) for array in recorder.arrays.values()] for recorder in recorders)
+        return recorders
+
+    sweeping_run = sweeping.run
+    monkeypatch.setattr(sweeping, "run", watched)
+    assert written(pocket.sweep(TEXTS), tmp_path) == written(whole, tmp_path)
+    assert len(alive) > 3 and max(alive) == 1, "of the calls before"
 
 
 @pytest.mark.slow

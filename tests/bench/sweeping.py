@@ -23,8 +23,8 @@ from grokscope.sites import Capture
 
 LAST = Capture(("router.experts",), (7,))
 """The last layer of pocket: what makes a run wait for its end, and next to nothing more."""
-WINDOWS = 480
-"""Documents, of two windows: a sweep of less than one is smaller because it has less to hold, not because it counted less."""
+DOCUMENTS = 480
+"""Of two windows: a sweep of less than one is smaller because it has less to hold, not because it counted less."""
 
 
 def resident(field: str = "RssAnon") -> float:
@@ -69,13 +69,14 @@ def main() -> None:
     bare, whole = [], []
     for _ in range(3):
         start = time.perf_counter()
-        run(model, model.config, prompts, LAST, [])
+        for prompt in prompts:  # one after the other, as a sweep makes them: 1.2 times as fast as layer by layer for all
+            run(model, model.config, [prompt], LAST, [])
         bare.append(time.perf_counter() - start)
         start = time.perf_counter()
         model.sweep(some, progress=False)
         whole.append(time.perf_counter() - start)
     print(f"bare forward / sweep: {min(bare) / min(whole):.3f}; {sum(len(p[0]) for p in pieces):,} tokens", flush=True)
-    for number in (WINDOWS, 10 * WINDOWS):
+    for number in (DOCUMENTS, 10 * DOCUMENTS):
         subprocess.run([sys.executable, __file__, str(number)], check=True)
 
 
