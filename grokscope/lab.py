@@ -30,15 +30,16 @@ def copy_notebooks(to: Path) -> list[str]:
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: wanted the notebooks, found none; install grokscope again")
     try:
-        to.mkdir(parents=True, exist_ok=True)
-        fresh = [p for p in sorted(source.iterdir()) if p.suffix in (".ipynb", ".md") and not (to / p.name).exists()]
-        for path in fresh:
-            part = to / f".{path.name}.{os.getpid()}.part"
-            shutil.copyfile(path, part)
-            part.replace(to / path.name)
+        (to / "pictures").mkdir(parents=True, exist_ok=True)
+        names = [p.relative_to(source) for p in sorted(source.rglob("*")) if p.suffix in (".ipynb", ".md", ".png")]
+        fresh = [name for name in names if len(name.parts) < 3 and not (to / name).exists()]
+        for name in fresh:
+            part = (to / name).with_name(f".{name.name}.{os.getpid()}.part")
+            shutil.copyfile(source / name, part)
+            part.replace(to / name)
     except OSError as error:
         raise OSError(f"{to}: the notebooks could not be copied there ({error.strerror}); name another folder") from error
-    return [p.name for p in fresh]
+    return [str(name) for name in fresh]
 
 
 def free(port: int) -> bool:
@@ -69,7 +70,8 @@ def open_lab(folder: Path, port: int, browser: bool = True) -> int:
         raise OSError(f"port {port}: wanted a free one, something listens there; choose another with --port")
     fresh = copy_notebooks(folder)
     kept = len([p for p in folder.glob("*.ipynb") if p.name not in fresh])
-    print(f"notebooks in {folder.resolve()}: {len(fresh)} new" + (f", {kept} kept as they were" if kept else ""), flush=True)
+    new = sum(name.endswith(".ipynb") for name in fresh)
+    print(f"notebooks in {folder.resolve()}: {new} new" + (f", {kept} kept as they were" if kept else ""), flush=True)
     if browser:
         try:
             webbrowser.get()

@@ -77,6 +77,12 @@ def test_grok_1s_shape_with_512_tokens_is_under_3_mb(chromium, tmp_path):
     assert faults == []
 
 
+def test_one_text_has_nothing_to_compare_with(chromium, pocket, tmp_path):
+    page, faults = opened(chromium, gs.report(pocket.trace("The moon"), tmp_path / "x.html", model=pocket))
+    assert "Nothing to compare with yet" in page.inner_text("[data-panel=compare]")
+    assert faults == []
+
+
 def test_what_does_not_fit_is_said(chromium, tmp_path):
     path = gs.report(random_trace(97), tmp_path / "x.html", max_bytes=200_000)
     page, faults = opened(chromium, path)
