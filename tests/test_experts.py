@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 import grokscope as gs
 from grokscope.checkpoints import native
+from grokscope.transformer import hopper
+from grokscope.transformer.dispatch import combine, dispatch, plan_blocks
 from grokscope.transformer.experts import apply_experts, glu
 from grokscope.transformer.quantize import to_int8
-from grokscope.transformer.weights import MoEWeights, PerExpert, plain
+from grokscope.transformer.weights import MoEWeights, PerExpert, plain, woven
 
 D, F, E, A = 19, 29, 5, 2
 
@@ -119,3 +121,22 @@ def test_loading_for_a_cpu_changes_no_number(dtype):
         np.testing.assert_array_equal(a["router.experts"], b["router.experts"])
     assert np.abs(a["logits"] - b["logits"]).max() < {"float32": 1e-4, "bfloat16": 0.7}[dtype]
     assert np.abs(a["logits"] - b["logits"]).mean() < {"float32": 1e-5, "bfloat16": 0.05}[dtype]
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_rows_move_out_and_back_in_one_pass(size):
+    """In the interpreter; on a GPU, tests/test_gpu.py goes through them."""
+    rng = np.random.default_rng(size)
+    plan = plan_blocks(jnp.asarray(rng.integers(0, E + 1, A * 53)), E, size)
+    x = jnp.asarray(rng.standard_normal((53, 256)), jnp.float32)
+    columns = hopper.columns_of(x, plan.row_of_place, A, interpret=True)
+    np.testing.assert_array_equal(columns, dispatch(x, plan, A).T)
+    rows = hopper.rows_of(columns, plan.row_of_place, A * 53, interpret=True)
+    has_place = np.asarray(plan.place_of_row < columns.shape[1])
+    assert 0 < has_place.sum() < A * 53
+    np.testing.assert_array_equal(rows[has_place], combine(columns.T, plan)[has_place])
+
+
+def test_matrices_are_turned_over_and_woven():
+    values = jnp.asarray(np.random.default_rng(0).integers(-127, 128, (3, 128, 256)), jnp.int8)
+    np.testing.assert_array_equal(hopper.outputs_first(values, interpret=True), woven(values, 1).swapaxes(1, 2))

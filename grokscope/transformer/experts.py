@@ -50,32 +50,29 @@ def glu_left(
     return times(down, h).T
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def through_kernel(
-    weights: tuple[OutputFirst, ...], places: Float[Array, "P D"], plan: Plan, activation: Activation
-) -> Float[Array, "P D"]:
-    """Blocks through the Hopper kernel; backwards through the form of a stack."""
+    weights: tuple[OutputFirst, ...], x: Float[Array, "N D"], plan: Plan, slots: int, activation: Activation
+) -> Float[Array, "M D"]:
+    """Every row through its expert by the Hopper kernel, M = N times slots; backwards through the form of a stack."""
     act = _act(activation)
     where = (plan.expert_of_block, plan.num_blocks)
-    # The barriers keep XLA from gathering single numbers out of columns.
-    places = jax.lax.optimization_barrier(places)
-    h = hopper.grouped_matmul(weights[:2], places.T, *where, lambda sums: act(sums[0]) * sums[1], places.dtype)
-    y = hopper.grouped_matmul(weights[2:], h, *where, lambda sums: sums[0], jnp.float32).T
-    return jax.lax.optimization_barrier(y)
+    places = hopper.columns_of(x, plan.row_of_place, slots)
+    h = hopper.grouped_matmul(weights[:2], places, *where, lambda sums: act(sums[0]) * sums[1], x.dtype)
+    y = hopper.grouped_matmul(weights[2:], h, *where, lambda sums: sums[0], jnp.float32)
+    rows = hopper.rows_of(y, plan.row_of_place, x.shape[0] * slots)
+    return jnp.where((plan.place_of_row < y.shape[1])[:, None], rows, 0)
 
 
-def _kernel_forward(weights: Any, places: Array, plan: Plan, activation: Activation) -> tuple[Array, Any]:
-    return through_kernel(weights, places, plan, activation), (weights, places, plan)
+def _kernel_forward(
+    weights: Any, x: Array, plan: Plan, slots: int, activation: Activation
+) -> tuple[Array, tuple[Any, Array, Plan]]:
+    return through_kernel(weights, x, plan, slots, activation), (weights, x, plan)
 
 
-def _kernel_backward(activation: Activation, saved: Any, dy: Array) -> tuple[None, Array, None]:
-    weights, places, plan = saved
-
-    def again(p: Array) -> Array:
-        blocks = p.reshape(plan.expert_of_block.shape[0], -1, p.shape[-1])
-        return _in_blocks(weights, blocks, plan, activation).reshape(p.shape)
-
-    return None, jax.vjp(again, places)[1](dy)[0], None
+def _kernel_backward(slots: int, activation: Activation, saved: Any, dy: Array) -> tuple[None, Array, None]:
+    weights, x, plan = saved
+    return None, jax.vjp(lambda x: _through_blocks(weights, x, plan, slots, activation), x)[1](dy)[0], None
 
 
 through_kernel.defvjp(_kernel_forward, _kernel_backward)
@@ -116,12 +113,16 @@ def apply_experts(
 
     size = hopper.block_size(rows, num_experts) if on_hopper else _block_size(rows, num_experts)
     plan = plan_blocks(chosen, num_experts, size)
-    places = dispatch(x.reshape(-1, d), plan, slots)
-    if on_hopper:
-        y = through_kernel(weights, places, plan, activation)
-    else:
-        y = _in_blocks(weights, places.reshape(-1, size, d), plan, activation).reshape(-1, d)
-    return combine(y, plan).reshape(b, t, slots, d)
+    form = through_kernel if on_hopper else _through_blocks
+    return form(weights, x.reshape(-1, d), plan, slots, activation).reshape(b, t, slots, d)
+
+
+def _through_blocks(
+    weights: tuple[Weight, ...], x: Float[Array, "N D"], plan: Plan, slots: int, activation: Activation
+) -> Float[Array, "M D"]:
+    """Every row through its expert, in whatever form the weights are; rows of no place are zeros."""
+    blocks = dispatch(x, plan, slots).reshape(plan.expert_of_block.shape[0], -1, x.shape[-1])
+    return combine(_in_blocks(weights, blocks, plan, activation).reshape(-1, x.shape[-1]), plan)
 
 
 def _in_blocks(weights: tuple[Weight, ...], blocks: Float[Array, "N M D"], plan: Plan, activation: Activation) -> Array:

@@ -8,6 +8,7 @@ was tried in tests/bench/notes.md.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ Finish = Callable[[list[Array]], Array]
 SIZES = (32, 64, 96, 128)
 """Places in a block that there are tiles for."""
 WOVEN, ACROSS = 64, 128
-"""Inputs and outputs in a tile of `outputs_first`."""
+"""Inputs and outputs in a tile of `outputs_first`; places and columns in one of rows that move."""
 FEW = 4
 """Rows that go one by one, without the kernel: reading their experts' weights is all of the time."""
 
@@ -76,6 +77,57 @@ def grouped_matmul(
     )  # fmt: skip
 
 
+def columns_of(
+    x: Float[Array, "N D"], row_of_place: Int[Array, " P"], slots: int, interpret: bool = False
+) -> Float[Array, "D P"]:
+    """The token of each place as a column, zeros where it has none: sorted and turned over in one pass over memory."""
+    from jax.experimental.pallas import triton
+
+    def kernel(tokens: Any, row_of_place: Any, there: Any) -> None:
+        columns, places = _tile(row_of_place.size)
+        token = triton.load(row_of_place.at[places]) // slots
+        is_one = jnp.broadcast_to((token < tokens.shape[0])[:, None], (places.size, columns.size))
+        tile = triton.load(tokens.at[token[:, None], columns[None, :]], mask=is_one, other=0)
+        triton.store(there.at[columns[:, None], places[None, :]], tile.T)
+
+    out = jax.ShapeDtypeStruct((x.shape[1], row_of_place.size), x.dtype)
+    return _by_triton(kernel, _tiles(*out.shape), out, interpret)(x, row_of_place)
+
+
+def rows_of(
+    y: Float[Array, "D P"], row_of_place: Int[Array, " P"], num_rows: int, interpret: bool = False
+) -> Float[Array, "M D"]:
+    """Each column back as the row that it came from, in one pass; a row that has no place is left unwritten."""
+    from jax.experimental.pallas import triton
+
+    def kernel(here: Any, row_of_place: Any, rows: Any) -> None:
+        columns, places = _tile(row_of_place.size)
+        row = triton.load(row_of_place.at[places])
+        is_one = jnp.broadcast_to((row < num_rows)[:, None], (places.size, columns.size))
+        tile = triton.load(here.at[columns[:, None], places[None, :]])
+        triton.store(rows.at[row[:, None], columns[None, :]], tile.T, mask=is_one)
+
+    out = jax.ShapeDtypeStruct((num_rows, y.shape[0]), y.dtype)
+    return _by_triton(kernel, _tiles(*y.shape), out, interpret)(y, row_of_place)
+
+
+def _tiles(columns: int, places: int) -> tuple[int, int]:
+    return columns // ACROSS, places // math.gcd(places, WOVEN)
+
+
+def _tile(places: int) -> tuple[Array, Array]:
+    """The columns and the places of this program's tile."""
+    sizes = ACROSS, math.gcd(places, WOVEN)
+    return tuple(pl.program_id(axis) * size + jnp.arange(size) for axis, size in enumerate(sizes))
+
+
+def _by_triton(kernel: Any, grid: tuple[int, ...], out: jax.ShapeDtypeStruct, interpret: bool) -> Callable[..., Array]:
+    from jax.experimental.pallas import triton
+
+    how = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=4)}
+    return pl.pallas_call(kernel, grid=grid, out_shape=out, interpret=interpret, **how)
+
+
 def row_by_row(
     weights: tuple[OutputFirst, ...], x: Float[Array, "N D"], chosen: Int[Array, " M"], act: Callable[[Array], Array]
 ) -> Float[Array, "M D"]:
@@ -113,10 +165,6 @@ def outputs_first(values: Int[Array, "E I O"], interpret: bool = False) -> Int[A
         tile = triton.load(here.at[e, (row * WOVEN + row_of_place)[:, None], columns[None, :]])
         triton.store(there.at[e, columns[:, None], (row * WOVEN + place)[None, :]], tile.T)
 
-    return pl.pallas_call(
-        kernel,
-        grid=(experts, outputs // ACROSS, inputs // WOVEN),
-        out_shape=jax.ShapeDtypeStruct((experts, outputs, inputs), values.dtype),
-        interpret=interpret,
-        **({} if interpret else {"compiler_params": triton.CompilerParams(num_warps=4)}),
-    )(values)
+    grid = (experts, outputs // ACROSS, inputs // WOVEN)
+    out = jax.ShapeDtypeStruct((experts, outputs, inputs), values.dtype)
+    return _by_triton(kernel, grid, out, interpret)(values)
