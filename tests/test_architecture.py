@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "grokscope"
 RANKS = {
     "config": 0, "sites": 0, "prompt": 1, "corpus": 1, "transformer": 1, "checkpoints": 2, "trace": 2, "analysis": 3,
     "memory": 3, "source": 3, "sharding": 3, "placement": 3, "resuming": 3, "running": 4, "generation": 4, "scoring": 4,
-    "sweeping": 4, "model": 4, "loading": 4, "converting": 4, "train": 5, "experiments": 5, "ray_sweeping": 5, "views": 5, "widgets": 6, "cli": 7, "cli_sweep": 7, "cli_look": 7, "lab": 7,
+    "sweeping": 4, "model": 4, "loading": 4, "converting": 4, "train": 5, "experiments": 5, "ray_sweeping": 5, "views": 5, "widgets": 6, "plots": 6, "cli": 7, "cli_sweep": 7, "cli_look": 7, "lab": 7,
     "__init__": 7,
 }  # fmt: skip
 FORBIDDEN = {"trace": {"jax"}, "views": {"jax", "anywidget"}, "config": {"jax", "numpy"}, "sites": {"jax", "numpy"}}

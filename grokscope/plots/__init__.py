@@ -1,0 +1,15 @@
+"""Figures for a paper or a notebook: the answers of `gs.routing` and `gs.experiments` as plotly Figures, each with its null.
+
+`lines` over layers, `bars` over experts, `heatmap` over any two dimensions, `flow` from layer to layer, `ranking` of what stands
+out, as of knock-outs. Each takes a Dataset (or a Trace), the variable to show and, as further keywords, what to choose along
+the other dimensions: `bars(gs.routing.expert_load(trace), layer=6)`.
+
+What is drawn grey is the null: its mean ± 2 of its sd; whiskers are the 95 % interval. Where a dataset has neither, the figure
+says so under its title. The background is transparent and the text mid-grey, for light pages and dark ones. The answer is a
+plain `plotly.graph_objects.Figure`: `figure.update_layout(width=600, title="...", font_color="black")`.
+"""
+
+from grokscope.plots.charts import bars, lines, ranking
+from grokscope.plots.maps import flow, heatmap
+
+__all__ = ["bars", "flow", "heatmap", "lines", "ranking"]
