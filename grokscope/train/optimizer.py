@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -35,8 +36,12 @@ def schedule(recipe: Recipe, peak: float, steps: int) -> optax.Schedule:
     )
 
 
+@functools.cache
 def make_optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
-    """The optimiser of a run of `steps` steps (Jordan et al. 2024, Muon; gradients clipped to norm 1)."""
+    """The optimiser of a run of `steps` steps (Jordan et al. 2024, Muon; gradients clipped to norm 1).
+
+    The same one for the same run: it is a static argument of the step, and another would compile that anew.
+    """
 
     def dimensions(params: ModelWeights) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: _MATRICES.get(_name(path)), params)
