@@ -19,7 +19,7 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from grokscope.analysis.measure import answer, interval, jackknife
-from grokscope.experiments.predictions import divergence, expected_rows, predict
+from grokscope.experiments.predictions import divergence, expectation, predict
 from grokscope.experiments.streams import Entering, Left, Routed, Unheard, entry
 from grokscope.memory import device_memory, free_memory
 from grokscope.model import Model
@@ -85,9 +85,12 @@ class Paired:
         run_layers(model.weights, self._calls, self._left)
         self.chosen, self.logits = routed.arrays.get("router.experts"), routed.arrays.get("router.logits")
         self.means = routed.means() if outputs else None
+        self._ids = self.prompt.ids[self.row, self.token + 1][:, None]
         self._plain = self._read([self._left.get(n) for n in range(len(self._calls))], self._calls, ())
-        self._expected = expected_rows(model.weights, self._plain, config)
-        self.nll = -self._plain["logprob"].astype(float)
+        self._expected, best = expectation(model.weights, self._plain, config)
+        self.nll = -self._plain["logprob"][:, 0].astype(float)
+        # An argmax takes as long as the logits themselves: of an edited run it is asked only whether this id is still on top.
+        self._ids = np.stack([self._ids[:, 0], best], axis=1)
 
     def measure(self, jobs: Sequence[Job], edits_of: Callable[[Job], Sequence[Any]]) -> Iterator[tuple[Job, Difference]]:
         """Each job and what its edits did. Streamed layers are brought once for as many jobs as memory holds streams of."""
@@ -160,9 +163,9 @@ class Paired:
         for first, edits in zip(range(0, len(calls), n), variants, strict=True):
             own = range(first, first + n)
             new = self._read([streams.get(c) for c in own], [calls[c] for c in own], edits)
-            d_nll = -self.nll - new["logprob"]
+            d_nll = -self.nll - new["logprob"][:, 0]
             kl = divergence(self._plain, new, self._expected, self.model.config)
-            found.append(Difference(d_nll, kl, new["best"] != self._plain["best"]))
+            found.append(Difference(d_nll, kl, new["top"] > new["logprob"][:, 1]))
         return found
 
     def _read(self, streams: Sequence[Array], calls: Sequence[Call], edits: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -172,12 +175,12 @@ class Paired:
             texts, width = call.tokens.shape
             here = (self.row >= first) & (self.row < first + texts)
             row, token = self.row[here], self.token[here]
-            at = ((row - first) * width + token, self.prompt.ids[row, token + 1])
+            at = ((row - first) * width + token, self._ids[here])
             seen = (tuple(p for p in call.run.edits_at(None) if p.site == "final"), call.run.selection)
             parts.append(predict(self.model.weights, x, seen, at, self.model.config))
             first += texts
         found = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-        if wrong := int((~np.isfinite(found["logprob"])).sum()):
+        if wrong := int((~np.isfinite(found["log_z"])).sum()):
             with_ = f"{', '.join(map(repr, edits))[:200]}; use smaller values" if edits else "no edits; look at the weights"
             raise ValueError(f"{self.who}: wanted finite log-probabilities, got {wrong} that are not, with {with_}")
         return found

@@ -26,20 +26,26 @@ CHUNK = 512
 def predict(
     w: ModelWeights, x: Float[Array, "B T D"], seen: Seen, at: tuple[np.ndarray, np.ndarray], config: ModelConfig
 ) -> dict[str, np.ndarray]:
-    """Of N tokens at these places of the flat B T, and given the ids after them: `final` [N, D], the stream after the last
-    norm; `log_z` [N], the logarithm of the sum of exponentials of the logits; `logprob` of the id; `best`, the most likely.
+    """Of N tokens at these places [N] of the flat B T, and ids [N, J] that may follow: `final` [N, D], the stream after the
+    last norm; `log_z` [N], the logarithm of the sum of exponentials of the logits; `logprob` [N, J]; `top` [N], the
+    likeliest id's.
     """
-    places, targets = (_filled(a) for a in at)
+    places, ids = (_filled(a) for a in at)
     with jax.default_matmul_precision("highest"):  # KL is a small difference of large numbers
-        made = _predict(_table(w), w.final_norm, x, seen, places, targets, config=config)
+        made = _predict(_table(w), w.final_norm, x, seen, places, ids, config=config)
     return {name: np.asarray(a)[: len(at[0])] for name, a in made.items()}
 
 
-def expected_rows(w: ModelWeights, plain: dict[str, np.ndarray], config: ModelConfig) -> Float[np.ndarray, "N D"]:
-    """E_p[W] of each distribution that `predict` found: the unembedding's rows weighted by their probabilities."""
+def expectation(
+    w: ModelWeights, plain: dict[str, np.ndarray], config: ModelConfig
+) -> tuple[Float[np.ndarray, "N D"], Int[np.ndarray, " N"]]:
+    """Of each distribution that `predict` found: E_p[W], the unembedding's rows weighted by their probabilities, and the
+    likeliest id.
+    """
     with jax.default_matmul_precision("highest"):
-        rows = _expected_rows(_table(w), _filled(plain["final"]), _filled(plain["log_z"]), config=config)
-    return np.asarray(rows)[: len(plain["log_z"])]
+        made = _expectation(_table(w), _filled(plain["final"]), _filled(plain["log_z"]), config=config)
+    rows, best = (np.asarray(a)[: len(plain["log_z"])] for a in made)
+    return rows, best
 
 
 def divergence(
@@ -63,7 +69,7 @@ def _filled(a: np.ndarray) -> np.ndarray:
 
 @partial(jax.jit, static_argnames="config")
 def _predict(
-    table: Weight, norm: Array, x: Array, seen: Seen, places: Int[Array, " N"], targets: Array, *, config: ModelConfig
+    table: Weight, norm: Array, x: Array, seen: Seen, places: Int[Array, " N"], ids: Array, *, config: ModelConfig
 ) -> dict[str, Array]:
     tap = Tap((), *seen)
     rows = tap("final", rms_norm(x, norm, config.norm_eps)).reshape(-1, x.shape[-1])[places]
@@ -71,20 +77,28 @@ def _predict(
     def chunk(item: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         h, ids = item
         logits = einsum("ND,VD->NV", h, table, jnp.float32) * config.logit_scale
-        log_z = jax.nn.logsumexp(logits, axis=-1)
-        return jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0] - log_z, log_z, jnp.argmax(logits, axis=-1)
+        top = logits.max(axis=-1)
+        log_z = top + jnp.log(jnp.exp(logits - top[:, None]).sum(axis=-1))
+        return jnp.take_along_axis(logits, ids, axis=-1) - log_z[:, None], log_z, top - log_z
 
-    found = jax.lax.map(chunk, (rows.reshape(-1, CHUNK, rows.shape[-1]), targets.reshape(-1, CHUNK)))
-    logprob, log_z, best = (a.reshape(-1) for a in found)
-    return {"final": rows, "logprob": logprob, "log_z": log_z, "best": best}
+    found = jax.lax.map(chunk, (_in_chunks(rows), _in_chunks(ids)))
+    logprob, log_z, top = (a.reshape(-1, *a.shape[2:]) for a in found)
+    return {"final": rows, "logprob": logprob, "log_z": log_z, "top": top}
 
 
 @partial(jax.jit, static_argnames="config")
-def _expected_rows(table: Weight, final: Array, log_z: Array, *, config: ModelConfig) -> Float[Array, "N D"]:
-    def chunk(item: tuple[Array, Array]) -> Array:
+def _expectation(
+    table: Weight, final: Array, log_z: Array, *, config: ModelConfig
+) -> tuple[Float[Array, "N D"], Int[Array, " N"]]:
+    def chunk(item: tuple[Array, Array]) -> tuple[Array, Array]:
         h, total = item
         logits = einsum("ND,VD->NV", h, table, jnp.float32) * config.logit_scale
-        return einsum("NV,VD->ND", jnp.exp(logits - total[:, None]), table, jnp.float32)
+        rows = einsum("NV,VD->ND", jnp.exp(logits - total[:, None]), table, jnp.float32)
+        return rows, jnp.argmax(logits, axis=-1)
 
-    rows = jax.lax.map(chunk, (final.reshape(-1, CHUNK, final.shape[-1]), log_z.reshape(-1, CHUNK)))
-    return rows.reshape(final.shape)
+    rows, best = jax.lax.map(chunk, (_in_chunks(final), _in_chunks(log_z)))
+    return rows.reshape(final.shape), best.reshape(-1)
+
+
+def _in_chunks(a: Array) -> Array:
+    return a.reshape(-1, CHUNK, *a.shape[1:])
