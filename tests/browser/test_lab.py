@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from grokscope.lab import copy_notebooks
 from tests.browser.host import browser
 from tests.browser.jupyter import Lab, notebook
 
@@ -34,4 +35,16 @@ def test_the_workbench_in_jupyterlab(tmp_path):
         lab.dark(page)
         dark = page.evaluate("() => getComputedStyle(document.querySelector('.grokscope')).backgroundColor")
         assert light != dark
+        assert not lab.faults
+
+
+def test_a_copied_notebook_shows_its_stored_picture_and_then_the_widget(tmp_path):
+    with browser() as chromium, Lab(tmp_path) as lab:
+        copy_notebooks(lab.folder)
+        page = lab.open(chromium, "02_attention.ipynb")
+        page.wait_for_selector(".jp-OutputArea-output img")
+        assert not page.locator(".grokscope").count()
+        lab.run_all(page)
+        page.wait_for_selector(".grokscope [data-t='5']", timeout=60_000)
+        assert not page.locator(".jp-OutputArea-output img").count()
         assert not lab.faults
