@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from grokscope.cli_sweep import Format, Full, sweep
+
 app = typer.Typer(
     help="Look inside mixture-of-experts language models, Grok-1 first.",
     no_args_is_help=True,
@@ -27,13 +29,14 @@ Dtype = Annotated[str, typer.Option(help="Of the arithmetic: bfloat16 or float32
 
 
 @app.command()
-def trace(
+def trace(  # noqa: PLR0913 - one a flag
     text: Text = None,
     file: File = None,
     model: ModelPath = "pocket",
     out: Annotated[Path | None, typer.Option("--out", "-o", help=_OUT)] = None,
     capture: Annotated[list[str] | None, typer.Option("--capture", "-c", help=_CAPTURE)] = None,
-    format: Annotated[str, typer.Option(help="Of the tables: csv or parquet.")] = "csv",
+    format: Format = "csv",
+    full: Full = False,
     dtype: Dtype = "bfloat16",
     truncate: Annotated[bool, typer.Option("--truncate", help="Keep the first tokens of a text that is over the context.")] = False,
 ) -> None:  # fmt: skip
@@ -65,7 +68,7 @@ def trace(
         from grokscope.trace.trace import as_trace
 
         made = as_trace(recorder, encoded.ids, pieces, loaded.provenance(recorder.config, sites, ()))
-        export(made, out, format)  # type: ignore[arg-type]
+        export(made, out, format, full)
         if capture:
             made.save(out / "trace.zarr")
         console.print(
@@ -215,7 +218,6 @@ def _console() -> Any:
 
 def _add_others() -> None:
     from grokscope.cli_look import lab, report
-    from grokscope.cli_sweep import sweep
     from grokscope.train.cli import app as training
 
     for one in (sweep, report, lab):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,6 +12,8 @@ _LABELS = 'The field that groups the documents, e.g. "domain"; where a line has 
 _RESUME = "A directory for what is done: the same command goes on there after an interrupt."
 _SHARD = "K/N: take every Nth document from the Kth on (from 0). The counters of all N add up."
 _RAY = "Share the documents between so many tasks of a Ray cluster: RAY_ADDRESS's, else one of this machine alone."
+Format = Annotated[Literal["csv", "parquet"], typer.Option(help="Of the tables.")]
+Full = Annotated[bool, typer.Option("--full", help="All tables that there are, and in metrics pairs of experts too.")]
 
 
 def sweep(  # noqa: PLR0913 - one a flag
@@ -23,7 +25,9 @@ def sweep(  # noqa: PLR0913 - one a flag
     shard: Annotated[str, typer.Option(help=_SHARD)] = "0/1",
     rows: Annotated[Path | None, typer.Option(help="A folder for the routing of a sample of the documents, as Parquet.")] = None,
     share: Annotated[float, typer.Option(help="Of the documents whose routing goes to --rows.")] = 0.01,
-    tables: Annotated[Path | None, typer.Option(help="A new folder for the tables of the counters, as CSV.")] = None,
+    tables: Annotated[Path | None, typer.Option(help="A new folder for the tables of the counters.")] = None,
+    format: Format = "csv",
+    full: Full = False,
     ray: Annotated[int | None, typer.Option(help=_RAY)] = None,
 ) -> None:  # fmt: skip
     """Count how the documents of a corpus are routed, in constant memory; documents go one by one.
@@ -56,4 +60,4 @@ def sweep(  # noqa: PLR0913 - one a flag
     if tables is not None:
         from grokscope.analysis.tables import export
 
-        print(f"wrote {', '.join(sorted(p.name for p in export(counters, tables).iterdir()))} to {tables}")
+        print(f"wrote {', '.join(sorted(p.name for p in export(counters, tables, format, full).iterdir()))} to {tables}")

@@ -252,6 +252,7 @@ def test_every_answer_can_be_drawn(name, trace, pocket):
     other = [trace] if name == "routing_agreement" else []
     data = getattr(gs.routing, name)(of, *other, **extra)
     variable = "value" if "value" in data else "share"
+    assert ("null" in data.attrs) or "null_mean" not in data, "a figure's legend names the null"
     dims = [str(d) for d in data[variable].dims]
     figs = [plots.ranking(data, variable)]
     at = {d: data[d].values[0] if d in data.coords else 0 for d in dims if d not in ("layer", "expert", "expert_other", "expert_next")}

@@ -19,6 +19,7 @@ from grokscope.analysis.counter_spec import CounterSpec
 from grokscope.analysis.counter_tables import TABLES
 from grokscope.analysis.counters import RoutingCounters
 from grokscope.analysis.metrics_table import METRICS
+from grokscope.sites import ROUTING
 from grokscope.trace.trace import Trace
 from tests.conftest import TINY, make
 from tests.test_counters import EXPERTS, LAYERS, make_trace
@@ -245,8 +246,22 @@ def test_metrics_are_the_analyses(labelled, tmp_path):
     np.testing.assert_array_equal(table.loc["consecutive_repeats.any", "value"], repeats.sel(kind="any"))
     corrected = routing.transition_information(labelled)["corrected"]
     np.testing.assert_array_equal(table.loc["transition_information.corrected", "value"], corrected)
+    assert table[table["null_mean"].notna()]["null_kind"].notna().all()
     missing = {m.name for m in METRICS} - {name.split(".")[0] for name in table.index}
     assert missing == set()
+
+
+def test_contributions_are_sums_over_visits(tiny, tmp_path):
+    trace = tiny.trace(ROWS, [*ROUTING, "expert.out"])
+    table = exported(RoutingCounters.from_trace(trace, contributions=True), tmp_path)["expert_stats"]
+    chosen, gates, out = (trace[s].values for s in ("router.experts", "router.gates", "expert.out"))
+    assert (chosen == 3).any()
+    for layer, expert, norm, gated, largest in table[["layer", "expert", "y_norm_sum", "gy_norm_sum", "y_absmax"]].values:
+        mine = chosen[int(layer)] == expert
+        lengths = np.linalg.norm(out[int(layer)][mine], axis=-1)
+        np.testing.assert_allclose(norm, lengths.sum(), rtol=1e-5)
+        np.testing.assert_allclose(gated, (lengths * gates[int(layer)][mine]).sum(), rtol=1e-5)
+        np.testing.assert_allclose(largest, abs(out[int(layer)][mine]).max(initial=0), rtol=1e-5)
 
 
 # Other inputs

@@ -50,7 +50,8 @@ def routing_agreement(a: Trace, b: Trace) -> xr.Dataset:
         null_mean=np.array(mean), null_sd=np.array(sd), n_eff=np.full(len(sd), n),
         ci=interval(lambda h, m: h / max(m, 1) / k, by_shard, of), first=np.array(first), first_null=np.array(first_null),
         flips=flips.mean(0), jaccard=np.array(jaccard),
-        attrs={"paired": paired, "tokens": n, "uniform": k / experts, "first_uniform": 1 / experts},
+        attrs={"null": "independent choices at both loads",
+               "paired": paired, "tokens": n, "uniform": k / experts, "first_uniform": 1 / experts},
     )  # fmt: skip
     return with_parts(made.assign_coords(margin=MARGINS), _by_margin(left, flips)) if left.told["scores"] else made
 

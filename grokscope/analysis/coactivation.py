@@ -39,7 +39,8 @@ def coactivation(x: Routing, pairs: Literal["all", "adjacent_rank"] = "all") -> 
         }  # fmt: skip
     return answer(
         ("layer", "expert", "expert_other"), share(both, load[:, :, None]),
-        over(c, "layer", "expert", "expert_other"), count=both, **null, attrs={"pairs": pairs, "tokens": n},
+        over(c, "layer", "expert", "expert_other"), count=both, **null,
+        attrs={"null": "sets of k at this load", "pairs": pairs, "tokens": n},
     )  # fmt: skip
 
 
@@ -92,7 +93,8 @@ def consecutive_repeats(x: Routing, lag: int = 1) -> xr.Dataset:
         null_mean=mean, null_sd=np.sqrt(variance / total), n_eff=np.full(mean.shape, total),
         ci=interval(lambda h, n: h / np.maximum(n, 1) / scale, hits, pairs[:, None, None]),
         uniform=np.broadcast_to([1 / e, nulls.uniform_any(e, k), k / e], mean.shape), null_document=document,
-        attrs={"lag": lag, "pairs": total, "slots": "by gate" if c.spec.gates else "as recorded: no gates",
+        attrs={"null": "independent tokens of this load", "lag": lag, "pairs": total,
+               "slots": "by gate" if c.spec.gates else "as recorded: no gates",
                "null_document": "NaN for any: it is counted for first and overlap"},
     )  # fmt: skip
 

@@ -42,7 +42,7 @@ def standing_committee(
         ("label", "layer", "expert"), member.sum(-1), over(c, "layer", "expert") | {"label": c.labels},
         null_mean=chance.mean(-1), null_sd=chance.std(-1, ddof=1), n_eff=n_eff, member=member,
         coverage=share((load * member).sum(-1), load.sum(-1)), gini=MEASURES["gini"](load),
-        attrs={"mass": mass, "n_eff_from": "; ".join(sorted({note for _, note in each}))},
+        attrs={"null": "even draws of k of E", "mass": mass, "n_eff_from": "; ".join(sorted({note for _, note in each}))},
     )  # fmt: skip
     if len(parts) < 2:
         return made.assign_attrs(jaccard="absent: one label")

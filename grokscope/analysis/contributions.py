@@ -115,7 +115,8 @@ def expert_contribution(trace: Trace) -> xr.Dataset:
         ("layer", "expert"), means.pop("share"), {"layer": chosen["layer"].values, "expert": np.arange(experts)},
         null_mean=null_mean, null_sd=null_sd, n_eff=count.sum(0), ci=interval(share, total, n), count=count.sum(0), **means,
         ean=sums["y_norm"][0].sum(0), reap=share(reap_sum.sum(0), count.sum(0)), by_slot=by_slot,
-        attrs={"n_eff_from": "tokens taken as independent; the interval is from texts", "texts": chosen.sizes["batch"],
+        attrs={"null": "labels permuted over choices",
+               "n_eff_from": "tokens taken as independent; the interval is from texts", "texts": chosen.sizes["batch"],
                "never_chosen": never_chosen(chosen["layer"].values, count.sum(0))},
     )  # fmt: skip
 

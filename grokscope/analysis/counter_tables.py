@@ -54,6 +54,7 @@ def _expert_stats(c: RoutingCounters) -> Iterator[Columns]:
         out |= {"gate_sum": gate, "gate_squared_sum": squared, "gate_mean": share(gate, load)}
     if c.has("probability_sum"):
         out |= {"probability_sum": (total := c.table("probability_sum")), "probability_mean": total / n}
+    out |= {name: c.table(name) for name in ("y_norm_sum", "gy_norm_sum", "y_absmax") if c.has(name)}
     yield {k: v.ravel() if isinstance(v, np.ndarray) else v for k, v in out.items()}
 
 

@@ -50,7 +50,8 @@ def router_geometry(model: Model, folded: bool = False, seed: int = 0) -> xr.Dat
         ("layer", "expert", "expert_other"), cosines(gram),
         {"layer": layers, "expert": np.arange(e), "expert_other": np.arange(e)},
         null_mean=0 * off * np.ones(gram.shape), null_sd=d**-0.5 * off * np.ones(gram.shape), norm=norm,
-        attrs={"folded": folded, "ci": NO_CI, "random_sd": d**-0.5, "effective_rank_null": f"{DRAWS} draws, seed {seed}"},
+        attrs={"null": "random rows",
+               "folded": folded, "ci": NO_CI, "random_sd": d**-0.5, "effective_rank_null": f"{DRAWS} draws, seed {seed}"},
     )  # fmt: skip
     made = made.assign(
         effective_rank=("layer", effective_rank(gram)), effective_rank_null=("layer", chance.mean(0)),
@@ -136,7 +137,8 @@ def router_expert_coupling(
     return answer(
         ("layer",), r**2, {"layer": found}, null_mean=chance.mean(0), null_sd=chance.std(0, ddof=1), r=r,
         p_value=np.where(np.isnan(r), np.nan, (1 + (chance >= r**2 - 1e-12).sum(0)) / (1 + repeats)),
-        attrs={"pairs": len(above[0]), "matrix": matrix, "method": method, "repeats": repeats, "seed": seed, "ci": NO_CI},
+        attrs={"null": "labels permuted on one side",
+               "pairs": len(above[0]), "matrix": matrix, "method": method, "repeats": repeats, "seed": seed, "ci": NO_CI},
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def expert_load(x: Routing) -> xr.Dataset:
         count=count,
         share=share(count, count.sum(-1, keepdims=True)),
         share_first=None if first is None else share(first, first.sum(-1, keepdims=True)),
-        attrs={"n_eff_from": note, "tokens": c.tokens},
+        attrs={"null": "even use, k/E", "n_eff_from": note, "tokens": c.tokens},
     )
 
 
@@ -95,7 +95,7 @@ def load_imbalance(x: Routing, measure: str = "max_over_mean", repeats: int = 20
         n_eff=n_eff,
         ci=interval(MEASURES[measure], load),
         **{name: of(load.sum(0)) for name, of in MEASURES.items()},
-        attrs={"measure": measure, "n_eff_from": note},
+        attrs={"null": "even draws of k of E", "measure": measure, "n_eff_from": note},
     )
 
 
@@ -124,7 +124,7 @@ def dead_experts(x: Routing, cold: float = 0.1) -> xr.Dataset:
         load=f,
         is_cold=f < cold * even,
         first_seen=_first_seen(x) if isinstance(x, Trace) else None,
-        attrs={"n_eff_from": note, "cold": cold},
+        attrs={"null": "never, under even use", "n_eff_from": note, "cold": cold},
     )
 
 
@@ -166,6 +166,7 @@ def gate_profile(x: Routing) -> xr.Dataset:
         ci=interval(lambda r: share(r, r.sum(-1, keepdims=True)), rank),
         count=rank.sum(0),
         **gates,
-        attrs={"slots": "by gate" if c.spec.gates else "as recorded: no gates", "gate_sum_fixed_unit": UNIT},
+        attrs={"null": "exchangeable ranks",
+               "slots": "by gate" if c.spec.gates else "as recorded: no gates", "gate_sum_fixed_unit": UNIT},
     )
     return made if not gates else with_parts(made, {"gate_mean_slot": (("layer", "slot"), share(mass.sum(1), rank.sum((0, 2))))})

@@ -15,28 +15,30 @@ from grokscope.prompt import visible
 
 @dataclass(frozen=True)
 class Metric:
-    """One analysis. null: what its null_mean supposes. more: further variables that get rows of their own, as a value alone."""
+    """One analysis. more: further variables that get rows of their own, as a value alone; pairs: of experts, so only in full."""
 
     name: str
-    null: str | None = None
     more: tuple[str, ...] = ()
     pairs: bool = False
 
 
 METRICS = (
-    Metric("expert_load", "even use, k/E", ("share_first",)),
-    Metric("load_imbalance", "even draws of k of E", ("maxvio", "cv", "gini", "entropy_norm", "effective_experts")),
-    Metric("dead_experts", "never chosen under even use", ("load_upper95",)),
-    Metric("routing_entropy", "entropy of the mean probabilities", ("normalized", "information", "gap", "mass")),
-    Metric("router_margin", None, ("median", "low", "negative")),
-    Metric("consecutive_repeats", "independent tokens of this load"),
-    Metric("transition_information", "tokens shuffled", ("corrected", "normalized")),
-    Metric("context_dependence", "tokens shuffled", ("adjusted", "consistency")),
-    Metric("vocabulary_specialization", "load-matched draws of each id's count"),
-    Metric("domain_specialization", "load over all labels"),
-    Metric("domain_information", "labels permuted over documents", ("corrected",)),
-    Metric("coactivation", "load-matched sets of k", ("lift",), pairs=True),
-    Metric("transitions", "layers independent", pairs=True),
+    Metric("expert_load", ("share_first",)),
+    Metric("load_imbalance", ("maxvio", "cv", "gini", "entropy_norm", "effective_experts")),
+    Metric("dead_experts", ("load_upper95",)),
+    Metric("gate_profile", ("gate_mean", "gate_mean_chosen", "gate_top", "gate_share")),
+    Metric("standing_committee", ("coverage", "jaccard")),
+    Metric("routing_entropy", ("normalized", "information", "gap", "mass")),
+    Metric("router_margin", ("median", "low", "negative")),
+    Metric("consecutive_repeats", ("null_document",)),
+    Metric("transition_information", ("corrected", "normalized")),
+    Metric("position_effect", ("information",)),
+    Metric("context_dependence", ("adjusted", "consistency")),
+    Metric("vocabulary_specialization"),
+    Metric("domain_specialization"),
+    Metric("domain_information", ("corrected",)),
+    Metric("coactivation", ("lift",), pairs=True),
+    Metric("transitions", pairs=True),
 )
 _STATISTICS = ("null_mean", "null_sd", "z", "ci_low", "ci_high", "n_eff")
 _KEYS = {"layer": "layer", "expert": "expert", "expert_other": "expert_other", "expert_next": "expert_other", "label": "stratum"}
@@ -53,27 +55,28 @@ def metrics_table(counters: RoutingCounters, pairs: bool = False) -> tuple[pd.Da
         except ValueError as error:
             skipped[metric.name] = str(error)
             continue
-        made.append(_rows(answer, metric.name, metric.null))
+        made.append(_rows(answer, metric.name))
         made += [_rows(answer[[name]].rename({name: "value"}), f"{metric.name}.{name}") for name in metric.more if name in answer]
         if "layer_value" in answer:
             names = {f"layer_{n}": n for n in ("value", "null_mean", "null_sd", "z")}
-            made.append(_rows(answer[list(names)].rename(names), f"{metric.name}.layer", metric.null))
+            made.append(_rows(answer[list(names)].rename(names), f"{metric.name}.layer"))
     return pd.concat(made, ignore_index=True), skipped
 
 
-def _rows(answer: xr.Dataset, name: str, null: str | None = None) -> pd.DataFrame:
+def _rows(answer: xr.Dataset, name: str) -> pd.DataFrame:
     """A dataset's cells as rows; a dimension that is no key of the table goes into the metric's name."""
     value = answer["value"]
     cells = np.indices(value.shape).reshape(value.ndim, -1)
     at = {d: answer[d].values[i] if d in answer.coords else i for d, i in zip(value.dims, cells, strict=True)}
     metric = np.full(value.size, name, dtype=object)
-    for extra in set(at) - set(_KEYS):
-        metric = metric + "." + at[extra].astype(str).astype(object)
+    for extra in (d for d in at if d not in _KEYS):
+        word = "" if at[extra].dtype.kind in "SUO" else extra
+        metric = metric + f".{word}" + at[extra].astype(str).astype(object)
     table = {"metric": metric} | {_KEYS[d]: i for d, i in at.items() if d in _KEYS} | {"value": value.values.ravel()}
     if "stratum" in table:
         table["stratum"] = np.array([visible(str(s)) for s in table["stratum"]], dtype=object)
     if "null_mean" in answer:
-        table["null_kind"] = f"{null}; {told}" if (told := answer.attrs.get("null")) else null
+        table["null_kind"] = answer.attrs["null"]
     for statistic in _STATISTICS:
         if statistic in answer:
             table[statistic] = answer[statistic].transpose(*value.dims).values.ravel()

@@ -53,7 +53,7 @@ def expert_paths(x: Routing, top: int = 20) -> xr.Dataset:
         ("path",), count / n, coords, null_mean=product, null_sd=np.sqrt(product * (1 - product) / n),
         n_eff=np.full(len(paths), n), count=count, coverage=reached[:top], null_markov=markov,
         attrs={
-            "distinct": len(found), "tokens": n, "entropy": float(nulls.entropy(sizes)),
+            "null": "layers independent", "distinct": len(found), "tokens": n, "entropy": float(nulls.entropy(sizes)),
             "covering_half": int((reached < 0.5 - 1e-12).sum()) + 1, "covering_90": int((reached < 0.9 - 1e-12).sum()) + 1,
         },
     )  # fmt: skip

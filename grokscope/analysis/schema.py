@@ -52,6 +52,7 @@ STRATUM = C("stratum", "string", "the label of the documents; empty text where t
 TOKENS = C("n_tokens", "int64", "tokens routed: those with an expert at any layer", "tokens")
 COUNT = C("count", "int64", "how often")
 _SCORES = "without router logits or probabilities"
+_WRITTEN = "counters without contributions=True"
 _TRACE, _FULL, _BOTH = "a trace or recording", "a trace or recording, with full=True", "anything"
 _COUNTED = "counters; a trace or recording with full=True"
 
@@ -117,6 +118,9 @@ TABLES: dict[str, Table] = {
         C("gate_mean", "float", "gate_sum over count", null=f"{_UNKNOWN}; never chosen"),
         C("probability_sum", "double", "over all tokens, also those that chose others", null=_SCORES),
         C("probability_mean", "float", "probability_sum over n_tokens", null=_SCORES),
+        C("y_norm_sum", "double", "length of what it wrote before its gate, over its visits", null=_WRITTEN),
+        C("gy_norm_sum", "double", "the same after the gate", null=_WRITTEN),
+        C("y_absmax", "double", "the largest |number| that it wrote before its gate", null=_WRITTEN),
     )),
     "layer_stats": Table("one layer",
         ("stratum", "layer"), _BOTH, (

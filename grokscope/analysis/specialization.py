@@ -49,7 +49,8 @@ def domain_specialization(x: Routing, labels: Sequence[str] | None = None) -> xr
     return answer(
         ("label", "layer", "expert"), value, over(c, "layer", "expert") | {"label": c.labels},
         null_mean=np.broadcast_to(f, value.shape), null_sd=np.sqrt(spread), n_eff=of[:, None, None] / effect[None, :, None],
-        ci=ci, difference=value - f, count=load.sum(1), attrs={"n_eff_from": note, "uniform": c.spec.slots / c.spec.num_experts},
+        ci=ci, difference=value - f, count=load.sum(1),
+        attrs={"null": "the load over all labels", "n_eff_from": note, "uniform": c.spec.slots / c.spec.num_experts},
     )  # fmt: skip
 
 
@@ -98,6 +99,9 @@ def domain_information(
         ("layer",), value, over(c, "layer") | {"label": c.labels, "label_other": c.labels},
         null_mean=mean, null_sd=sd, corrected=value - mean,
         ci=interval(lambda t: nulls.information(t.transpose(1, 0, 2)), load.transpose(1, 0, 2, 3)),
-        attrs={"unit": "bits", "null": "blocks permuted" if permuted else "analytic: a label has but one block of documents"},
+        attrs={
+            "unit": "bits",
+            "null": f"labels permuted over blocks of documents{'' if permuted else ': too few, so reckoned and not drawn'}",
+        },
     )  # fmt: skip
     return with_parts(made, {"divergence": (("label", "label_other", "layer"), np.maximum(divergence, 0))})

@@ -50,7 +50,7 @@ def super_experts(trace: Trace) -> xr.Dataset:
         null_mean=mean * spread, null_sd=sd * spread, n_eff=count, count=count, rms=rms,
         is_super=(value > bar) & (value > OF_LARGEST * np.nanmax(value)) & early,
         channel=where[0], text=where[1], token=token,
-        attrs={"percentile_99.5": bar, "never_chosen": never_chosen(layers, count),
+        attrs={"null": "the largest of as many normal numbers", "percentile_99.5": bar, "never_chosen": never_chosen(layers, count),
                "ci": "absent: the largest of a sample has none"},
     )  # fmt: skip
 

@@ -62,7 +62,8 @@ def vocabulary_specialization(
         ("layer", "expert"), per_expert, over(c, "layer", "expert") | {"rank": np.arange(best.shape[-1])},
         null_mean=mean, null_sd=sd, n_eff=types, types=types, layer_value=per_layer, layer_null_mean=layer_mean,
         layer_null_sd=layer_sd, layer_z=share(per_layer - layer_mean, layer_sd),
-        attrs={"role": role, "min_count": min_count, "token_ids": len(ids), "uniform": c.spec.slots / c.spec.num_experts},
+        attrs={"null": "load-matched experts for each occurrence", "role": role, "min_count": min_count, "token_ids": len(ids),
+               "uniform": c.spec.slots / c.spec.num_experts},
     )  # fmt: skip
     dims = ("layer", "expert", "rank")
     return with_parts(made, {"top_token": (dims, ids[best]), "top_share": (dims, best_share)})
@@ -149,5 +150,5 @@ def context_dependence(x: Routing, min_count: int = 1, repeats: int = 20, seed: 
         ("layer",), 1 - share(told, h), over(c, "layer"), null_mean=1 - share(chance, h), null_sd=share(spread, h),
         n_eff=n.sum(-1), adjusted=1 - share(told - chance, h - chance), information=told, entropy=h,
         consistency=share((tables * (tables - 1)).sum((-1, -2)), pairs),
-        attrs={"token_ids": len(first), "min_count": min_count},
+        attrs={"null": "experts shuffled over tokens", "token_ids": len(first), "min_count": min_count},
     )  # fmt: skip

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from grokscope.model import Model
 
 MATRICES = ("gate", "up", "down")
-METHODS = ("matrix", "neuron_mean", "matched")
+METHODS = {
+    "matrix": "the other's neurons permuted", "neuron_mean": "random directions", "matched": "coordinates dealt out anew",
+}  # fmt: skip
+"""Method -> its null."""
 NO_CI = "absent: weights are no sample"
 Cosines = dict[str, np.ndarray]
 """value, null_mean, null_sd [E, E], and what else a method gives."""
@@ -60,7 +63,10 @@ def expert_weight_similarity(
     return answer(
         ("layer", "expert", "expert_other"), arrays.pop("value"),
         {"layer": found, "expert": experts, "expert_other": experts}, **arrays,
-        attrs={"matrix": matrix, "method": method, "neurons": min(neurons, model.config.d_expert), "seed": seed, "ci": NO_CI},
+        attrs={
+            "null": METHODS[method], "matrix": matrix, "method": method, "neurons": min(neurons, model.config.d_expert),
+            "seed": seed, "ci": NO_CI,
+        },
     )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def swap_runner_up(
     made = plain.answer(
         ("layer",), sums, kl.var(1), coords={"layer": at},
         d_nll=found["d_nll"][0].mean(1), flips=found["flips"][0].mean(1), **null,
-        attrs={"slot": slot, "every": every, "draws": draws},
+        attrs={"null": "an unchosen expert at random" if draws else None, "slot": slot, "every": every, "draws": draws},
     )  # fmt: skip
     return made.assign(kl=made["value"], **_by_margin(_margins(plain, at, slot, swaps), found))
 
@@ -140,7 +140,7 @@ def top_k_sweep(model: Model, texts: Any, ks: Sequence[int] | None = None, draws
         null["null_nll"] = null["null_mean"] + nll
     made = plain.answer(
         ("k",), sums, d_nll.var(1), coords={"k": ks}, kl=found["kl"][0].mean(1), flips=found["flips"][0].mean(1), **null,
-        attrs={"own_k": model.config.router.top_k, "draws": draws},
+        attrs={"null": "k experts at random" if draws else None, "own_k": model.config.router.top_k, "draws": draws},
     )  # fmt: skip
     return made.assign(d_nll=made["value"], nll=made["value"] + nll)
 

@@ -74,7 +74,8 @@ def expert_output_similarity(
         ("layer", "expert", "expert_other"), share(angular.sum(0), n.sum(0)),
         {"layer": numbers, "expert": experts, "expert_other": experts}, null_mean=chance.mean(0),
         null_sd=chance.std(0, ddof=1) if len(chance) > 1 else np.full(chance.shape[1:], np.nan), n_eff=n.sum(0),
-        ci=interval(share, angular, n), cos=share(cos.sum(0), n.sum(0)), attrs={"shifts": len(chance), "seed": seed},
+        ci=interval(share, angular, n), cos=share(cos.sum(0), n.sum(0)), 
+        attrs={"null": "answers to different tokens", "shifts": len(chance), "seed": seed},
     )  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def norm_rank(model: Model, prompt: Any, layers: Sequence[int] | None = None) ->
         ("layer", "rank_score", "rank_norm"), total / tokens, {"layer": numbers},
         null_mean=np.full(total.shape, 1 / e), null_sd=np.full(total.shape, np.sqrt((e - 1) / tokens) / e), n_eff=np.full(
             total.shape, tokens), ci=interval(lambda c: share(c, c.sum(-1, keepdims=True)), count), count=total,
-        null_expert=by_score.swapaxes(1, 2) @ by_norm / tokens**2, attrs={"tokens": int(tokens)},
+        null_expert=by_score.swapaxes(1, 2) @ by_norm / tokens**2, attrs={"null": "any order alike", "tokens": int(tokens)},
     )  # fmt: skip
     correlation = 1 - 6 * (total * apart).sum((1, 2)) / tokens / (e * (e**2 - 1))
     chance = np.full(len(numbers), ((e - 1) * tokens) ** -0.5)
