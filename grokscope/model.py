@@ -101,6 +101,9 @@ class Model:
         encoded = self.encode(prompt, truncate)
         config, single = prepare(edits, self.config)
         kept = self.capture(capture, layers, **select)
+        if kept.tokens is not None and max(kept.tokens) >= encoded.tokens:
+            longest = f"0 to {encoded.tokens - 1}, the longest text's"
+            raise ValueError(f"tokens: wanted some of {longest}, got {max(kept.tokens)}; leave out those after its end")
         check_memory(config, kept, (encoded.batch, encoded.tokens), max_bytes)
         return run(self, config, [encoded], kept, single, resume)[0], encoded
 

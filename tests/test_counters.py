@@ -305,3 +305,14 @@ def test_what_the_spec_of_pairs_costs_for_many_experts():
     c.add_document(document(np.array([[[3, 36]]]), 37, key="d"))
     assert c.by_shard("coactivation").shape == (8, 1, 37, 37) and c.by_shard("load").shape == (64, 1, 37)
     assert c.table("coactivation")[0, 3, 36] == c.table("coactivation")[0, 36, 3] == 1
+
+
+def test_a_notebook_shows_them_as_text():
+    trace = make_trace(3, (5, 7))
+    shown = RoutingCounters.from_trace(trace, ["<script>alert(1)</script>", "b\u202ec"])._repr_html_()
+    assert "<script" not in shown and "&lt;script&gt;" in shown and "\u202e" not in shown
+    load = RoutingCounters.from_trace(trace).table("load")
+    assert f"<td>{100 * load[0, 0] / load[0].sum():.1f}</td>" in shown
+    many = RoutingCounters.from_loads({str(n): np.eye(2, 37, dtype=int) + 1 for n in range(23)}, {str(n): 41 for n in range(23)}, 1)
+    assert "and 3 labels more" in many._repr_html_() and "expert 0: 5.26" in many._repr_html_()
+    assert RoutingCounters(many.spec)._repr_html_().startswith("<div")

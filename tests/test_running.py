@@ -117,6 +117,7 @@ def test_truncation_is_asked_for(tiny):
         ({"layers": [3]}, "layers: wanted 0 to 2"),
         ({"heads": [6]}, "heads: wanted some of 0 to 5"),
         ({"experts": [5]}, "experts: wanted some of 0 to 4"),
+        ({"tokens": [3, 11]}, "tokens: wanted some of 0 to 10, the longest text.s, got 11"),
         ({"max_bytes": 10}, "would keep"),
     ],
 )

@@ -7,6 +7,15 @@ from typing import Any
 
 from grokscope.analysis.documents import SHARDS
 
+BY_LABEL = ("gate_histogram", "entropy_histogram", "margin_histogram", "coactivation_adjacent", "position")
+"""Tables that are not kept by shard."""
+LARGEST = ("y_absmax",)
+"""Tables of which the larger is kept where others are added."""
+FIXED_POINT = (
+    "gate_sum", "gate_squared", "probability_sum", "score_sums", "repeat_shuffled", "y_norm_sum", "gy_norm_sum", *LARGEST
+)  # fmt: skip
+"""Tables of fractions, in whole numbers of `tally.UNIT`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CounterSpec:

@@ -16,19 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from grokscope.analysis import tally
-from grokscope.analysis.counter_spec import CounterSpec
+from grokscope.analysis.counter_spec import BY_LABEL, FIXED_POINT, LARGEST, CounterSpec
 from grokscope.analysis.documents import SHARDS, RoutingDocument, documents_of, identity_of
 from grokscope.analysis.sparse import SparseCounts
 from grokscope.trace.trace import Trace
-
-BY_LABEL = ("gate_histogram", "entropy_histogram", "margin_histogram", "coactivation_adjacent", "position")
-"""Tables that are not kept by shard."""
-LARGEST = ("y_absmax",)
-"""Tables of which the larger is kept where others are added."""
-FIXED_POINT = (
-    "gate_sum", "gate_squared", "probability_sum", "score_sums", "repeat_shuffled", "y_norm_sum", "gy_norm_sum", *LARGEST
-)  # fmt: skip
-"""Tables of fractions, in whole numbers of `tally.UNIT`."""
 
 
 class RoutingCounters:
@@ -239,6 +230,11 @@ class RoutingCounters:
             f"RoutingCounters of {s.model}: {self.tokens:,} tokens in {self.documents:,} documents, "
             f"{len(s.layers)} layers, {s.num_experts} experts, top {s.slots}; labels {self.labels}"
         )
+
+    def _repr_html_(self) -> str:
+        from grokscope.analysis.counters_display import as_html
+
+        return as_html(self)
 
 
 def _together(name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
