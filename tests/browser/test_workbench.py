@@ -65,6 +65,8 @@ def test_a_click_in_one_panel_moves_python_and_the_others(host):
     host.page.wait_for_timeout(100)
     assert (host.widget.token, host.widget.layer) == (9, 2)
     assert host.page.get_attribute(".gs-tokens [data-t='9'] >> nth=0", "aria-selected") == "true"
+    active = host.page.get_attribute(".gs-tokens >> nth=0", "aria-activedescendant")
+    assert host.page.get_attribute(f"[id={active}]", "data-t") == "9"
 
 
 def test_python_moves_the_page(host):

@@ -1,7 +1,7 @@
 // Where a layer's heads look: from the selected token over the text, all heads small, one head large.
 
 import { scale } from "./colour.js";
-import { arrow, choice, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
+import { activate, arrow, choice, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
 import { zoomed } from "./map.js";
 import { newest } from "./state.js";
 import { blocks } from "./text.js";
@@ -128,9 +128,8 @@ function readingView(state, root, over) {
       shade(span, w === undefined || !most ? 0 : w / most);
       span.title = w === undefined ? "comes later" : `token ${state.data.positions[t]}: ${short(w)}`;
       span.classList.toggle("gs-later", w === undefined);
-      if (t === state.get("token")) span.setAttribute("aria-selected", "true");
-      else span.removeAttribute("aria-selected");
     });
+    activate(words, spans[state.get("token")]);
   }
 
   function listed(best, most) {
@@ -208,8 +207,7 @@ function headsView(state, root) {
   }
 
   function mark() {
-    list.querySelector("[aria-selected]")?.removeAttribute("aria-selected");
-    list.querySelector(`[data-head="${state.get("head")}"]`)?.setAttribute("aria-selected", "true");
+    activate(list, list.querySelector(`[data-head="${state.get("head")}"]`));
   }
 
   list.addEventListener("click", (event) => {

@@ -1,7 +1,7 @@
 // Two traces side by side: where their experts differ, and what the other one chose.
 
 import { css, expertColour, inkOn } from "./colour.js";
-import { arrow, choice, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
+import { activate, arrow, choice, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
 import { newest } from "./state.js";
 import { blocks } from "./text.js";
 import { emptyOf, valueAt } from "./wire.js";
@@ -157,9 +157,7 @@ export function comparePanel(state, root) {
   }
 
   function mark() {
-    words.querySelector("[aria-selected]")?.removeAttribute("aria-selected");
-    const t = found.pairs[2 * pair() + 1];
-    if (t >= 0) words.querySelector(`[data-t="${t}"]`)?.setAttribute("aria-selected", "true");
+    activate(words, words.querySelector(`[data-t="${found.pairs[2 * pair() + 1]}"]`));
   }
 
   function tellPair() {

@@ -11,6 +11,18 @@ export function el(tag, attributes = {}, ...children) {
   return made;
 }
 
+let activated = 0;
+
+/** Marks the one option of a list that is selected, for eyes and for screen readers; none where there is no such option. */
+export function activate(list, option) {
+  const before = list.querySelector('[aria-selected="true"]');
+  if (before && before !== option) before.setAttribute("aria-selected", "false");
+  if (!option) return list.removeAttribute("aria-activedescendant");
+  option.id ||= `gs-option-${(activated += 1)}`;
+  option.setAttribute("aria-selected", "true");
+  list.setAttribute("aria-activedescendant", option.id);
+}
+
 /** A drop-down list of [value, label], kept on `value`. */
 export function choice(label, options, value, onchange) {
   const list = el("select", { "aria-label": label, onchange: () => onchange(list.value) });

@@ -1,7 +1,7 @@
 // The selected layer's experts: how busy each is, whom the selected one serves, which go together, where tokens go next.
 
 import { css, expertColour, inkOn, scale } from "./colour.js";
-import { arrow, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
+import { activate, arrow, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
 import { expertChip } from "./router.js";
 import { newest } from "./state.js";
 
@@ -203,16 +203,15 @@ export function expertsPanel(state, root) {
         piece("gs-even", even, even);
         const far = Number.isFinite(z[e]) ? `z ${z[e] > 0 ? "+" : ""}${z[e].toFixed(1)}` : "";
         const label = `expert ${e}: ${short(value)} of tokens, first choice of ${short(first[e])}, ${far}`;
-        return el("div", { role: "option", "data-e": e, "aria-label": label, "aria-selected": String(e === state.get("expert")) },
+        return el("div", { role: "option", "data-e": e, "aria-label": label },
           expertChip(e, count), track, el("span", {}, value.toFixed(3)), el("span", { class: Math.abs(z[e]) > 2 ? "gs-far" : "" }, far));
       }),
     );
-    reveal();
+    mark();
   }
 
   function mark() {
-    rows.querySelector('[aria-selected="true"]')?.setAttribute("aria-selected", "false");
-    rows.querySelector(`[data-e="${state.get("expert")}"]`)?.setAttribute("aria-selected", "true");
+    activate(rows, rows.querySelector(`[data-e="${state.get("expert")}"]`));
     reveal();
   }
 

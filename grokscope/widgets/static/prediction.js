@@ -1,6 +1,6 @@
 // What comes next, what really came, and what each layer would have said.
 
-import { el, short } from "./dom.js";
+import { activate, el, short } from "./dom.js";
 import { newest } from "./state.js";
 
 /** A probability for a reader: 12.6 %, 0.21 %, 3e-7; a report's numbers of 16 bits end there. */
@@ -112,8 +112,7 @@ export function predictionPanel(state, root) {
   }
 
   function mark() {
-    lens.querySelector("[aria-selected]")?.removeAttribute("aria-selected");
-    lens.querySelector(`[data-layer="${state.get("layer")}"]`)?.setAttribute("aria-selected", "true");
+    activate(lens, lens.querySelector(`[data-layer="${state.get("layer")}"]`));
   }
 
   load();

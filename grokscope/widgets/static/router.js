@@ -1,7 +1,7 @@
 // The selected token at the router: every expert's numbers at the selected layer, and the token's path through all layers.
 
 import { css, expertColour, inkOn } from "./colour.js";
-import { arrow, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
+import { activate, arrow, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
 import { newest } from "./state.js";
 import { chosen } from "./text.js";
 import { emptyOf } from "./wire.js";
@@ -143,10 +143,11 @@ export function routerPanel(state, root) {
         const colour = css(expertColour(r.expert, count));
         const gate = r.slot === null ? el("span") : valueBar(r.gate === null ? `slot ${r.slot}` : `${r.gate.toFixed(2)} slot ${r.slot}`, 0, r.gate === null ? NaN : Math.min(1, r.gate), colour);
         const label = `expert ${r.expert}, logit ${toldNumber(r.logit)}, probability ${toldNumber(r.probability)}${r.slot === null ? "" : `, slot ${r.slot}${r.gate === null ? "" : `, gate ${short(r.gate)}`}`}`;
-        return el("div", { role: "option", "data-e": r.expert, "aria-label": label, "aria-selected": String(r.expert === state.get("expert")), class: r.slot === null ? "" : "gs-chosen" },
+        return el("div", { role: "option", "data-e": r.expert, "aria-label": label, class: r.slot === null ? "" : "gs-chosen" },
           expertChip(r.expert, count), valueBar(toldNumber(r.logit, 2), place(0), place(r.logit), colour), valueBar(toldNumber(r.probability, 3), 0, r.probability / most, colour), gate);
       }),
     );
+    activate(rows, rows.querySelector(`[data-e="${state.get("expert")}"]`));
     rows.style.display = made.length ? "" : "none";
     const part = answer.ids ? `The ${made.length} best of ${count} experts, and all that are chosen. ` : "";
     note.textContent = part + (answer.note ?? "");

@@ -1,7 +1,7 @@
 // The prompt as text, each token in the colour of what is chosen.
 
 import { css, expertColour, inkOn, scale } from "./colour.js";
-import { arrow, el, short } from "./dom.js";
+import { activate, arrow, el, short } from "./dom.js";
 import { newest } from "./state.js";
 import { emptyOf, valueAt } from "./wire.js";
 
@@ -133,9 +133,8 @@ export function textPanel(state, root) {
   }
 
   function select() {
-    picked?.removeAttribute("aria-selected");
     picked = spans[state.get("token")];
-    picked?.setAttribute("aria-selected", "true");
+    activate(list, picked);
   }
 
   function reveal() {
