@@ -6,6 +6,7 @@ BIN := .venv/bin
 
 demo: .venv/ready  ## set up, then show how the embedded model routes a sentence
 	$(BIN)/grokscope trace "The moon is bright. 床前明月光 def moon(): return 42"
+	@echo 'next: $(BIN)/grokscope lab, the notebooks; make test'
 
 test: .venv/ready  ## set up, then run the whole test suite
 	$(BIN)/python -m pytest -n 2

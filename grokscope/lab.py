@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,21 +25,35 @@ def notebooks() -> Path:
 
 
 def copy_notebooks(to: Path) -> list[str]:
-    """Copy those that are not there yet; what the user has changed stays. Gives the names of the new ones."""
+    """Copy those that are not there yet, without their outputs, whose pictures would pass for widgets that do not answer; what
+    the user has changed stays. Gives the names of the new ones.
+    """
     source = notebooks()
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: wanted the notebooks, found none; install grokscope again")
     try:
-        (to / "pictures").mkdir(parents=True, exist_ok=True)
-        names = [p.relative_to(source) for p in sorted(source.rglob("*")) if p.suffix in (".ipynb", ".md", ".png")]
-        fresh = [name for name in names if len(name.parts) < 3 and not (to / name).exists()]
+        to.mkdir(parents=True, exist_ok=True)
+        names = [p.name for p in sorted(source.iterdir()) if p.suffix in (".ipynb", ".md")]
+        fresh = [name for name in names if not (to / name).exists()]
         for name in fresh:
-            part = (to / name).with_name(f".{name.name}.{os.getpid()}.part")
-            shutil.copyfile(source / name, part)
+            part = to / f".{name}.{os.getpid()}.part"
+            text = (source / name).read_text(encoding="utf-8")
+            part.write_text(without_outputs(text) if name.endswith(".ipynb") else text, encoding="utf-8")
             part.replace(to / name)
     except OSError as error:
         raise OSError(f"{to}: the notebooks could not be copied there ({error.strerror}); name another folder") from error
-    return [str(name) for name in fresh]
+    if not os.access(to, os.W_OK):
+        raise OSError(f"{to}: wanted a folder that notebooks can be saved in, got a read-only one; name another")
+    return fresh
+
+
+def without_outputs(notebook: str) -> str:
+    """A notebook's file as it was before it was run."""
+    read = json.loads(notebook)
+    for cell in read["cells"]:
+        if cell["cell_type"] == "code":
+            cell |= {"outputs": [], "execution_count": None}
+    return json.dumps(read, indent=1, ensure_ascii=False) + "\n"
 
 
 def free(port: int) -> bool:
@@ -71,7 +85,7 @@ def open_lab(folder: Path, port: int, browser: bool = True) -> int:
     fresh = copy_notebooks(folder)
     kept = len([p for p in folder.glob("*.ipynb") if p.name not in fresh])
     new = sum(name.endswith(".ipynb") for name in fresh)
-    print(f"notebooks in {folder.resolve()}: {new} new" + (f", {kept} kept as they were" if kept else ""), flush=True)
+    print(f"notebooks in {folder.resolve()}: {new} new" + (f", {kept} kept as they were" if kept else "") + "; run a notebook from its top", flush=True)
     if browser:
         try:
             webbrowser.get()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import socket
@@ -19,6 +20,7 @@ from grokscope.views.compare import align, comparison
 from grokscope.views.payload import NONE, Plane, nested, pack, small
 from grokscope.views.routing import PLANES, Text, plane, routing_view
 from grokscope.widgets.assets import MODULES, STATIC, joined, style
+from grokscope.widgets.panels import ANSWERS
 from tests.browser.shapes import random_trace
 from tests.conftest import ROOT, make
 
@@ -149,6 +151,8 @@ def test_configs_and_traces_show_themselves():
 def test_the_notebooks_are_copied_once_and_the_users_are_kept(tmp_path):
     fresh = copy_notebooks(tmp_path / "mine")
     assert "00_tour.ipynb" in fresh
+    cells = json.loads((tmp_path / "mine" / "00_tour.ipynb").read_text())["cells"]
+    assert not any(cell.get("outputs") for cell in cells), "a picture would pass for a widget that does not answer"
     (tmp_path / "mine" / "00_tour.ipynb").write_text("changed")
     assert copy_notebooks(tmp_path / "mine") == []
     assert (tmp_path / "mine" / "00_tour.ipynb").read_text() == "changed"
@@ -175,3 +179,32 @@ def test_a_report_says_what_is_wrong_in_one_line(tmp_path):
     done = run("a", "--out", str(tmp_path / "no" / "x.html"))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "make it first" in done.stderr
+
+
+def test_an_edit_says_what_it_did_to_the_text_and_undo_brings_back_what_was_given(pocket):
+    text = "床前明月光，疑是地上霜。"
+    trace, given = pocket.trace(text, ["router.*", "logits", "attn.q"]), pocket.trace("the moon")
+    bench = gs.explore(trace, given, model=pocket)
+    bench.layer = 6
+    done = ANSWERS["edit"](bench, {"verb": "ban", "expert": 5})
+    by_score = pocket.score(text)["logprob"].sum()
+    edited = bench.other["logits"].isel(batch=0).values
+    ids = trace.data["token_id"].values[0]
+    after = sum(row[i] - np.log(np.exp(row - row.max()).sum()) - row.max() for row, i in zip(edited, ids[1:], strict=False))
+    assert f"was {by_score:.2f} and is {after:.2f}" in done["note"] and f"{by_score - after:.2f} nats less likely" in done["note"]
+    assert "'attn.q'" in done["python"] and "gs.edits.BanExperts(experts=[5], layers=[6])" in done["python"]
+    ANSWERS["edit"](bench, {"verb": "undo"})
+    assert bench.other is given
+    bench.close()
+
+
+def test_a_colour_of_ones_own_by_its_name_and_recordings_are_not_run(pocket):
+    trace = pocket.trace("the moon")
+    bench = gs.explore(trace, values={"length": np.arange(trace.data.sizes["token"])})
+    bench.colour = "length"
+    assert bench.colour == "values:length"
+    bench.close()
+    recording = gs.read_routed_experts([trace["router.experts"].values[:, 0].swapaxes(0, 1)], num_experts=8)
+    bench = gs.explore(recording, model=pocket)
+    assert "cannot be run again" in bench.data["lacks"]["edit"]
+    bench.close()

@@ -11,6 +11,7 @@ import numpy as np
 from grokscope.prompt import visible
 from grokscope.trace.trace import Trace
 from grokscope.views.payload import NONE, Plane, small
+from grokscope.views.prediction import next_ids
 from grokscope.views.routing import Text
 
 ALIGNED = 4000
@@ -24,7 +25,8 @@ class Comparison:
     pairs [P, 2]: places in a and in b, -1 where the other has no such token. shared [L, P] over `layers`: how many experts
     both chose, 255 where one has no token. agreement [L]: the mean share of a token's experts that both chose; chance [L]:
     what two independent choices of the same loads would share, sum_e f_a f_b / k. divergence [P]: KL(a || b) of the next
-    tokens, nats, NaN where not known. experts [Lb, Tb, A], gates: of b.
+    tokens, nats, NaN where not known. logprob [P, 2]: of the token that came after, in a and in b, where both have the same
+    one after a pair, else NaN. experts [Lb, Tb, A], gates: of b.
     """
 
     model: str
@@ -38,6 +40,7 @@ class Comparison:
     first: np.ndarray
     chance: np.ndarray
     divergence: np.ndarray | None
+    logprob: np.ndarray | None
     pieces: list[str]
     experts: np.ndarray
     gates: Plane | None
@@ -75,7 +78,7 @@ def comparison(a: Text, b: Text) -> Comparison:
         agreement=(common.mean(1) / k if any_pair else np.full(len(layers), np.nan)).astype(np.float32),
         first=((p[..., 0] == q[..., 0]).mean(1) if any_pair else np.full(len(layers), np.nan)).astype(np.float32),
         chance=np.array([_chance(x, y, a.trace.config.router.num_experts) for x, y in zip(here, there, strict=True)], np.float32),
-        divergence=_divergence(a, b, pairs),
+        **_next_tokens(a, b, pairs),
         pieces=[visible(piece) for piece in b.trace.pieces[b.row][: b.length]],
         experts=small(there),
         gates=None if gates is None else Plane.of(gates[[numbers[1].index(n) for n in layers]], "gate", (0.0, 1.0)),
@@ -117,19 +120,22 @@ def align(a: Sequence[object], b: Sequence[object]) -> tuple[np.ndarray, str]:
     return np.array(pairs, int).reshape(-1, 2), how
 
 
-def _divergence(a: Text, b: Text, pairs: np.ndarray) -> np.ndarray | None:
-    """KL(a || b) [P] of the distributions of the next token, where both traces kept the logits of one vocabulary."""
+def _next_tokens(a: Text, b: Text, pairs: np.ndarray) -> dict[str, np.ndarray | None]:
+    """divergence and logprob, where both traces kept the logits of one vocabulary; a few tokens at a time."""
     if not (a.has("logits") and b.has("logits")):
-        return None
+        return {"divergence": None, "logprob": None}
     x, y = (t.trace.data["logits"].isel(batch=t.row).transpose("token", "vocab") for t in (a, b))
     if x.sizes["vocab"] != y.sizes["vocab"]:
-        return None
-    out = np.full(len(pairs), np.nan, np.float32)
+        return {"divergence": None, "logprob": None}
+    divergence, logprob = np.full(len(pairs), np.nan, np.float32), np.full((len(pairs), 2), np.nan, np.float32)
+    came, also = (next_ids(t)[side] for t, side in zip((a, b), pairs.T, strict=True))
     at = np.flatnonzero((pairs >= 0).all(1))
     for part in np.array_split(at, max(1, len(at) // 256)):
         p, q = (_log_softmax(s.values[pairs[part, side]]) for side, s in enumerate((x, y)))
-        out[part] = np.maximum((np.exp(p) * (p - q)).sum(-1), 0)
-    return out
+        divergence[part] = np.maximum((np.exp(p) * (p - q)).sum(-1), 0)
+        same = np.flatnonzero((came[part] >= 0) & (came[part] == also[part]))
+        logprob[part[same]] = np.stack([x[same, came[part[same]]] for x in (p, q)], 1)
+    return {"divergence": divergence, "logprob": logprob}
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

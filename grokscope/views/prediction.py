@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from grokscope.prompt import visible
 from grokscope.views.routing import Text
@@ -54,13 +55,18 @@ class Lens:
     note: str | None = None
 
 
+def next_ids(text: Text) -> Int[np.ndarray, " T"]:
+    """The id that came after each kept token; -1 where that is not known."""
+    positions = text.trace.data["token"].values[: text.length]
+    ids = text.trace.data["token_id"].values[text.row][: text.length]
+    known = (np.diff(positions) == 1) & (ids[1:] >= 0) & (ids[1:] < text.trace.config.vocab_size)
+    return np.append(np.where(known, ids[1:], -1), -1)
+
+
 def next_id(text: Text, token: int) -> int | None:
     """The id that came after the kept token at this place; None where that is not known."""
-    positions, ids = text.trace.data["token"].values, text.trace.data["token_id"].values[text.row]
-    after = token + 1
-    if after >= text.length or positions[after] != positions[token] + 1:
-        return None
-    return int(ids[after]) if 0 <= ids[after] < text.trace.config.vocab_size else None
+    found = int(next_ids(text)[token])
+    return None if found < 0 else found
 
 
 def next_view(logits: np.ndarray, true_id: int | None, pieces: Pieces) -> Next:

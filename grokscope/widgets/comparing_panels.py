@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from grokscope.prompt import visible
+from grokscope.sites import Capture
+from grokscope.trace.trace import Trace
 from grokscope.transformer import edits as verbs
 from grokscope.views.compare import Comparison, comparison, trace_text
 from grokscope.views.routing import Text
@@ -54,9 +59,27 @@ def _edited(params: dict[str, Any], bench: Workbench) -> Any:
     return makers[params["verb"]]()
 
 
-def python_of(edits: list[Any]) -> str:
-    """The line that does the same from Python."""
-    return f"model.trace(prompt, edits=[{', '.join(f'gs.edits.{e!r}' for e in edits)}])"
+def python_of(trace: Trace, edits: list[Any]) -> str:
+    """The line that does the same from Python, `prompt` being what was traced."""
+    kept = trace.provenance["capture"]["sites"]
+    capture = "" if set(kept) == set(Capture.of(None).sites) else f"capture={list(kept)!r}, "
+    return f"model.trace(prompt, {capture}edits=[{', '.join(f'gs.edits.{e!r}' for e in edits)}])"
+
+
+def consequence(bench: Workbench, made: Trace) -> str:
+    """What the edits did to the prediction of the text, in words: the measure is its log-probability, in nats."""
+    row = int(bench.text)
+    logprob = comparison(Text(bench.trace, row), trace_text(made, row)).logprob
+    if logprob is None or not np.isfinite(logprob).any():
+        return "Compare shows what changed; trace with capture=['router.*', 'logits'] to see what it did to the prediction."
+    before, after = np.nansum(logprob.astype(float), axis=0)
+    worst = int(np.nanargmax(abs(logprob[:, 1] - logprob[:, 0])))
+    piece = visible(bench.trace.pieces[row][worst + 1])
+    change = f"{abs(after - before):.2f} nats {'less' if after < before else 'more'} likely"
+    return (
+        f"The text is {change}: its log-probability was {before:.2f} and is {after:.2f}. Most changed: “{piece}”, "
+        f"probability {np.exp(logprob[worst, 0]):.2g}, now {np.exp(logprob[worst, 1]):.2g}. Compare shows where."
+    )
 
 
 def _edit(bench: Workbench, params: dict[str, Any]) -> dict[str, Any]:
@@ -68,9 +91,10 @@ def _edit(bench: Workbench, params: dict[str, Any]) -> dict[str, Any]:
     made = again(bench, edits) if edits else None
     bench.edits = edits
     bench.show(made)
-    base = bench.trace.provenance["edits"]
-    note = "The trace was made with edits of its own; these are not in the new one." if base and edits else None
-    return {"edits": [repr(e) for e in edits], "python": python_of(edits) if edits else "", "note": note}
+    note = consequence(bench, made) if made else None
+    if made and bench.trace.provenance["edits"]:
+        note = f"The trace was made with edits of its own; these are not in the new one. {note}"
+    return {"edits": [repr(e) for e in edits], "python": python_of(bench.trace, edits) if edits else "", "note": note}
 
 
 def _comparisons(bench: Workbench) -> list[Question]:

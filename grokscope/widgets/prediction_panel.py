@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 KEPT = 200_000_000
 """Bytes of residual streams that stay for the next question."""
-REPORTED = 256
-"""Tokens whose predictions a report holds."""
+REPORTED, LENSES = 1024, 256
+"""Tokens whose predictions, and whose lenses, a report holds at most."""
 _streams: WeakKeyDictionary[Workbench, dict[tuple[int, int | None], np.ndarray]] = WeakKeyDictionary()
 """The streams of a text, [L, T, D] by (text, None), or of its last asked token alone, [L, D] by (text, token)."""
 _tokenizers: WeakKeyDictionary[Workbench, Any] = WeakKeyDictionary()
@@ -144,7 +144,7 @@ def _stream(bench: Workbench, model: Model, token: int) -> tuple[Sequence[int], 
 def _canned(bench: Workbench) -> list[Question]:
     tokens = range(min(REPORTED, len(bench.data["pieces"])))
     lens = bench.model is not None and not _no_lens(bench)
-    return [("prediction", {"token": t}) for t in tokens] + [("lens", {"token": t}) for t in tokens if lens]
+    return [("prediction", {"token": t}) for t in tokens] + [("lens", {"token": t}) for t in tokens[:LENSES] if lens]
 
 
 PANELS = {"prediction": Panel("Prediction", _lacks, {"prediction": _prediction, "lens": _lens}, _canned)}

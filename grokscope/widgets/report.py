@@ -63,8 +63,9 @@ def report(
     """Write the workbench of `trace` to one file that opens from disk, with no kernel and no network.
 
     The panels answer from what the file holds, 16 bits a number; what would take it over max_bytes is left out, the most
-    wanted first in, and its panel says so. A policy inside the file forbids every request. other, model, values: as in
-    `explore`. Written whole or not at all; an existing file is replaced.
+    wanted first in, and its panel says so: predictions are those of the first 1,024 tokens, lenses of 256. A policy inside
+    the file forbids every request. other, model, values: as in `explore`. Written whole or not at all; an existing file is
+    replaced.
     """
     bench = Workbench(trace, other, model=model, values=values, panels=panels)
     try:
@@ -76,7 +77,7 @@ def report(
     allowed = f"script-src {_digest(js)}; style-src {_digest(css)}"
     page = PAGE.format(
         policy=escape(f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"),
-        title=escape(f"GrokScope: {bench.data['model']}"),
+        title=escape(f"GrokScope: {bench.data['model']}, {bench.data['texts'][0]}"),
         css=css, js=js, data=base64.b64encode(data).decode(),
     )  # fmt: skip
     path = Path(path)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 def lacks_model(bench: Workbench) -> str | None:
     """Why nothing can be run for this trace, or None."""
+    if bench.trace.provenance.get("recording"):
+        return "A recording of another program cannot be run again: trace its text with the model itself, if you have it."
     if bench.model is None and bench.trace.provenance["model"] != "pocket":
         return "This needs the model that made the trace: explore(trace, model=model)."
     if not (bench.trace.data["token_id"].values[:, 0] >= 0).all():

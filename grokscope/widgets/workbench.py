@@ -61,6 +61,7 @@ class Workbench(anywidget.AnyWidget):
         if unknown:
             raise ValueError(f"panels: wanted some of {', '.join(PANELS)}, got {', '.join(unknown)}")
         self.trace, self.other, self.model, self.values = trace, other, model, dict(values or {})
+        self._given = other
         self.edits: list[Any] = []
         """What the Edit panel did, as values of `grokscope.edits`; `other` is then the edited trace."""
         view = routing_view(trace, 0, self.values)
@@ -84,8 +85,8 @@ class Workbench(anywidget.AnyWidget):
         super().close()
 
     def show(self, other: Trace | None) -> None:
-        """Set the trace that the Compare panel puts beside this one."""
-        self.other = other
+        """Set the trace that the Compare panel puts beside this one; None: the one that was given at first, if any."""
+        self.other = self._given if other is None else other
         self.data = self._data(routing_view(self.trace, self.text, self.values))
 
     def _data(self, view: Any) -> dict[str, Any]:
@@ -112,6 +113,8 @@ class Workbench(anywidget.AnyWidget):
             "slot": range(sizes["slot"]),
             "colour": ["expert", *(n for n, _ in shown["colours"])],
         }[name]
+        if name == "colour" and f"values:{value}" in known:
+            return f"values:{value}"
         if value not in known:
             there = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(map(str, known))
             raise traitlets.TraitError(f"{name}: wanted one of {there}, got {value!r}")
@@ -147,6 +150,7 @@ def explore(
     >>> bench = gs.explore(trace)
     >>> bench.layer, bench.token = 3, 12      # every panel follows
     >>> bench.observe(print, "expert")        # and what is clicked comes back
+    >>> gs.explore(trace, values={"length": [len(p) for p in trace.pieces[0]]}).colour = "length"
     """
     return Workbench(trace, other, model=model, values=values)
 

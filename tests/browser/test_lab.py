@@ -38,12 +38,12 @@ def test_the_workbench_in_jupyterlab(tmp_path):
         assert not lab.faults
 
 
-def test_a_copied_notebook_shows_its_stored_picture_and_then_the_widget(tmp_path):
+def test_a_copied_notebook_shows_no_stored_picture_but_the_widget_when_it_is_run(tmp_path):
     with browser() as chromium, Lab(tmp_path) as lab:
         copy_notebooks(lab.folder)
         page = lab.open(chromium, "02_attention.ipynb")
-        page.wait_for_selector(".jp-OutputArea-output img")
-        assert not page.locator(".grokscope").count()
+        page.wait_for_selector(".jp-CodeCell")
+        assert not page.locator(".jp-OutputArea-output").count()
         lab.run_all(page)
         page.wait_for_selector(".grokscope [data-t='5']", timeout=60_000)
         assert not page.locator(".jp-OutputArea-output img").count()
