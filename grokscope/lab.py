@@ -85,7 +85,8 @@ def open_lab(folder: Path, port: int, browser: bool = True) -> int:
     fresh = copy_notebooks(folder)
     kept = len([p for p in folder.glob("*.ipynb") if p.name not in fresh])
     new = sum(name.endswith(".ipynb") for name in fresh)
-    print(f"notebooks in {folder.resolve()}: {new} new" + (f", {kept} kept as they were" if kept else "") + "; run a notebook from its top", flush=True)
+    told = f"{new} new" + (f", {kept} kept as they were" if kept else "")
+    print(f"notebooks in {folder.resolve()}: {told}; run a notebook from its top", flush=True)
     if browser:
         try:
             webbrowser.get()
