@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ def read_documents(source: Any, label: str | None = None) -> Iterator[Document]:
     source: a path, a glob or a folder (its files by name, all folders below too), "-" for standard input, or an iterable of
     texts, of mappings with "text", or of Documents. Files: .jsonl (an object with "text" on each line), .parquet (a column
     "text"), and text, a document a file; each but Parquet also packed (.gz, .bz2, .xz). label: the field that groups them,
-    else the name of the file that a document stands in, without `train-` and its endings; None for no groups.
+    else (absent, or null) the name of the file that a document stands in, without `train-` and its endings, or nothing where it
+    stands in none; None for no groups.
 
     Raises FileNotFoundError, and ValueError naming file and line for what is not a document.
     """
@@ -70,7 +72,7 @@ def _given(item: Any, label: str | None) -> Document:
     if isinstance(item, str):
         return Document(item)
     if isinstance(item, Mapping) and isinstance(item.get("text"), str):
-        return Document(item["text"], "" if label is None else str(item.get(label, "")))
+        return Document(item["text"], _group(item, label, "documents", ""))
     raise TypeError(f'documents: wanted texts or mappings with "text", got {type(item).__name__}; make each a str')
 
 
@@ -81,7 +83,9 @@ def _of_file(path: Path, label: str | None) -> Iterator[Document]:
     try:
         with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as stream:
             yield from _of_stream(stream, path, label)
-    except (UnicodeDecodeError, EOFError, lzma.LZMAError) as error:
+    except (UnicodeDecodeError, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's word, not the file's
         raise ValueError(f"{path}: wanted whole UTF-8 text, got something else ({error}); convert or download it again") from error
 
 
@@ -96,7 +100,9 @@ def _of_stream(stream: IO[str], path: Path, label: str | None) -> Iterator[Docum
             row = json.loads(line)
             if not isinstance(row["text"], str):
                 raise TypeError("text is no string")
-            yield Document(row["text"], "" if label is None else str(row.get(label, _name(path))))
+            yield Document(row["text"], _group(row, label, f"{path}, line {number}", _name(path)))
+        except _NotAGroup:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f'{path}, line {number}: wanted a JSON object with "text", got {line[:40]!r}; write one document a line'
@@ -104,16 +110,38 @@ def _of_stream(stream: IO[str], path: Path, label: str | None) -> Iterator[Docum
 
 
 def _of_parquet(path: Path, label: str | None) -> Iterator[Document]:
+    import pyarrow
     import pyarrow.parquet as parquet
 
-    file = parquet.ParquetFile(path)
+    try:
+        file = parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path}: wanted Parquet, got something else ({error}); convert or download it again") from error
     names: Iterable[str] = file.schema_arrow.names
     if "text" not in names:
         raise ValueError(f'{path}: wanted a column "text", got {", ".join(names)}; rename one')
+    number = 0
     columns = ["text", *([label] if label in names else [])]
     for batch in file.iter_batches(batch_size=256, columns=columns):
         for row in batch.to_pylist():
-            yield Document(row["text"], "" if label is None else str(row.get(label, _name(path))))
+            number += 1
+            if not isinstance(row["text"], str):
+                raise ValueError(f'{path}, row {number}: wanted a text in "text", got {row["text"]!r:.40}; leave the row out')
+            yield Document(row["text"], _group(row, label, f"{path}, row {number}", _name(path)))
+
+
+class _NotAGroup(ValueError):
+    """A label that is no name."""
+
+
+def _group(row: Mapping[str, Any], label: str | None, where: str, default: str) -> str:
+    """The document's label: a text, a number or a truth value as text; `default` where it has none, or null."""
+    value = None if label is None else row.get(label)
+    if value is None:
+        return "" if label is None else default
+    if not isinstance(value, str | int | float):
+        raise _NotAGroup(f"{where}: wanted a name in {label!r}, got {value!r:.40}; give each document one text or number")
+    return str(value)
 
 
 def _name(path: Path) -> str:

@@ -70,7 +70,7 @@ def load(
     if not hasattr(tokenizer, "encode"):
         tokenizer = _find_tokenizer(tokenizer, folder)
     about = {"path": str(where), "format": kind, "weights": "streamed" if streamed else "resident", "bytes": source.bytes}
-    about["files"] = source.fingerprint
+    about |= {"files": source.fingerprint, "identity": source.identity}
     return Model(config, dataclasses.replace(read, **arrays), tokenizer, dtype, Path(name).name, about, mesh)
 
 

@@ -16,6 +16,9 @@ from grokscope.transformer.weights import BlockWeights
 OURS = (".safetensors", ".json", ".model")
 """Endings of a checkpoint's own files, besides the release's `tensor...`; what else is written beside them is not ours."""
 
+SMALL = 1 << 20
+"""Bytes of a file that is read whole to tell a checkpoint from another."""
+
 
 class Source:
     """The arrays of a checkpoint's directory, mapped; none is read before it is asked for.
@@ -68,6 +71,18 @@ class Source:
     def fingerprint(self) -> str:
         """Of the files' names, sizes and times: another when a file is written anew."""
         return hashlib.sha256(repr(sorted(self._files.items())).encode()).hexdigest()[:16]
+
+    @property
+    def identity(self) -> str:
+        """Of the files' names and sizes, and of what the small ones hold (norms, routers, checksums): the same for every
+        copy of a checkpoint, another for its neighbour of the same name.
+        """
+        digest = hashlib.sha256()
+        for name, (size, _) in sorted(self._files.items()):
+            digest.update(f"{name} {size}\n".encode())
+            if size < SMALL:
+                digest.update((self.folder / name).read_bytes())
+        return digest.hexdigest()[:16]
 
     def _state(self) -> dict[str, tuple[int, int]]:
         ours = (p for p in self.folder.iterdir() if p.is_file() and (p.suffix in OURS or p.name.startswith("tensor")))

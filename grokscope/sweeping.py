@@ -7,11 +7,11 @@ cut into pieces, which count as parts of one document.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 from tqdm import tqdm
@@ -100,18 +100,21 @@ class Sweep:
         progress: bool = True,
     ) -> RoutingCounters:
         """Count a whole source; see `Model.sweep`."""
+        if rows is not None and not 0 < rows[1] <= 1:
+            raise ValueError(f"rows: wanted a share of the documents above 0, up to 1, got {rows[1]}")
         about = {"shard": list(self.shard), "labels": label, "source": str(source)[:500]}
         with _State(resume, about) as state, tqdm(
             unit="token", unit_scale=True, desc="sweep", delay=1, disable=None if progress else True
         ) as bar:
             self.documents, self.counters = state.newest()
-            documents = islice(self.pieces(source, label), self.documents, None)
+            documents = state.after(self.pieces(source, label), self.documents)
             window = _call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
             for number, pieces in _windows(documents, window):
                 sampled = [_sampled(*counted, rows[1]) if rows else None for counted in self.count(pieces)]
                 if rows:
                     _write_rows(sampled, rows[0], f"{self.shard[0]:05d}-{self.documents:012d}")
                 self.documents += number
+                state.add(pieces)
                 bar.update(sum(len(p[0]) for p in pieces))
                 bar.set_postfix(documents=self.documents, max_load=f"{_largest_load(self.counters):.2f}")
                 state.save(self.documents, self.counters)
@@ -178,7 +181,7 @@ def _write_rows(tables: Sequence[pd.DataFrame], folder: str | Path, name: str) -
     import pandas as pd
 
     for label, table in pd.concat(tables).groupby("label"):
-        where = Path(folder) / f"label={json.dumps(str(label))[1:-1].replace('/', '_') or '_'}"
+        where = Path(folder) / f"label={quote(str(label), safe=' ')}"
         where.mkdir(parents=True, exist_ok=True)
         scratch = where / f".{name}.part"
         table.drop(columns="label").to_parquet(scratch, index=False)
@@ -186,10 +189,13 @@ def _write_rows(tables: Sequence[pd.DataFrame], folder: str | Path, name: str) -
 
 
 class _State:
-    """How far a sweep has come: one file with the counters, whose name says after how many documents. Without a folder, nothing."""
+    """How far a sweep has come: one file with the counters, whose name says after how many documents, and a digest of them
+    and their labels. Without a folder, nothing.
+    """
 
     def __init__(self, folder: str | Path | None, about: dict[str, Any]) -> None:
         self.folder = None if folder is None else Path(folder)
+        self._digest = ""
         self._lock = None if self.folder is None else claim(self.folder, "sweep", about)
 
     def __enter__(self) -> _State:
@@ -204,11 +210,26 @@ class _State:
         found = [] if self.folder is None else sorted(self.folder.glob("counters-*.npz"))
         return (int(found[-1].stem.split("-")[1]), RoutingCounters.open(found[-1])) if found else (0, None)
 
+    def add(self, pieces: Sequence[Piece]) -> None:
+        """Take the pieces of a document, or of several, into the digest of all before it."""
+        for _, label, key in pieces:
+            self._digest = hashlib.blake2b(f"{self._digest}{key}{label}".encode(), digest_size=8).hexdigest()
+
+    def after(self, documents: Iterator[list[Piece]], number: int) -> Iterator[list[Piece]]:
+        """The documents after so many, which must be those that were counted. Raises ValueError where they are not."""
+        for pieces in islice(documents, number):
+            self.add(pieces)
+        if number and not (self.folder / f"counters-{number:012d}-{self._digest}.npz").exists():
+            raise ValueError(
+                f"{self.folder}: wanted the {number:,} documents that were counted here, got others; name another directory"
+            )
+        return documents
+
     def save(self, documents: int, counters: RoutingCounters | None) -> None:
         """The counters under their new name, then the old ones away: at every moment one of them is whole."""
         if self.folder is None or counters is None:
             return
-        now = self.folder / f"counters-{documents:012d}.npz"
+        now = self.folder / f"counters-{documents:012d}-{self._digest}.npz"
         counters.save(now)
         for old in self.folder.glob("counters-*.npz"):
             if old != now:

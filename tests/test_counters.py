@@ -316,3 +316,39 @@ def test_a_notebook_shows_them_as_text():
     many = RoutingCounters.from_loads({str(n): np.eye(2, 37, dtype=int) + 1 for n in range(23)}, {str(n): 41 for n in range(23)}, 1)
     assert "and 3 labels more" in many._repr_html_() and "expert 0: 5.26" in many._repr_html_()
     assert RoutingCounters(many.spec)._repr_html_().startswith("<div")
+
+
+def test_a_changed_file_is_refused(tmp_path, counters):
+    counters.save(tmp_path / "c.npz")
+    with np.load(tmp_path / "c.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    for name, wrong in (("0/load", arrays["0/load"][:, :1]), ("0/load", -1 - arrays["0/load"]), ("0/rank", arrays["0/rank"] / 2)):
+        np.savez_compressed(tmp_path / "d.npz", **arrays | {name: wrong})
+        with pytest.raises(ValueError, match=f"{name[2:]}: wanted counts .*count again"):
+            RoutingCounters.open(tmp_path / "d.npz")
+    data = bytearray((tmp_path / "c.npz").read_bytes())
+    for at in np.random.default_rng(0).integers(0, len(data), 60):
+        flipped = bytes(data[:at]) + bytes([data[at] ^ 0xFF]) + bytes(data[at + 1 :])
+        (tmp_path / "d.npz").write_bytes(flipped)
+        try:
+            RoutingCounters.open(tmp_path / "d.npz")
+        except ValueError:
+            pass  # and nothing else
+
+
+def test_published_loads_that_cannot_be():
+    load = np.array([[3, 1, 0, 4]])
+    with pytest.raises(ValueError, match="the same labels"):
+        RoutingCounters.from_loads({"a": load}, {}, 2)
+    with pytest.raises(ValueError, match="the same labels"):
+        RoutingCounters.from_loads({}, {}, 2)
+    with pytest.raises(ValueError, match="at most the loads"):
+        RoutingCounters.from_loads({"a": load}, {"a": 4}, 2, first={"a": load + 1})
+
+
+def test_models_of_one_name_and_other_arithmetic_are_not_added():
+    mine = RoutingCounters.from_trace(make_trace(source={"identity": "1"}, dtype="float32"))
+    for told, word in (({"identity": "2"}, "weights"), ({"identity": "1"}, "dtype")):
+        dtype = "float32" if word == "weights" else "bfloat16"
+        with pytest.raises(ValueError, match=f"{word}: .*count them apart"):
+            mine + RoutingCounters.from_trace(make_trace(source=told, dtype=dtype))

@@ -196,5 +196,5 @@ def test_the_python_that_makes_an_edit_is_in_the_provenance():
     t = run(E.BanExperts([3], layers=[1]), E.Add("resid_pre", np.ones(40), 2), capture=["logits"])
     assert t.provenance["edits"] == [
         "BanExperts(experts=[3], layers=[1])",
-        "Add(site='resid_pre', value=<array 40>, layers=2)",
+        "Add(site='resid_pre', value=<array 40, bf4d5ee2>, layers=2)",
     ]

@@ -13,6 +13,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import grokscope as gs
 from grokscope.analysis import nulls, routing
 from grokscope.analysis.counter_spec import CounterSpec
 from grokscope.analysis.counters import RoutingCounters
@@ -409,3 +410,33 @@ def test_domains_of_olmoe_and_mixtral():
         assert float(routing.domain_specialization(c).value.max()) == pytest.approx(largest, abs=5e-4)
         with pytest.raises(ValueError, match="coactivation: wanted the counts"):
             routing.coactivation(c)
+
+
+@pytest.mark.parametrize("lonely", [False, True])
+def test_independent_tokens_of_fixed_pairs_repeat_as_the_null_says(lonely):
+    """Experts that come in fixed combinations: the null of pairs holds; that of unstructured sets would be far off."""
+    rng = np.random.default_rng(3)
+    sets = np.array([[0, 1], [2, 3], [4, 5], [6, -1 if lonely else 7]])
+    experts = sets[rng.integers(0, 4, 4001)][:, None]
+    made = routing.consecutive_repeats(gs.read_routed_experts(experts, num_experts=8)).sel(kind="any").isel(layer=0)
+    assert abs(made["z"]) < 4 and abs(made["null_mean"] - 0.25) < 0.01
+    order = [rng.permutation(4001) for _ in range(60)]
+    drawn = [np.mean(experts[o][1:, 0, :1] == experts[o][:-1, 0, :1]) for o in order]
+    assert abs(made["null_mean"] - np.mean(drawn)) < 4 * np.std(drawn) / 60**0.5
+    assert 0.5 < made["null_sd"] / np.std(drawn) < 2
+
+
+def test_counts_of_billions_neither_overflow_nor_stop():
+    rng = np.random.default_rng(0)
+    drawn = nulls.draw_table(np.array([3, 5]) * 10**9, np.array([2, 2, 4]) * 10**9, rng)
+    np.testing.assert_allclose(drawn / 8e9, np.outer([3, 5], [2, 2, 4]) / 64, atol=1e-4)
+    experts = rng.permuted(np.tile(np.arange(5), (2003, 2, 1)), axis=-1)[..., :2]
+    small = gs.RoutingCounters.from_trace(gs.read_routed_experts(experts, num_experts=5))
+    large = small
+    for _ in range(24):
+        large = large + large
+    assert large.tokens > 3e10
+    for analysis in (routing.coactivation, routing.transitions):
+        a, b = (analysis(c) for c in (small, large))
+        np.testing.assert_allclose(a["null_mean"], b["null_mean"])
+    np.testing.assert_allclose(routing.coactivation(small)["lift"], routing.coactivation(large)["lift"])

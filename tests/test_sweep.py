@@ -167,3 +167,53 @@ def test_labels_come_from_the_field_else_from_the_file(tmp_path):
     _write(tmp_path / "notes.txt", "two\nlines")
     found = list(read_documents(tmp_path, "domain"))
     assert [(d.text, d.label) for d in found] == [("two\nlines", "notes"), ("a", "law"), ("b", "poems")]
+
+
+def test_resuming_over_other_documents_is_refused(pocket, tmp_path):
+    lines = tmp_path / "x.jsonl"
+    lines.write_text("".join(json.dumps({"text": d.text}) + "\n" for d in TEXTS[:5]))
+    pocket.sweep(lines, resume=tmp_path / "w")
+    lines.write_text("".join(json.dumps({"text": d.text}) + "\n" for d in TEXTS[1:9]))
+    with pytest.raises(ValueError, match="wanted the 5 documents that were counted here, got others; name another directory"):
+        pocket.sweep(lines, resume=tmp_path / "w")
+    lines.write_text("".join(json.dumps({"text": d.text}) + "\n" for d in TEXTS[:7]))
+    longer = pocket.sweep(lines, resume=tmp_path / "w")
+    assert written(longer, tmp_path) == written(pocket.sweep([d.text for d in TEXTS[:7]]), tmp_path)
+
+
+def test_rows_of_labels_that_look_alike_stay_apart(pocket, tmp_path):
+    labels = ["a/b", "a_b", "", "=1+1", "../x"]
+    pocket.sweep([Document(f"The moon {n}", label) for n, label in enumerate(labels)], "label", rows=(tmp_path / "r", 1.0))
+    table = pd.read_parquet(tmp_path / "r")
+    assert set(table["label"].astype(object).fillna("").unique()) == set(labels)
+    assert table["document"].nunique() == 5 and not (tmp_path / "x").exists()
+    with pytest.raises(ValueError, match="share of the documents above 0, up to 1, got 5"):
+        pocket.sweep(TEXTS, rows=(tmp_path / "s", 5))
+
+
+def test_labels_that_are_missing_null_or_no_names(tmp_path):
+    rows = [{"text": "a", "kind": "x"}, {"text": "b"}, {"text": "c", "kind": None}, {"text": "d", "kind": 7}]
+    (tmp_path / "train-y.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    pd.DataFrame(rows).astype({"kind": object}).drop(index=3).to_parquet(tmp_path / "train-z.parquet")
+    assert [d.label for d in read_documents(tmp_path / "train-y.jsonl", "kind")] == ["x", "y", "y", "7"]
+    assert [d.label for d in read_documents(tmp_path / "train-z.parquet", "kind")] == ["x", "z", "z"]
+    assert [d.label for d in read_documents(rows, "kind")] == ["x", "", "", "7"]
+    (tmp_path / "train-y.jsonl").write_text('{"text": "a", "kind": "x"}\n{"text": "b", "kind": ["x"]}\n')
+    with pytest.raises(ValueError, match=r"train-y.jsonl, line 2: wanted a name in 'kind', got \['x'\]"):
+        list(read_documents(tmp_path / "train-y.jsonl", "kind"))
+
+
+def test_damaged_files_are_named(tmp_path, file):
+    packed = bytearray(file.read_bytes())
+    packed[len(packed) // 2] ^= 0xFF
+    cases = {
+        "flipped.jsonl.gz": bytes(packed), "plain.jsonl.gz": b'{"text": "a"}\n', "plain.jsonl.bz2": b'{"text": "a"}\n',
+        "foreign.parquet": b"no parquet at all",
+    }  # fmt: skip
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=rf"{name}.*(download it again|one document a line)"):
+            list(read_documents(tmp_path / name))
+    pd.DataFrame({"text": ["a", None]}).to_parquet(tmp_path / "null.parquet")
+    with pytest.raises(ValueError, match="null.parquet, row 2: wanted a text"):
+        list(read_documents(tmp_path / "null.parquet"))

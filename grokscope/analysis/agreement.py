@@ -14,7 +14,9 @@ MARGINS = np.concatenate([[-np.inf, 0.0], 2.0 ** np.arange(-10, 7)])
 
 
 def routing_agreement(a: Trace, b: Trace) -> xr.Dataset:
-    """How far two runs send the same tokens to the same experts, (layer): the mean of |S_a & S_b| / k.
+    """How far two runs send the same tokens to the same experts, (layer): sum |S_a & S_b| / sum max(|S_a|, |S_b|).
+
+    Where no slot is empty that is the mean of |S_a & S_b| / k.
 
     For two checkpoints (router saturation), int8 and float, edited and not: traces or recordings of the same texts. Also `first`,
     the agreement of first choices; `flips`, the share of tokens whose sets differ; `jaccard`, that of the two sets.
@@ -29,26 +31,29 @@ def routing_agreement(a: Trace, b: Trace) -> xr.Dataset:
     paired = _check(left, right)
     experts, k, n = left.told["num_experts"], left.told["slots"], left.tokens
     shard = left.shards()
-    common, first, flips, jaccard, mean, sd, first_null = ([] for _ in range(7))
+    common, sizes, first, flips, jaccard, mean, sd, first_null = ([] for _ in range(8))
     for layer in range(len(left.told["layers"])):
         mine, theirs = left.inside(layer), right.inside(layer)
         both, either = (mine * theirs).sum(1), np.maximum(mine, theirs).sum(1)
         common.append(both)
+        sizes.append(np.maximum(mine.sum(1), theirs.sum(1)))
+        size = max(sizes[-1].mean(), 1 / n)
         flips.append(both < either)
         jaccard.append(np.where(either > 0, both / np.maximum(either, 1), 1.0).mean())
         p, q = (indicators(r.all("experts")[:, layer, 0], experts) for r in (left, right))
         first.append((p * q).sum(1).mean())
         first_null.append(p.mean(0) @ q.mean(0))
-        mean.append(mine.mean(0) @ theirs.mean(0) / k)
+        mean.append(mine.mean(0) @ theirs.mean(0) / size)
         spread = [m.T @ m - np.outer(m.sum(0), m.sum(0)) / n for m in (mine, theirs)]
-        sd.append(np.sqrt(max((spread[0] * spread[1]).sum() / max(n - 1, 1), 0)) / (n * k))
-    common, flips = np.array(common).T, np.array(flips).T
-    by_shard, of = np.zeros((64, common.shape[1])), np.bincount(shard, minlength=64)
+        sd.append(np.sqrt(max((spread[0] * spread[1]).sum() / max(n - 1, 1), 0)) / (n * size))
+    common, sizes, flips = np.array(common).T, np.array(sizes).T, np.array(flips).T
+    by_shard, of = np.zeros((2, 64, common.shape[1]))
     np.add.at(by_shard, shard, common)
+    np.add.at(of, shard, sizes)
     made = answer(
-        ("layer",), common.mean(0) / k, left.over("layer"),
+        ("layer",), share(common.sum(0), sizes.sum(0)), left.over("layer"),
         null_mean=np.array(mean), null_sd=np.array(sd), n_eff=np.full(len(sd), n),
-        ci=interval(lambda h, m: h / max(m, 1) / k, by_shard, of), first=np.array(first), first_null=np.array(first_null),
+        ci=interval(share, by_shard, of), first=np.array(first), first_null=np.array(first_null),
         flips=flips.mean(0), jaccard=np.array(jaccard),
         attrs={"null": "independent choices at both loads",
                "paired": paired, "tokens": n, "uniform": k / experts, "first_uniform": 1 / experts},

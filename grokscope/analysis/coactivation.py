@@ -25,7 +25,7 @@ def coactivation(x: Routing, pairs: Literal["all", "adjacent_rank"] = "all") -> 
         raise ValueError(f'pairs: wanted "all" or "adjacent_rank", got {pairs!r}')
     name = "coactivation" if pairs == "all" else "coactivation_adjacent"
     c = counted(x, "coactivation", ["load", name])
-    both, load, n = c.table(name), c.table("load"), c.tokens
+    both, load, n = c.table(name), c.table("load").astype(float), c.tokens  # products of counts overflow
     either = load[:, :, None] + load[:, None, :] - both
     product = load[:, :, None] * load[:, None, :] / n
     lift = share(both, product)
@@ -67,10 +67,12 @@ def consecutive_repeats(x: Routing, lag: int = 1) -> xr.Dataset:
     """How often a token's experts come again `lag` tokens later in its document, (layer, kind).
 
     kind: first (the same first choice), any (the sets meet), overlap (shared experts / k). Null: tokens drawn independently at
-    this load: sum p^2, the exact meeting of two conditional Bernoulli sets, sum f^2 / k; its spread allows for the loads being
-    measured on the same tokens. `uniform`: 1/E, 1 - C(E-k,k)/C(E,k), k/E. `null_document`: the same document's tokens in
-    random order, so what is above it is order and not topic (first and overlap). Cite: Jiang et al. 2024, arXiv 2401.04088,
-    Table 5. Confounds: repeated tokens; document-wide preference (that is what null_document is for).
+    this load: sum p^2; for any the meeting of two sets, of pairs as they occur where k is 2 (exact), else of conditional
+    Bernoulli sets, which has no co-activation: where experts come in fixed combinations, any is then off its null without any
+    order, and overlap is the figure to use; sum f^2 / k. Its spread allows for the loads being measured on the same tokens.
+    `uniform`: 1/E, 1 - C(E-k,k)/C(E,k), k/E. `null_document`: the same document's tokens in random order, so what is above it
+    is order and not topic (first and overlap). Cite: Jiang et al. 2024, arXiv 2401.04088, Table 5. Confounds: repeated tokens;
+    document-wide preference (that is what null_document is for).
     """
     lags = (lag,)
     c = counted(x, "consecutive_repeats", ["load_first", "repeat_hits"], lags=lags)
@@ -109,11 +111,24 @@ def _repeat_chance(first: np.ndarray, f: np.ndarray, both: np.ndarray, k: int) -
     inside = both + np.diag(f)
     overlap = (f**2).sum() / k
     var_overlap = (inside**2).sum() / k**2 - overlap**2 - 2 * (f @ inside @ f / k**2 - overlap**2)
+    meet, var_meet = _pairs_meet(f, both) if k == 2 else _sets_meet(f, k)
+    return [square, meet, overlap], [max(v, 0.0) for v in (var_first, var_meet, var_overlap)]
+
+
+def _pairs_meet(f: np.ndarray, both: np.ndarray) -> tuple[float, float]:
+    """Mean and variance of the meeting of two sets of up to two experts, which come alone and in pairs as often as here."""
+    meet = float((f**2).sum() - (both**2).sum() / 2)
+    given_pair, alone = f[:, None] + f[None, :] - both, np.maximum(f - both.sum(1), 0)
+    given = (both * given_pair**2).sum() / 2 + (alone * f**2).sum()
+    return meet, meet * (1 - meet) - 2 * float(given - meet**2)
+
+
+def _sets_meet(f: np.ndarray, k: int) -> tuple[float, float]:
+    """The same of conditional Bernoulli sets of k."""
     meet = nulls.meeting(f, k)
     w = nulls.odds(nulls.with_empty(f, k), k)
     sets = nulls.draw_counts(f, k, np.ones(1024, np.int64), np.random.default_rng(0))
     without = np.tile(w, (len(sets), 1))
     without[:, : len(f)] *= 1 - sets
     given = 1 - nulls.symmetric(without, k)[:, k] / nulls.symmetric(w, k)[k]
-    var_meet = meet * (1 - meet) - 2 * given.var()
-    return [square, meet, overlap], [max(v, 0.0) for v in (var_first, var_meet, var_overlap)]
+    return meet, meet * (1 - meet) - 2 * given.var()

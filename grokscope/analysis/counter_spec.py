@@ -27,6 +27,9 @@ class CounterSpec:
     router: dict[str, Any] | None = None
     tokenizer: str | None = None
     model: str | None = None
+    weights: str | None = None
+    """The identity of the checkpoint's files, by which models of one name differ."""
+    dtype: str | None = None
     edits: tuple[str, ...] = ()
     gates: bool = False
     scores: bool = False

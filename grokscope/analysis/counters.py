@@ -68,11 +68,15 @@ class RoutingCounters:
 
         `first`: how often as first choice. Each label is one document: no uncertainty follows from these.
         """
+        if not loads or set(loads) != set(tokens) or (first is not None and set(first) != set(loads)):
+            raise ValueError(f"loads: wanted the same labels in all, got {list(loads)} and {list(tokens)}; name each in both")
         shape = np.shape(next(iter(loads.values())))
         spec = CounterSpec(layers=tuple(layers or range(shape[0])), num_experts=shape[1], slots=slots, model=model)
         made = cls(spec)
         for label, load in loads.items():
-            load = np.asarray(load)
+            load, heads = np.asarray(load), None if first is None else np.asarray(first[label])
+            if heads is not None and (heads.shape != shape or (heads > load).any()):
+                raise ValueError(f"first of {label!r}: wanted counts {list(shape)} of at most the loads, got others")
             if load.shape != shape or load.dtype.kind not in "iu" or (load < 0).any() or load.max() > tokens[label]:
                 raise ValueError(
                     f"loads of {label!r}: wanted counts {list(shape)} of 0 to {tokens[label]} tokens, "
@@ -80,7 +84,7 @@ class RoutingCounters:
                 )
             counts = {"documents": np.array(1), "tokens": np.array(tokens[label]), "load": load}
             shard = int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little") % SHARDS
-            made._add(label, shard, counts if first is None else counts | {"load_first": np.asarray(first[label])})
+            made._add(label, shard, counts if heads is None else counts | {"load_first": heads})
         return made
 
     def update(

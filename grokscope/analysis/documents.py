@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from grokscope.trace.recording_checks import partly_unset
 from grokscope.trace.trace import Trace
 
 SHARDS = 64
@@ -143,13 +144,16 @@ def identity_of(trace: Trace) -> dict[str, Any]:
         experts = trace.data.sizes.get("expert")
     if experts is None:
         raise ValueError("number of experts: wanted it in the trace's provenance, got none; name it when importing")
+    unknown = {name.removeprefix("router.") for name in (told.get("recording") or {}).get("unknown", ())}
     return {
         "layers": [int(n) for n in chosen["layer"].values],
         "num_experts": int(experts),
         "slots": int(chosen.sizes["slot"]),
-        "router": router,
+        "router": router | dict.fromkeys(unknown & set(router)),
         "tokenizer": told.get("tokenizer"),
         "model": told.get("model"),
+        "weights": source.get("identity") if isinstance(source := told.get("source"), dict) else None,
+        "dtype": told.get("dtype"),
         "edits": list(told.get("edits") or []),
         **{part: _has(trace, part) for part in ("gates", "scores", "token_ids")},
     }
@@ -180,6 +184,7 @@ def documents_of(
         raise ValueError(f"documents: wanted {data.sizes['batch']} keys, got {len(keys)}; give one a text")
     if contributions and "expert.out" not in data:
         raise ValueError('contributions: wanted a trace with "expert.out", got one without; add it to capture')
+    recorded = bool(trace.provenance.get("recording"))
     last = {"gates": "slot", "logits": "expert", "probs": "expert"}
     for row in range(data.sizes["batch"]):
         length = int(data["length"].values[row]) if "length" in data.coords else None
@@ -191,6 +196,8 @@ def documents_of(
             if f"router.{name}" in data
         }
         chosen = data["router.experts"].isel(batch=row).transpose("token", "layer", "slot").values[inside]
+        if recorded:  # of a run of our own it would be a token that was sent nowhere
+            chosen = np.where(partly_unset(chosen)[:, None, None], -1, chosen)
         ids = data["token_id"].values[row][inside] if told["token_ids"] else None
         doc = document(
             chosen,

@@ -117,13 +117,11 @@ def _about(x: Routing) -> dict[str, Any]:
         router = dict(identity["router"])
     else:
         x = counted(x, "export")
-        told = {"model": x.spec.model, "tokenizer": x.spec.tokenizer, "edits": list(x.spec.edits), "counters": asdict(x.spec)}
+        told = {name: getattr(x.spec, name) for name in ("model", "dtype", "tokenizer")}
+        told |= {"edits": list(x.spec.edits), "counters": asdict(x.spec)}
         parts = [x._tables[label][name] for label in x.labels for name in sorted(x._tables[label])]
         parts += [a for label in sorted(x._vocabulary) for a in x._vocabulary[label].arrays]
         told["labels"], router = x.labels, dict(x.spec.router or {})
-    for unknown in (told.get("recording") or {}).get("unknown", ()):
-        if (field := unknown.removeprefix("router.")) in router:
-            router[field] = None
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
     for array in parts:
         digest.update(str(array.shape).encode() + array.tobytes())

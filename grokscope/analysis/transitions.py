@@ -56,7 +56,7 @@ def transitions(
     c, name = _tables(x, distance, choice, "transitions")
     shards = c.by_shard(name)
     table, n = shards.sum(0), c.tokens
-    rows, columns = table.sum(-1, keepdims=True), table.sum(-2, keepdims=True)
+    rows, columns = (table.sum(axis, keepdims=True).astype(float) for axis in (-1, -2))  # their products overflow
     k = 1 if choice == "first" else c.spec.slots
     if null == "product":
         mean = share(rows * columns, table.sum((-1, -2), keepdims=True))

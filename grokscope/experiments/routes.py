@@ -119,8 +119,8 @@ def top_k_sweep(model: Model, texts: Any, ks: Sequence[int] | None = None, draws
         raise ValueError(f"top_k_sweep: draws: wanted 0 or more, got {draws}")
     plain = Paired(model, texts, "top_k_sweep")
     layers, experts = plain.layers(None), model.config.router.num_experts
-    ks = list(range(1, experts + 1)) if ks is None else [int(k) for k in ks]
-    if not ks or not all(1 <= k <= experts for k in ks):
+    ks = list(range(1, experts + 1)) if ks is None else list(ks)
+    if not ks or not all(1 <= k <= experts and k == int(k) for k in ks):
         raise ValueError(f"top_k_sweep: ks: wanted some of 1 to {experts}, got {ks}")
     jobs = [(n, draw) for n in range(len(ks)) for draw in (None, *range(draws))]
 

@@ -27,6 +27,7 @@ class Recorded:
     sequence_lengths: Sequence[int] | None = None
     num_experts: int | None = None
     source: str | None = None
+    model: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 

@@ -71,12 +71,14 @@ def _cut(parts: list[np.ndarray], lengths: list[int], what: str = "experts") -> 
 
 
 def without_dense_layers(made: Recorded) -> None:
-    """Leave out the layers whose slots are all 0: no router chooses one expert several times, a dense layer's buffer is so."""
-    if made.texts[0].shape[2] < 2:
-        return
-    dense = np.all([(t == 0).all(axis=(0, 2)) for t in made.texts], axis=0)
+    """Leave out the layers where no token has an expert: its slots are unset, or all 0 where there are several, for no router
+    chooses one expert twice. A dense layer's part of a buffer is so.
+    """
+    several = made.texts[0].shape[2] > 1
+    bare = [(t == -1).all(2) | ((t == 0).all(2) & several) for t in made.texts]
+    dense = np.all([b.all(0) for b in bare], axis=0)
     if dense.all():
-        raise ValueError("experts: wanted experts, got zeros alone; was the recording switched on?")
+        raise ValueError("experts: wanted experts, got none, or zeros alone; was the recording switched on?")
     if dense.any():
         made.notes["dense_layers"] = [n for n, d in zip(made.layers, dense, strict=True) if d]
         made.layers = [n for n, d in zip(made.layers, dense, strict=True) if not d]
@@ -84,6 +86,19 @@ def without_dense_layers(made: Recorded) -> None:
         # Gates of all layers lose the same ones; those of the others alone are as they should be.
         if made.gates is not None:
             made.gates = [g[:, ~dense] if g.ndim == 3 and g.shape[1] == len(dense) else g for g in made.gates]
+
+
+def note_partly_unset(made: Recorded) -> None:
+    """How many tokens were recorded at some layers and not at others: statistics leave them out, the trace has them."""
+    partly = [partly_unset(t).sum() for t in made.texts]
+    if number := int(sum(partly)):
+        made.notes["partly_unset"] = number
+
+
+def partly_unset(experts: np.ndarray) -> np.ndarray:
+    """[T] of [T, L, A]: whether a token has experts at some layers and none at others."""
+    unset = (experts < 0).all(2)
+    return unset.any(1) & ~unset.all(1)
 
 
 def check_slots(made: Recorded, router: RouterConfig | None) -> int:

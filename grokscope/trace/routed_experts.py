@@ -21,7 +21,14 @@ import xarray as xr
 from grokscope.config import ModelConfig, RouterConfig
 from grokscope.sites import SITES, Capture
 from grokscope.trace.recorded import LIMIT, Hint, Recorded, whole_numbers
-from grokscope.trace.recording_checks import check_gates, check_ids, check_slots, split, without_dense_layers
+from grokscope.trace.recording_checks import (
+    check_gates,
+    check_ids,
+    check_slots,
+    note_partly_unset,
+    split,
+    without_dense_layers,
+)
 from grokscope.trace.recordings import read_anything
 from grokscope.trace.trace import PROVENANCE, Trace
 
@@ -36,6 +43,7 @@ def read_routed_experts(
     layers: Sequence[int] | None = None,
     router: RouterConfig | None = None,
     num_experts: int | None = None,
+    model: str | None = None,
 ) -> Trace:
     """The experts that each token visited, recorded by another program, as a `Trace`.
 
@@ -48,18 +56,14 @@ def read_routed_experts(
     no program promises that the first is the best: `unknown` lists "slot order".
     sequence_lengths: of the texts, where experts is one array of them all. layers: the layers' numbers, 0, 1, 2, ... if not
     given. router: the rule; with layers it also says the shape of SGLang's bare base64. num_experts: else the router's, else
-    one more than the largest id, and `unknown` says so.
+    one more than the largest id, and `unknown` says so. model: its name; counters of two models are not added.
 
-    A layer that is all zeros in several slots is a dense one, whose part of a server's buffer nobody wrote; it is left out.
-    Raises ValueError, with what to do: for ids out of range, an expert twice in a token's slots, lengths that do not add up,
+    A layer without an expert in any token, unset or all zeros in several slots, is a dense one, whose part of a server's
+    buffer nobody wrote; it is left out. A token that is unset at some of the others counts in no statistic (`partly_unset` of
+    them). Raises ValueError, with what to do: for ids out of range, an expert twice in a token's slots, lengths that do not add up,
     NaN gates, and for files that are damaged, too large, or more than data. Nothing in a file is ever executed.
     """
-    if num_experts is not None and num_experts < 1:
-        raise ValueError(f"num_experts: wanted 1 or more, got {num_experts}; leave it out if it is not known")
-    if router is not None and num_experts is not None and router.num_experts != num_experts:
-        raise ValueError(
-            f"num_experts: wanted the router's {router.num_experts}, got {num_experts}; give one of the two, or both alike"
-        )
+    _check_number(num_experts, router)
     lengths = None if sequence_lengths is None else whole_numbers(sequence_lengths, "sequence_lengths")
     numbers = None if layers is None else whole_numbers(layers, "layers")
     hint = Hint(
@@ -73,7 +77,9 @@ def read_routed_experts(
     made.layers = made.layers if numbers is None else numbers
     made.sequence_lengths = made.sequence_lengths if lengths is None else lengths
     split(made)
+    made.model = model
     without_dense_layers(made)
+    note_partly_unset(made)
     k = check_slots(made, router)
     made.num_experts = router.num_experts if router else num_experts or made.num_experts
     at_least = check_ids(made)
@@ -112,13 +118,22 @@ def _best_first(sites: dict[str, np.ndarray]) -> None:
     sites["router.gates"] = np.take_along_axis(gates, order, axis=-1)
 
 
+def _check_number(num_experts: int | None, router: RouterConfig | None) -> None:
+    if num_experts is not None and num_experts < 1:
+        raise ValueError(f"num_experts: wanted 1 or more, got {num_experts}; leave it out if it is not known")
+    if router is not None and num_experts is not None and router.num_experts != num_experts:
+        raise ValueError(
+            f"num_experts: wanted the router's {router.num_experts}, got {num_experts}; give one of the two, or both alike"
+        )
+
+
 def recording_trace(sites: dict[str, np.ndarray], made: Recorded, rule: RouterConfig, unknown: list[str]) -> Trace:
     """Padded sites with names; what was not recorded is said in the provenance."""
     lengths = np.asarray([len(t) for t in made.texts])
     layers, ids = list(made.layers or ()), np.full((len(lengths), int(lengths.max())), -1)
     for row, known in enumerate(made.token_ids or ()):
         ids[row, : len(known)] = known
-    unknown = ["model", *([] if made.token_ids else ["token_id"]), *unknown]
+    unknown = [*([] if made.model else ["model"]), *([] if made.token_ids else ["token_id"]), *unknown]
     places = np.where(ids >= 0, ids, np.arange(ids.shape[1]))
     pieces = [[f"[{p}]" if t < n else "" for t, p in enumerate(row)] for row, n in zip(places, lengths, strict=True)]
     data = xr.Dataset(
@@ -133,7 +148,7 @@ def recording_trace(sites: dict[str, np.ndarray], made: Recorded, rule: RouterCo
         d_model=1, num_heads=1, num_kv_heads=1, d_head=2, d_expert=1, attention_scale=1.0,
     )  # fmt: skip
     provenance = {
-        "model": f"a recording ({made.format})",
+        "model": made.model or "a recording",
         "source": made.source,
         "config": placeholder.to_dict(),
         "tokenizer": None,

@@ -89,6 +89,9 @@ class BiasLogits:
 
     def primitives(self, config: ModelConfig) -> list[Edit]:
         """The single-site edits that this verb stands for."""
+        bias = np.asarray(self.bias)
+        if bias.dtype.kind not in "iufV" or np.isnan(bias).any():
+            raise ValueError(f"{self}: wanted a number, or an array of E, without NaN; give experts= to choose some")
         return [Add("router.logits", self.bias, self.layers, self.tokens, experts=self.experts)]
 
 

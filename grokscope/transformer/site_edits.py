@@ -6,6 +6,7 @@ cannot take effect raises.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -208,13 +209,16 @@ class Map(Edit):
 
 
 def concise(edit: Any) -> str:
-    """The Python that makes this edit: the fields that are not at their defaults, large arrays by their shape."""
+    """The Python that makes this edit: the fields that are not at their defaults, large arrays by their shape and a digest."""
 
     def shown(value: Any) -> str:
         if callable(value):
             return getattr(value, "__name__", repr(value))
         big = hasattr(value, "shape") and np.size(value) > 8
-        return f"<array {' x '.join(map(str, value.shape))}>" if big else repr(value)
+        if not big:
+            return repr(value)
+        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:8]
+        return f"<array {' x '.join(map(str, value.shape))}, {digest}>"
 
     changed = [f for f in fields(edit) if getattr(edit, f.name) is not f.default]
     return f"{type(edit).__name__}({', '.join(f'{f.name}={shown(getattr(edit, f.name))}' for f in changed)})"
