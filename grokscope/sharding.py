@@ -84,13 +84,18 @@ class Layout:
         """An array with a leading batch: texts side by side where they divide, else each device has all."""
         return self._put(array, (("data",), *[()] * (array.ndim - 1)))
 
-    def _put(self, array: Any, split: tuple[tuple[str, ...], ...]) -> jax.Array:
-        # Key/value heads and row groups may be fewer than devices: then each has them all.
+    def sharding(self, shape: tuple[int, ...], split: tuple[tuple[str, ...], ...]) -> NamedSharding:
+        """Where the parts of an array of this shape lie. Key/value heads and row groups may be fewer than devices: then
+        each has them all.
+        """
         axes = [
             tuple(a for a in cut if self.sizes[a] > 1) if n % self._size(cut) == 0 else ()
-            for n, cut in zip(array.shape, split, strict=True)
+            for n, cut in zip(shape, split, strict=True)
         ]
-        sharding = NamedSharding(self.mesh, P(*(a or None for a in axes)))
+        return NamedSharding(self.mesh, P(*(a or None for a in axes)))
+
+    def _put(self, array: Any, split: tuple[tuple[str, ...], ...]) -> jax.Array:
+        sharding = self.sharding(array.shape, split)
         part: Callable[[Any], np.ndarray] = lambda index: np.asarray(array[index])  # noqa: E731
         return jax.make_array_from_callback(array.shape, sharding, part)
 
