@@ -2,11 +2,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { css, expertColour, inkOn, scale } from "../../grokscope/widgets/static/colour.js";
+import { css, expertColour, faded, inkOn, luminance, scale } from "../../grokscope/widgets/static/colour.js";
 import { differenceColour, nextDifference } from "../../grokscope/widgets/static/compare.js";
 import { found, pixels, zoomed } from "../../grokscope/widgets/static/map.js";
 import { keyOf, reportModel } from "../../grokscope/widgets/static/report.js";
-import { blocks, chosen, colours, tell } from "../../grokscope/widgets/static/text.js";
+import { blocks, chosen, colours, directionOf, tell } from "../../grokscope/widgets/static/text.js";
 import { emptyOf, unpack, valueAt } from "../../grokscope/widgets/static/wire.js";
 
 const shaped = (array, ...shape) => Object.assign(array, { shape });
@@ -23,22 +23,28 @@ test("experts of up to eight, and of many, have colours of their own", () => {
   }
 });
 
-test("ink can be read on its ground", () => {
-  const light = ([r, g, b]) => [r, g, b].map((c) => ((c / 255 + 0.055) / 1.055) ** 2.4).reduce((s, c, i) => s + c * [0.2126, 0.7152, 0.0722][i], 0);
-  for (let e = 0; e < 8; e++) {
-    const ground = light(expertColour(e, 8));
-    const ink = inkOn(expertColour(e, 8)) === "#000" ? 0 : 1;
+test("ink can be read on its ground: every expert at every gate, every value of a scale", () => {
+  assert.equal(luminance([255, 255, 255]), 1);
+  assert.equal(luminance([0, 0, 0]), 0);
+  const readable = (colour) => {
+    const [ground, ink] = [luminance(colour), inkOn(colour) === "#000" ? 0 : 1];
     const contrast = (Math.max(ground, ink) + 0.05) / (Math.min(ground, ink) + 0.05);
-    assert.ok(contrast > 3, `expert ${e}: ${contrast}`);
+    assert.ok(contrast >= 4.5, `${colour}: ${contrast}`);
+  };
+  for (const count of [8, 16, 61]) {
+    const data = { experts: shaped(Uint8Array.from({ length: 255 * count }, (_, i) => i % count), 1, 255 * count, 1), num_experts: count, pieces: Array(255 * count) };
+    data.gates = { q: Uint8Array.from({ length: 255 * count }, (_, i) => Math.floor(i / count)), low: 0, high: 1 };
+    colours(data, 0, 0, null).forEach(readable); // painted whole, so the same on either page
   }
+  for (const table of [scale(false), scale(true)]) for (let q = 0; q < 255; q++) readable([...table.slice(3 * q, 3 * q + 3)]);
 });
 
-test("a scale rises from dark to light, and nothing is grey", () => {
+test("a scale rises from dark to light, and a smaller strength is paler", () => {
   const table = scale(false);
   const sum = (q) => table[3 * q] + table[3 * q + 1] + table[3 * q + 2];
   for (let q = 10; q < 255; q += 10) assert.ok(sum(q) > sum(q - 10));
-  assert.deepEqual([...table.slice(765)], [128, 128, 128]);
-  assert.equal(css([0, 0, 0], 0.5), "rgb(128 128 128)");
+  assert.equal(css(faded([0, 0, 0], 0.5)), "rgb(128 128 128)");
+  assert.deepEqual(faded([3, 5, 7], 1), [3, 5, 7]);
 });
 
 test("wire: arrays keep their shape, halves become numbers, empty slots their mark", () => {
@@ -63,11 +69,17 @@ test("text: the chosen of a token, in words, in blocks that end with a line", ()
   assert.equal(colours(DATA, 0, 1, null)[1], null);
 });
 
+test("text: a block runs as its first letter does, special tokens apart", () => {
+  const told = [["[BOS]", "▁مر"], ["\\u{200f}", "42", "שלום"], ["<|im_start|>", "العربية"], ["[BOS]", "▁The", "مر"], ["床"], ["1", "."], []].map(directionOf);
+  assert.deepEqual(told, ["rtl", "rtl", "rtl", "ltr", "ltr", "ltr", "ltr"]);
+});
+
 test("map: a pixel a place; zoom keeps its centre and the text's ends; search goes round", () => {
   const rgba = pixels(DATA, 0, null);
   assert.deepEqual([...rgba.slice(0, 3)], expertColour(3, 5));
   assert.deepEqual([...rgba.slice(4 * 4, 4 * 4 + 3)], expertColour(3, 5));
-  assert.deepEqual([...pixels(DATA, 1, null).slice(4, 7)], [128, 128, 128]);
+  assert.equal(pixels(DATA, 1, null)[7], 0); // no expert: see-through
+  assert.equal(pixels(DATA, 0, { q: shaped(Uint8Array.from([255, 0, 0, 0, 0, 0]), 2, 3), signed: false })[3], 0);
   const [first, shown] = zoomed([0, 1000], 0.5, 300, 1000);
   assert.equal(shown, 500);
   assert.equal((300 - first) / shown, 0.3);
@@ -75,6 +87,10 @@ test("map: a pixel a place; zoom keeps its centre and the text's ends; search go
   assert.deepEqual(zoomed([0, 5], 0.1, 2, 5), [0, 5]);
   assert.equal(found(["Ab", "b", "x"], "B", 1), 0);
   assert.equal(found(["a"], "z", 0), -1);
+  const words = ["[BOS]", "▁The", "▁moon", "▁is", "▁the", "▁mo", "on"];
+  assert.deepEqual([0, 1, 4].map((t) => found(words, "the moon", t)), [1, 4, 1]);
+  assert.equal(found(words, "moon", 2), 5);
+  assert.equal(found(words, "▁moon", 5), 2);
 });
 
 test("compare: the next place where an expert differs, in both directions", () => {

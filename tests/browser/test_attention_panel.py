@@ -83,6 +83,10 @@ def test_clicks_and_keys_move_python(host):
     host.page.wait_for_timeout(200)
     assert (host.widget.token, host.widget.head) == (4, 5)
     assert host.page.get_attribute("[data-head='5']", "aria-selected") == "true"
+    host.page.focus(".gs-reads")
+    host.page.keyboard.press("End")
+    host.page.wait_for_timeout(200)
+    assert host.widget.token == len(host.widget.data["pieces"]) - 1
     host.page.focus(".gs-heads")
     host.page.keyboard.press("ArrowLeft")
     host.page.keyboard.press("ArrowDown")
@@ -93,7 +97,7 @@ def test_clicks_and_keys_move_python(host):
 
 def test_one_head_is_drawn_zoomed_and_told(host, pattern):
     host.widget.layer, host.widget.head = 2, 1
-    host.page.click("[data-view=head]")
+    host.page.click("[data-part=head]")
     host.page.wait_for_timeout(300)
     canvas = host.page.locator(".gs-attention canvas.gs-map")
     n = len(host.widget.data["pieces"])
@@ -141,7 +145,7 @@ def test_hostile_tokens_are_text(chromium, scheme):
         bench.token = n - 1
         host.page.wait_for_timeout(300)
         assert host.page.eval_on_selector_all(READS, "all => all.map(s => s.textContent)") == [visible(p) for p in HOSTILE]
-        host.page.click("[data-view=head]")
+        host.page.click("[data-part=head]")
         host.page.wait_for_timeout(300)
         assert host.page.title() == ""
         assert host.page.query_selector("#root script, #root img") is None
@@ -160,7 +164,7 @@ def test_a_long_text_is_a_list_and_a_head_comes_in_tiles(chromium):
         host.page.keyboard.press("Enter")
         host.page.wait_for_timeout(200)
         assert bench.token == place
-        host.page.click("[data-view=head]")
+        host.page.click("[data-part=head]")
         host.page.wait_for_timeout(500)
         assert "the largest of each block" in host.page.inner_text(".gs-attention")
         for _ in range(3):

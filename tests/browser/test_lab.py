@@ -35,7 +35,31 @@ def test_the_workbench_in_jupyterlab(tmp_path):
         lab.dark(page)
         dark = page.evaluate("() => getComputedStyle(document.querySelector('.grokscope')).backgroundColor")
         assert light != dark
+        keys_are_the_widgets(page)
+        the_bar_stays_in_sight(page)
         assert not lab.faults
+
+
+def keys_are_the_widgets(page):
+    cells = "() => [jupyterapp.shell.currentWidget.content.widgets.length, jupyterapp.shell.currentWidget.content.activeCellIndex]"
+    colour = "select[aria-label='colour tokens by']"
+    before = page.evaluate(cells)
+    page.focus("[data-panel=map] canvas")
+    for key in "bxmdd":
+        page.keyboard.press(key)
+    page.focus(colour)
+    page.keyboard.press("ArrowDown")
+    page.wait_for_timeout(500)
+    assert page.evaluate(cells) == before
+    assert page.input_value(colour) != "expert"
+    assert page.evaluate("(s) => document.activeElement.matches(s)", colour)
+
+
+def the_bar_stays_in_sight(page):
+    y = "(e) => { e.scrollTop = 600; return [e.scrollTop, document.querySelector('.gs-selection').getBoundingClientRect().top - e.getBoundingClientRect().top] }"
+    scrolled, top = page.locator(".jp-WindowedPanel-outer").evaluate(y)
+    assert scrolled == 600
+    assert 0 <= top < 5
 
 
 def test_a_copied_notebook_shows_no_stored_picture_but_the_widget_when_it_is_run(tmp_path):

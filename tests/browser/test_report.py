@@ -79,7 +79,7 @@ def test_grok_1s_shape_with_512_tokens_is_under_3_mb(chromium, tmp_path):
 
 def test_one_text_has_nothing_to_compare_with(chromium, pocket, tmp_path):
     page, faults = opened(chromium, gs.report(pocket.trace("The moon"), tmp_path / "x.html", model=pocket))
-    assert "Nothing to compare with yet" in page.inner_text("[data-panel=compare]")
+    assert "Nothing to compare with: the report" in page.inner_text("[data-panel=compare]")
     assert faults == []
 
 

@@ -84,7 +84,7 @@ def test_a_click_on_a_bar_selects_the_expert_and_on_the_path_the_layer(host):
     host.page.mouse.click(box["x"] + box["width"] * 4.5 / 8, box["y"] + 20)
     settled(host)
     assert host.widget.layer == 4
-    assert "Layer 4." in host.page.inner_text(".gs-margin")
+    assert "layer 4." in host.page.inner_text(".gs-margin")
     host.page.keyboard.press("Tab")
     host.page.focus(f"{ROUTER} canvas")
     host.page.keyboard.press("ArrowLeft")
@@ -157,11 +157,11 @@ def test_pairs_and_flow_say_their_numbers_and_select(host, trace):
     for i, j in {(int(a), int(b)) for a, b in zip(first, after, strict=True)}:
         assert f"layer 3 expert {i} → layer 4 expert {j}: {((first == i) & (after == j)).sum()}" in titles
     node = f"4:{int(after[0])}"
-    host.page.focus(f"[data-node='{node}']")
+    host.page.focus(f"[data-key='{node}']")
     host.page.keyboard.press("Enter")
     settled(host)
     assert (host.widget.layer, host.widget.expert) == (4, int(after[0]))
-    assert host.page.evaluate("document.activeElement.getAttribute('data-node')") == node
+    assert host.page.evaluate("document.activeElement.getAttribute('data-key')") == node
 
 
 def test_hostile_pieces_stay_text(chromium):
@@ -186,7 +186,7 @@ def test_a_recording_has_its_path_and_says_what_is_missing(chromium):
     with Host(chromium, bench) as host:
         settled(host)
         said = host.page.inner_text(".gs-margin")
-        assert said == f"Layer 2. Experts {', '.join(map(str, ids[4, 2]))} are chosen; how near others came is not recorded."
+        assert said == f"Token 4 “{bench.data['pieces'][4]}”, layer 2. Experts {', '.join(map(str, ids[4, 2]))} are chosen; how near others came is not recorded."
         assert "does not hold logits and probabilities or the gates: trace with" in host.page.inner_text(ROUTER)
         assert str(int(ids[4, 2, 0])) in host.page.get_attribute(f"{ROUTER} canvas", "aria-label")
         host.page.click("[data-part=flow]")
@@ -231,7 +231,7 @@ def test_grok_1s_shape_at_8192_tokens_sends_little(chromium):
         before = host.sent
         bench.token, bench.layer, bench.expert = 8000, 63, 7
         host.page.wait_for_timeout(400)
-        assert "Layer 63." in host.page.inner_text(".gs-margin")
+        assert "layer 63." in host.page.inner_text(".gs-margin")
         assert "Expert 7 at layer 63 serves" in host.page.inner_text(EXPERTS)
         assert host.sent - before < 40_000
         assert not host.faults

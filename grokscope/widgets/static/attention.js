@@ -1,10 +1,10 @@
 // Where a layer's heads look: from the selected token over the text, all heads small, one head large.
 
 import { scale } from "./colour.js";
-import { activate, arrow, choice, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
+import { activate, arrow, choice, el, frame, inkOf, onWidth, renew, short, sized, tabbed, within } from "./dom.js";
 import { zoomed } from "./map.js";
 import { newest } from "./state.js";
-import { blocks } from "./text.js";
+import { spelled } from "./text.js";
 
 const TILE = 512; // a head that is no larger comes whole
 const MARGIN = [76, 62]; // left of and above the large map, for pieces
@@ -75,7 +75,7 @@ function readingView(state, root, over) {
   const head = el("div", { class: "gs-key" });
   const words = el("div", { class: "gs-tokens gs-other gs-reads" });
   root.append(head, words);
-  const latest = newest();
+  const latest = newest(words);
   let row = null;
   let weights = null;
   let places = new Map();
@@ -98,9 +98,11 @@ function readingView(state, root, over) {
     places = new Map(state.data.positions.map((p, t) => [p, t]));
     const most = best.length ? best[0][1] : 0;
     const bar = el("span", { class: "gs-bar gs-read-bar" });
-    head.replaceChildren(`L${state.get("layer")}, ${who}: what “`, el("bdi", {}, state.data.pieces[state.get("token")] ?? ""), `” reads · 0`, bar, short(most));
+    head.replaceChildren(`L${state.get("layer")}, ${who}: what “`, el("bdi", {}, state.data.pieces[state.get("token")] ?? ""), "” reads ", el("span", { class: "gs-scale" }, "0", bar, short(most)));
     words.setAttribute("aria-label", `What token ${state.data.positions[state.get("token")]} reads, by ${who}; most: ${best.slice(0, 3).map(([p, w]) => `${pieceAt(p)} ${short(w)}`).join(", ")}`);
     weights = row.whole ? overHeads(row, over(), at) : null;
+    words.setAttribute("role", weights ? "listbox" : "group"); // of tokens to walk over, or of buttons
+    words.tabIndex = weights ? 0 : -1;
     if (weights) coloured(most);
     else listed(best, most);
   }
@@ -111,14 +113,9 @@ function readingView(state, root, over) {
   }
 
   function build() {
-    spans = [];
-    words.replaceChildren(
-      ...blocks(state.data.pieces).map(([first, last]) => {
-        const block = el("div", { class: "gs-block", dir: "auto" });
-        for (let t = first; t < last; t++) block.append((spans[t] = el("span", { "data-t": t }, state.data.pieces[t])));
-        return block;
-      }),
-    );
+    const [made, all] = spelled(state.data.pieces);
+    spans = all;
+    words.replaceChildren(...made);
   }
 
   function coloured(most) {
@@ -139,7 +136,8 @@ function readingView(state, root, over) {
       for (let p = from; p < to; p++) text += places.has(p) ? pieceAt(p) : "";
       return text;
     };
-    words.replaceChildren(
+    renew(
+      words,
       ...best.map(([p, w]) => {
         const inner = el("span");
         inner.style.width = `${(100 * w) / most}%`;
@@ -159,9 +157,9 @@ function readingView(state, root, over) {
   };
   words.addEventListener("click", go);
   words.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || !event.target.classList.contains("gs-read")) return;
-    event.stopPropagation();
-    go(event);
+    const step = spans.length ? arrow(event) : null;
+    if (step) state.set({ token: within(state.get("token") + step[0], spans.length) });
+    else if (event.key === "Enter") go(event);
   });
   return { load, draw };
 }
@@ -171,7 +169,7 @@ function headsView(state, root) {
   const note = el("div", { class: "gs-key" });
   const list = el("div", { class: "gs-heads", role: "listbox", tabindex: "0", "aria-label": "Heads of the layer" });
   root.append(note, list);
-  const latest = newest();
+  const latest = newest(list);
   const kept = new Map();
 
   function load() {
@@ -230,7 +228,7 @@ function headView(state, root) {
   const tip = el("div", { class: "gs-tip", "aria-hidden": "true" });
   const bar = el("div", { class: "gs-row" }, ...[["+", 0.5], ["−", 2], ["whole", 1e9]].map(([name, by]) => el("button", { "aria-label": name === "whole" ? "whole head" : name === "+" ? "zoom in" : "zoom out", onclick: () => zoom(by) }, name)));
   root.append(note, bar, canvas, tip);
-  const latest = newest();
+  const latest = newest(root);
   let width = 0;
   let down = [0, 1]; // the reading tokens in view: first, how many
   let across = [0, 1]; // the read ones
@@ -401,10 +399,9 @@ function headView(state, root) {
   );
   canvas.addEventListener("keydown", (event) => {
     const step = arrow(event);
-    if (step && step[1]) state.set({ token: Math.max(0, Math.min(sizes()[0] - 1, state.get("token") + step[1])) });
+    if (step && step[1]) state.set({ token: within(state.get("token") + step[1], sizes()[0]) });
     else if (step) state.set({ head: state.data.heads[state.data.heads.indexOf(state.get("head")) + step[0]] });
     else if (event.key === "+" || event.key === "-") {
-      event.stopPropagation();
       zoom(event.key === "+" ? 0.5 : 2);
     }
   });
@@ -414,8 +411,8 @@ function headView(state, root) {
 export function attentionPanel(state, root) {
   let shown = "read";
   let over = "head";
-  const tabs = el("div", { class: "gs-row gs-tabs", role: "tablist" });
-  const body = el("div", { class: "gs-attention" });
+  const { tabs, panel: body, choose } = tabbed("Where heads look", [["read", "where it looks"], ["heads", "all heads"], ["head", "one head"]], show);
+  body.classList.add("gs-attention");
   root.append(tabs, body);
   const parts = { read: el("div", {}), heads: el("div", {}), head: el("div", { class: "gs-body-of" }) };
   body.append(parts.read, parts.heads, parts.head);
@@ -423,22 +420,18 @@ export function attentionPanel(state, root) {
   parts.read.append(el("label", {}, "read by ", who));
   const views = { read: readingView(state, parts.read, () => over), heads: headsView(state, parts.heads), head: headView(state, parts.head) };
   const uses = { read: ["read", "heads"], heads: ["heads"], head: ["head"] };
-  const buttons = Object.entries({ read: "where it looks", heads: "all heads", head: "one head" }).map(([name, title]) =>
-    el("button", { role: "tab", "data-view": name, onclick: () => ((shown = name), show()) }, title),
-  );
-  tabs.append(...buttons);
 
   function visible(name) {
     return uses[shown].includes(name);
   }
 
-  function show() {
-    for (const button of buttons) button.setAttribute("aria-selected", String(button.dataset.view === shown));
+  function show(name) {
+    shown = name;
     for (const [name, part] of Object.entries(parts)) part.style.display = visible(name) ? "" : "none";
     for (const name of uses[shown]) views[name].load();
   }
 
-  show();
+  choose(shown);
   const stop = onWidth(body, (w) => views.head.resize(w));
   return {
     changed(names) {

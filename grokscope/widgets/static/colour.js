@@ -17,26 +17,35 @@ export function expertColour(expert, count) {
   return [part(0), part(8), part(4)];
 }
 
-/** 256 colours for a byte: 0 to 254 along the scale, 255 (nothing there) grey. */
+/** The colours of a byte from 0 to 254 along the scale; 255, nothing there, has none. */
 export function scale(signed) {
   const stops = signed ? SIGNED : CIVIDIS;
-  const table = new Uint8Array(768);
+  const table = new Uint8Array(765);
   for (let q = 0; q < 255; q++) {
     const x = (q / 254) * (stops.length - 1);
     const i = Math.min(stops.length - 2, Math.floor(x));
     for (let c = 0; c < 3; c++) table[3 * q + c] = stops[i][c] + (x - i) * (stops[i + 1][c] - stops[i][c]);
   }
-  table.fill(128, 765);
   return table;
 }
 
-/** Black or white, whichever can be read on this colour. */
-export function inkOn([r, g, b]) {
-  return 0.299 * r + 0.587 * g + 0.114 * b > 140 ? "#000" : "#fff";
+/** The relative luminance of a colour, 0 to 1 (WCAG 2.2). */
+export function luminance(colour) {
+  const [r, g, b] = colour.map((c) => (c <= 10 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
-/** [r, g, b] as CSS; with a strength below one, mixed towards white as far as that. */
-export function css([r, g, b], strength = 1) {
-  const mix = (c) => Math.round(255 - (255 - c) * strength);
-  return `rgb(${mix(r)} ${mix(g)} ${mix(b)})`;
+/** Black or white, whichever can be read on this colour: at 0.179 both have the contrast 4.58 : 1, elsewhere one has more. */
+export function inkOn(colour) {
+  return luminance(colour) > 0.179 ? "#000" : "#fff";
+}
+
+/** A colour mixed towards white: all of it at a strength of one, none at zero; the same in both themes, so ink need not know which. */
+export function faded(colour, strength) {
+  return colour.map((c) => Math.round(255 - (255 - c) * strength));
+}
+
+/** [r, g, b] as CSS. */
+export function css([r, g, b]) {
+  return `rgb(${r} ${g} ${b})`;
 }

@@ -1,9 +1,9 @@
 // Two traces side by side: where their experts differ, and what the other one chose.
 
 import { css, expertColour, inkOn } from "./colour.js";
-import { activate, arrow, choice, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
+import { activate, arrow, choice, el, frame, inkOf, nameLayers, onWidth, refill, renew, reveal, short, sized, within } from "./dom.js";
 import { newest } from "./state.js";
-import { blocks } from "./text.js";
+import { spelled } from "./text.js";
 import { emptyOf, valueAt } from "./wire.js";
 
 const LEFT = 34;
@@ -29,20 +29,32 @@ export function comparePanel(state, root) {
   const head = el("div", { class: "gs-row" });
   const said = el("div", { class: "gs-said", "aria-live": "polite" });
   const canvas = el("canvas", { tabindex: "0", role: "img", class: "gs-map" });
-  const words = el("div", { class: "gs-tokens gs-other", "aria-label": "The other text, by its experts at the selected layer" });
+  const words = el("div", { class: "gs-tokens gs-other", role: "listbox", tabindex: "0", "aria-label": "The other text, by its experts at the selected layer" });
+  const which = choice("compare with text", [], "", (v) => ((other = Number(v)), load()));
+  const withText = el("label", {}, "with text ", which);
   root.append(head, canvas, said, words);
   let found = null;
   let width = 0;
   let other = 1;
   let byPlace = new Map();
-  const latest = newest();
+  let alone = -1; // the selected pair where this text has no token to select
+  const latest = newest(root);
+
+  /** The texts to choose from: all but the selected one; none where a second trace is given. */
+  function others() {
+    const all = state.data.compared ? [] : state.data.texts.map((name, i) => [i, `${i}: ${name}`]);
+    return all.filter(([i]) => i !== state.get("text"));
+  }
 
   function load() {
-    if (other >= state.data.texts.length) other = 0;
+    const all = others();
+    if (!all.some(([i]) => i === other)) other = all[0]?.[0] ?? 0;
+    refill(which, all, other);
     latest(state.ask("compare", { with: other }), (answer) => ((found = answer), arrived()), (e) => ((found = null), blank(e.message)));
   }
 
   function blank(why) {
+    state.offer("difference", undefined);
     head.replaceChildren();
     words.replaceChildren();
     said.textContent = why;
@@ -50,25 +62,39 @@ export function comparePanel(state, root) {
   }
 
   function arrived() {
-    if (!found) return blank("Nothing to compare with yet: edit below, or give explore(trace, other).");
+    if (!found) return blank(state.still ? "Nothing to compare with: the report is of one text." : "Nothing to compare with yet: edit below, or give explore(trace, other).");
     canvas.style.display = "";
     byPlace = new Map();
     for (let p = 0; p < found.pairs.shape[0]; p++) if (found.pairs[2 * p] >= 0) byPlace.set(found.pairs[2 * p], p);
-    const go = (step) => () => {
-      const p = nextDifference(found.shared, found.pairs.shape[0], row(), slots(), pair(), step);
-      if (p < 0) said.textContent = "no further difference at this layer";
-      else if (found.pairs[2 * p] >= 0) state.set({ token: found.pairs[2 * p] });
-      else said.textContent = `only the other text has a token here: “${found.pieces[found.pairs[2 * p + 1]]}”`;
-    };
-    const own = !state.data.compared && state.data.texts.length > 1;
-    const names = state.data.texts.map((name, i) => [String(i), `${i}: ${name}`]);
-    const which = own ? el("label", {}, "with text ", choice("compare with text", names, String(other), (v) => ((other = Number(v)), load()))) : null;
+    alone = -1;
+    const own = others().length > 0;
     const about = found.edits.length ? `with ${found.edits.join("; ")}` : own ? "" : `with ${found.model}`;
-    head.replaceChildren(
-      ...[which, el("span", { class: "gs-note" }, about), el("button", { onclick: go(-1) }, "← difference"), el("button", { onclick: go(1) }, "difference →"), el("span", { class: "gs-note" }, found.how), key()].filter(Boolean),
-    );
-    draw();
+    const jumps = [["← difference", -1], ["difference →", 1]].map(([name, step]) => el("button", { onclick: () => toDifference(step) }, name));
+    renew(head, ...(own ? [withText] : []), el("span", { class: "gs-note" }, about), ...jumps, el("span", { class: "gs-note" }, found.how), key());
     write();
+    show();
+    state.offer("difference", toDifference);
+  }
+
+  /** Select the next difference at the layer; gives what there is to say where this text has no token to select. */
+  function toDifference(step) {
+    const p = nextDifference(found.shared, found.pairs.shape[0], row(), slots(), pair(), step);
+    if (p < 0) said.textContent = "no further difference at this layer";
+    else goTo(p);
+    return p < 0 || alone >= 0 ? said.textContent : "";
+  }
+
+  /** Select a pair, and perhaps a layer; where this text has no such token its selection stays. */
+  function goTo(p, layer) {
+    const token = found.pairs[2 * p];
+    alone = token < 0 ? p : -1;
+    state.set({ layer, token: token < 0 ? undefined : token });
+    show();
+  }
+
+  function show() {
+    draw();
+    mark();
     tellPair();
   }
 
@@ -91,7 +117,7 @@ export function comparePanel(state, root) {
   }
 
   function pair() {
-    return byPlace.get(state.get("token")) ?? 0;
+    return alone >= 0 ? alone : byPlace.get(state.get("token")) ?? 0;
   }
 
   function high() {
@@ -116,10 +142,8 @@ export function comparePanel(state, root) {
     const ink = inkOf(root);
     context.font = "10px system-ui, sans-serif";
     context.fillStyle = ink;
-    context.textAlign = "right";
-    const every = Math.ceil(12 / high());
-    found.layers.forEach((layer, r) => {
-      if (r % every === 0) context.fillText(`L${layer}`, LEFT - 4, r * high() + high() / 2 + 3);
+    nameLayers(context, found.layers, high(), LEFT - 4);
+    found.layers.forEach((_, r) => {
       context.globalAlpha = 0.7; // bars: how much is shared; the tick: what chance shares
       context.fillRect(width - bars + 4, r * high() + 1, (bars - 4) * found.agreement[r], high() - 2);
       context.globalAlpha = 1;
@@ -136,28 +160,22 @@ export function comparePanel(state, root) {
   function write() {
     const [, tokens, k] = found.experts.shape;
     const slot = Math.min(state.get("slot"), k - 1);
-    words.replaceChildren(
-      ...blocks(found.pieces).map(([first, last]) => {
-        const block = el("div", { class: "gs-block", dir: "auto" });
-        for (let t = first; t < last; t++) {
-          const span = el("span", { "data-t": t }, found.pieces[t]);
-          const e = found.experts[(row() * tokens + t) * k + slot];
-          if (e !== emptyOf(found.experts)) {
-            const c = expertColour(e, state.data.num_experts);
-            span.style.background = css(c);
-            span.style.color = inkOn(c);
-            span.title = `expert ${e}`;
-          }
-          block.append(span);
-        }
-        return block;
-      }),
-    );
-    mark();
+    const [made, spans] = spelled(found.pieces);
+    spans.forEach((span, t) => {
+      const e = found.experts[(row() * tokens + t) * k + slot];
+      if (e === emptyOf(found.experts)) return;
+      const c = expertColour(e, state.data.num_experts);
+      span.style.background = css(c);
+      span.style.color = inkOn(c);
+      span.title = `expert ${e}`;
+    });
+    words.replaceChildren(...made);
   }
 
   function mark() {
-    activate(words, words.querySelector(`[data-t="${found.pairs[2 * pair() + 1]}"]`));
+    const option = words.querySelector(`[data-t="${found.pairs[2 * pair() + 1]}"]`);
+    activate(words, option);
+    reveal(words, option);
   }
 
   function tellPair() {
@@ -170,7 +188,7 @@ export function comparePanel(state, root) {
       if (found.experts[at] !== emptyOf(found.experts)) list.push(`${found.experts[at]}${found.gates ? ` (${valueAt(found.gates, at).toFixed(2)})` : ""}`);
     }
     const moved = found.divergence && !Number.isNaN(found.divergence[p]) ? ` · next token moved by ${short(found.divergence[p])} nats` : "";
-    const there = t < 0 ? "no such token in the other" : `other “${found.pieces[t]}”: experts ${list.join(", ") || "none"}${moved}`;
+    const there = t < 0 ? "no such token in the other" : `${alone < 0 ? "" : "only the "}other “${found.pieces[t]}”: experts ${list.join(", ") || "none"}${moved}`;
     said.textContent = `layer ${found.layers[row()]}: ${short(found.agreement[row()])} of experts shared (chance ${short(found.chance[row()])}) · ${there}`;
   }
 
@@ -179,31 +197,34 @@ export function comparePanel(state, root) {
     const n = found.pairs.shape[0];
     const p = Math.floor(((event.clientX - box.left - LEFT) / (width - LEFT - 60)) * n);
     const r = Math.floor((event.clientY - box.top) / high());
-    if (p < 0 || p >= n || r >= found.layers.length) return;
-    const token = found.pairs[2 * p];
-    state.set({ layer: found.layers[r], token: token >= 0 ? token : undefined });
+    if (p >= 0 && p < n && r < found.layers.length) goTo(p, found.layers[r]);
   });
   canvas.addEventListener("keydown", (event) => {
     const step = arrow(event);
     if (!step || !found) return;
-    const token = Math.max(0, Math.min(state.data.pieces.length - 1, state.get("token") + step[0]));
-    state.set({ token, layer: found.layers[row() + step[1]] });
+    goTo(within(pair() + step[0], found.pairs.shape[0]), found.layers[row() + step[1]]);
   });
+  const pairOf = (t) => Array.from({ length: found.pairs.shape[0] }, (_, p) => p).find((p) => found.pairs[2 * p + 1] === t);
   words.addEventListener("click", (event) => {
-    const t = Number(event.target.dataset.t ?? NaN);
-    for (let p = 0; p < found.pairs.shape[0]; p++) if (found.pairs[2 * p + 1] === t && found.pairs[2 * p] >= 0) state.set({ token: found.pairs[2 * p] });
+    const t = event.target.dataset.t;
+    if (t !== undefined) goTo(pairOf(Number(t)));
+  });
+  words.addEventListener("keydown", (event) => {
+    const step = arrow(event);
+    if (!step || !found) return;
+    const at = found.pairs[2 * pair() + 1];
+    goTo(pairOf(within(Math.max(0, at) + step[0], found.pieces.length)), found.layers[row() + step[1]]);
   });
 
   load();
   const stop = onWidth(root, (w) => ((width = w), draw()));
   return {
     changed(names) {
-      if (names.has("data")) return load();
+      if (names.has("data") || names.has("text")) return load();
       if (!found) return;
+      if (names.has("token")) alone = -1;
       if (names.has("layer") || names.has("slot")) write();
-      draw();
-      mark();
-      tellPair();
+      show();
     },
     close: stop,
   };

@@ -1,7 +1,7 @@
 // The selected layer's experts: how busy each is, whom the selected one serves, which go together, where tokens go next.
 
 import { css, expertColour, inkOn, scale } from "./colour.js";
-import { activate, arrow, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
+import { activate, arrow, el, frame, inkOf, onWidth, renew, reveal, short, sized, tabbed, within } from "./dom.js";
 import { expertChip } from "./router.js";
 import { newest } from "./state.js";
 
@@ -89,11 +89,12 @@ function expertMatrix(state, { values, rows, columns, byColumn, high, label, tel
     for (let i = 0; i < rows.length; i++) {
       for (let j = 0; j < columns.length; j++) {
         const v = values[i * columns.length + j];
-        const q = Number.isFinite(v) ? Math.round(254 * Math.min(1, v / high)) : 255;
+        if (!Number.isFinite(v)) continue;
+        const q = Math.round(254 * Math.min(1, v / high));
         const c = [table[3 * q], table[3 * q + 1], table[3 * q + 2]];
         context.fillStyle = css(c);
         context.fillRect(MATRIX_EDGE + j * cell, MATRIX_EDGE + i * cell, cell, cell);
-        if (cell < 26 || q === 255) continue;
+        if (cell < 26) continue;
         context.fillStyle = inkOn(c);
         context.fillText(v.toFixed(2).replace(/^0/, ""), MATRIX_EDGE + (j + 0.5) * cell, MATRIX_EDGE + (i + 0.5) * cell + 3);
       }
@@ -142,9 +143,8 @@ function svgPart(tag, attributes, ...children) {
 export function expertsPanel(state, root) {
   const said = el("p", { class: "gs-note" });
   const rows = el("div", { class: "gs-bars gs-loads", role: "listbox", tabindex: "0", "aria-label": "Experts by load" });
-  const tabs = el("div", { class: "gs-row gs-tabs", role: "tablist", "aria-label": "About the layer's experts" },
-    ...EXPERT_PARTS.map(([name, title]) => el("button", { role: "tab", "data-part": name, onclick: () => ((part = name), show()) }, title)));
-  const below = el("div", { role: "tabpanel", class: "gs-part" });
+  const { tabs, panel: below, choose } = tabbed("About the layer's experts", EXPERT_PARTS, (name) => ((part = name), show()));
+  below.classList.add("gs-part");
   root.append(said, rows, tabs, below);
   let layer = null;
   let tokens = null;
@@ -152,8 +152,8 @@ export function expertsPanel(state, root) {
   let choice = "first";
   let width = 0;
   let redraw = () => {};
-  const latest = newest();
-  const latestTokens = newest();
+  const latest = newest(rows);
+  const latestTokens = newest(below);
   const pick = (expert) => state.set({ expert });
 
   function load() {
@@ -211,26 +211,15 @@ export function expertsPanel(state, root) {
   }
 
   function mark() {
-    activate(rows, rows.querySelector(`[data-e="${state.get("expert")}"]`));
-    reveal();
-  }
-
-  function reveal() {
-    const row = rows.querySelector('[aria-selected="true"]');
-    if (row && (row.offsetTop < rows.scrollTop || row.offsetTop + row.offsetHeight > rows.scrollTop + rows.clientHeight)) rows.scrollTop = row.offsetTop - rows.clientHeight / 2;
+    const row = rows.querySelector(`[data-e="${state.get("expert")}"]`);
+    activate(rows, row);
+    reveal(rows, row);
   }
 
   function show() {
     redraw = () => {};
-    for (const tab of tabs.children) {
-      tab.setAttribute("aria-selected", String(tab.dataset.part === part));
-      tab.setAttribute("tabindex", tab.dataset.part === part ? "0" : "-1");
-    }
-    const held = below.querySelector(":focus")?.getAttribute("data-node");
-    const made = { tokens: showTokens, together: showTogether, flow: showFlow }[part]();
-    below.replaceChildren(...made);
+    renew(below, ...{ tokens: showTokens, together: showTogether, flow: showFlow }[part]());
     redraw();
-    if (held) below.querySelector(`[data-node="${held}"]`)?.focus();
   }
 
   function showTokens() {
@@ -302,7 +291,8 @@ export function expertsPanel(state, root) {
     const toggle = el("button", { "aria-pressed": String(choice === "any"), onclick: () => ((choice = choice === "first" ? "any" : "first"), show()) }, "all slots");
     const holder = el("div", { class: "gs-flow" });
     const note = el("span", { class: "gs-note" });
-    redraw = () => width && holder.replaceChildren(picture(layers, choice === "first" ? first : any, note));
+    redraw = () => width && renew(holder, picture(layers, choice === "first" ? first : any, note));
+    redraw(); // before it is on the page, so that the focus finds its node there
     return [el("div", { class: "gs-row" }, note, toggle), holder];
   }
 
@@ -326,11 +316,11 @@ export function expertsPanel(state, root) {
       const chosen = n.column === own && n.expert === e;
       const go = () => state.set({ layer: layers[n.column], expert: n.expert });
       const name = `layer ${layers[n.column]} expert ${n.expert}, ${n.total}`;
-      const box = svgPart("g", { role: "button", tabindex: "0", "aria-label": name, "data-node": `${layers[n.column]}:${n.expert}`, class: "gs-jump" },
+      const box = svgPart("g", { role: "button", tabindex: "0", "aria-label": name, "data-key": `${layers[n.column]}:${n.expert}`, class: "gs-jump" },
         svgPart("rect", { x: n.x, y: n.y, width: 22, height: Math.max(1, n.high), fill: css(colour), ...(chosen ? { stroke: "currentColor", "stroke-width": 2 } : {}) }), svgPart("title", {}, name));
       if (n.high >= 9) box.append(svgPart("text", { x: n.x + 11, y: n.y + n.high / 2 + 3.5, fill: inkOn(colour), "text-anchor": "middle", "font-size": 10 }, String(n.expert)));
       box.addEventListener("click", go);
-      box.addEventListener("keydown", (event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), event.stopPropagation(), go()));
+      box.addEventListener("keydown", (event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), go()));
       drawn.append(box);
     }
     layers.forEach((l, c) => {
@@ -346,17 +336,10 @@ export function expertsPanel(state, root) {
   });
   rows.addEventListener("keydown", (event) => {
     const step = arrow(event);
-    if (step) pick(Math.max(0, Math.min(state.data.num_experts - 1, state.get("expert") + step[0] + step[1])));
-  });
-  tabs.addEventListener("keydown", (event) => {
-    const step = arrow(event);
-    if (!step) return;
-    const at = EXPERT_PARTS.findIndex(([name]) => name === part);
-    part = EXPERT_PARTS[Math.max(0, Math.min(EXPERT_PARTS.length - 1, at + step[0]))][0];
-    show();
-    tabs.querySelector('[aria-selected="true"]').focus();
+    if (step) pick(within(state.get("expert") + step[0] + step[1], state.data.num_experts));
   });
 
+  choose(part);
   load();
   const stop = onWidth(below, (w) => ((width = w), redraw()));
   return {

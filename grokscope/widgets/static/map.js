@@ -1,14 +1,14 @@
 // Layers down, tokens across: which expert, or how much of something, at every place of the text.
 
 import { expertColour, inkOn, scale } from "./colour.js";
-import { arrow, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
+import { arrow, el, frame, inkOf, nameLayers, onWidth, short, sized, within } from "./dom.js";
 import { newest } from "./state.js";
 import { placeOf, tell } from "./text.js";
 import { emptyOf, valueAt } from "./wire.js";
 
 const GUTTER = 34;
 
-/** The whole map as pixels, one a place: RGBA [L, T]. */
+/** The whole map as pixels, one a place: RGBA [L, T]; see-through where there is nothing. */
 export function pixels(data, slot, plane) {
   const [layers, tokens, slots] = data.experts.shape;
   const out = new Uint8ClampedArray(4 * layers * tokens);
@@ -18,17 +18,11 @@ export function pixels(data, slot, plane) {
   for (let row = 0; row < layers; row++) {
     for (let t = 0; t < tokens; t++) {
       const to = 4 * (row * tokens + t);
+      const e = data.experts[(row * tokens + t) * slots + slot];
+      const q = plane ? plane.q[placeOf(plane.q.shape, row, t)] : 0;
+      if (plane ? q === 255 : e === empty) continue;
+      for (let c = 0; c < 3; c++) out[to + c] = plane ? table[3 * q + c] : experts[e][c];
       out[to + 3] = 255;
-      if (plane) {
-        const q = plane.q[placeOf(plane.q.shape, row, t)];
-        for (let c = 0; c < 3; c++) out[to + c] = table[3 * q + c];
-      } else {
-        const e = data.experts[(row * tokens + t) * slots + slot];
-        const c = e === empty ? [128, 128, 128] : experts[e];
-        out[to] = c[0];
-        out[to + 1] = c[1];
-        out[to + 2] = c[2];
-      }
     }
   }
   return out;
@@ -41,14 +35,14 @@ export function zoomed([first, shown], factor, x, tokens) {
   return [Math.max(0, Math.min(tokens - width, start)), width];
 }
 
-/** The next token after `from` whose piece has `text` in it, going round; -1 where there is none. */
+/** The next token after `from` at which `text` begins, be it over several, going round; -1 where there is none. */
 export function found(pieces, text, from) {
-  const wanted = text.toLowerCase();
-  for (let i = 1; i <= pieces.length; i++) {
-    const t = (from + i) % pieces.length;
-    if (pieces[t].toLowerCase().includes(wanted)) return t;
-  }
-  return -1;
+  const plain = (s) => s.replaceAll("▁", " ").toLowerCase();
+  const ends = [];
+  const whole = pieces.reduce((all, piece) => (ends.push(all.length + plain(piece).length), all + plain(piece)), "");
+  const after = whole.indexOf(plain(text), ends[from]);
+  const at = after < 0 ? whole.indexOf(plain(text)) : after;
+  return at < 0 ? -1 : ends.findIndex((end) => end > at + (text.length - text.trimStart().length));
 }
 
 export function mapPanel(state, root) {
@@ -56,13 +50,15 @@ export function mapPanel(state, root) {
   const tip = el("div", { class: "gs-tip", "aria-hidden": "true" });
   const note = el("span", { class: "gs-note", "aria-live": "polite" });
   const search = el("input", { type: "search", placeholder: "find a token", "aria-label": "Find a token; Enter goes to the next" });
-  const bar = el("div", { class: "gs-row" }, search, el("button", { onclick: () => ((view = whole()), draw()) }, "whole text"), note);
+  const differences = [["← difference", -1], ["difference →", 1]].map(([name, step]) =>
+    el("button", { hidden: "", title: "where the experts differ from those that Compare shows", onclick: () => (note.textContent = state.offers.difference(step)) }, name));
+  const bar = el("div", { class: "gs-row" }, search, el("button", { onclick: () => ((view = whole()), draw()) }, "whole text"), ...differences, note);
   root.append(bar, canvas, tip);
   const picture = document.createElement("canvas");
   let plane = null;
   let width = 0;
   let view = whole();
-  const latest = newest();
+  const latest = newest(root);
 
   function whole() {
     return [0, Math.max(1, state.data.pieces.length)];
@@ -78,7 +74,6 @@ export function mapPanel(state, root) {
     picture.height = layers;
     const image = new ImageData(pixels(state.data, state.get("slot"), plane), tokens, layers);
     picture.getContext("2d").putImageData(image, 0, 0);
-    canvas.setAttribute("aria-label", `Routing map: ${layers} layers by ${tokens} tokens, coloured by ${plane ? plane.label : "expert"}`);
   }
 
   function recolour() {
@@ -98,9 +93,7 @@ export function mapPanel(state, root) {
     const ink = inkOf(root);
     context.font = "10px system-ui, sans-serif";
     context.fillStyle = ink;
-    context.textAlign = "right";
-    const every = Math.ceil(12 / high);
-    layers.forEach((layer, row) => row % every || context.fillText(`L${layer}`, GUTTER - 4, row * high + high / 2 + 3));
+    nameLayers(context, layers, high, GUTTER - 4);
     context.textAlign = "center";
     numbers(context, across, high);
     ticks(context, across, layers.length * high + 12, pieces.length);
@@ -109,6 +102,8 @@ export function mapPanel(state, root) {
     frame(context, x, 0, Math.max(across, 3), layers.length * high);
     context.globalAlpha = 1;
     frame(context, x, state.row * high, Math.max(across, 3), high);
+    const at = pieces.length ? tell(state.data, state.row, state.get("token")) : "no tokens";
+    canvas.setAttribute("aria-label", `Routing map: ${layers.length} layers by ${pieces.length} tokens, coloured by ${plane ? plane.label : "expert"}; selected: ${at}`);
   }
 
   function numbers(context, across, high) {
@@ -190,16 +185,14 @@ export function mapPanel(state, root) {
   canvas.addEventListener("keydown", (event) => {
     const step = arrow(event);
     if (step) {
-      const token = Math.max(0, Math.min(state.data.pieces.length - 1, state.get("token") + step[0]));
+      const token = within(state.get("token") + step[0], state.data.pieces.length);
       state.set({ token, layer: state.data.layers[state.row + step[1]] });
     } else if (event.key === "+" || event.key === "-") {
-      event.stopPropagation();
       view = zoomed(view, event.key === "+" ? 0.5 : 2, state.get("token") + 0.5, state.data.pieces.length);
       draw();
     }
   });
   search.addEventListener("keydown", (event) => {
-    event.stopPropagation();
     if (event.key !== "Enter" || !search.value) return;
     const t = found(state.data.pieces, search.value, state.get("token"));
     note.textContent = t < 0 ? "no such token" : "";
@@ -212,6 +205,7 @@ export function mapPanel(state, root) {
     changed(names) {
       if (names.has("data")) view = whole();
       if (names.has("token")) reveal();
+      for (const button of differences) button.hidden = !state.offers.difference;
       if (["data", "slot", "colour", "expert"].some((n) => names.has(n))) recolour();
       else draw();
     },

@@ -1,6 +1,6 @@
 // What comes next, what really came, and what each layer would have said.
 
-import { activate, el, short } from "./dom.js";
+import { activate, el, renew, short } from "./dom.js";
 import { newest } from "./state.js";
 
 /** A probability for a reader: 12.6 %, 0.21 %, 3e-7; a report's numbers of 16 bits end there. */
@@ -33,30 +33,31 @@ function shareBar(p) {
 }
 
 export function predictionPanel(state, root) {
+  const after = el("div", { class: "gs-key" });
   const said = el("div", { class: "gs-said", "aria-live": "polite" });
   const list = el("div", { class: "gs-next", role: "list", "aria-label": "The most likely next tokens" });
   const lens = el("div", { class: "gs-lens" });
-  root.append(list, said, lens);
-  const latest = newest();
-  const latestLens = newest();
+  root.append(el("div", { class: "gs-ahead" }, el("div", {}, after, list, said), lens));
+  const latest = newest(root);
+  const latestLens = newest(lens);
   let asked = false; // once wanted, the lens follows the selection
 
   function load() {
     const token = state.get("token");
     latest(state.ask("prediction", { token }), (answer) => show(answer, token), (e) => {
-      list.replaceChildren();
+      for (const part of [after, list, lens]) part.replaceChildren();
       said.textContent = e.message;
-      lens.replaceChildren();
     });
   }
 
   function show({ next, lens: how }, token) {
+    after.replaceChildren("after “", el("bdi", {}, state.data.pieces[token] ?? ""), `”, token ${state.data.positions[token]}`);
     if (next) listed(next, token);
     else {
       list.replaceChildren();
       said.textContent = "The logits were not kept; the lens makes them.";
     }
-    if (how === "ready" || (how === "run" && asked)) loadLens(token);
+    if (how === "ready" || (how === "run" && (asked || state.still))) loadLens(token);
     else if (how === "run") {
       const start = () => ((asked = true), loadLens(token), next || load());
       latestLens(Promise.resolve(), () => lens.replaceChildren(el("button", { onclick: start }, "logit lens: what each layer would predict"), el("span", { class: "gs-note" }, " runs the model once over this text")));
@@ -65,7 +66,8 @@ export function predictionPanel(state, root) {
 
   function listed(next, token) {
     const most = next.probabilities[0] || 1;
-    list.replaceChildren(
+    renew(
+      list,
       ...nextRows(next).map((row) => {
         const go = row.came ? () => state.set({ token: token + 1 }) : undefined;
         const piece = row.came
@@ -79,7 +81,7 @@ export function predictionPanel(state, root) {
   }
 
   function loadLens(token) {
-    if (!lens.querySelector("table")) lens.replaceChildren(el("p", { class: "gs-note" }, "running the model …"));
+    if (!lens.querySelector("table") && !state.still) lens.replaceChildren(el("p", { class: "gs-note" }, "running the model …"));
     latestLens(state.ask("lens", { token }), table, (e) => lens.replaceChildren(el("p", { class: "gs-lacks" }, `The logit lens: ${e.message}`)));
   }
 
@@ -102,7 +104,7 @@ export function predictionPanel(state, root) {
     const made = el("table", {}, caption, el("thead", {}, el("tr", {}, ...head)), body);
     const scroll = el("div", { class: "gs-lens-rows", tabindex: "0", role: "group", "aria-label": "Logit lens by layer" }, made);
     const top = lens.querySelector(".gs-lens-rows")?.scrollTop ?? 0;
-    lens.replaceChildren(scroll, el("p", { class: "gs-note" }, found.note ?? "Early layers write in other directions than the unembedding reads: a late rise need not mean that a layer knew nothing."));
+    renew(lens, scroll, el("p", { class: "gs-note" }, found.note ?? "Early layers write in other directions than the unembedding reads: a late rise need not mean that a layer knew nothing."));
     scroll.scrollTop = top;
     mark();
   }

@@ -18,6 +18,7 @@ export function reportModel({ state, texts }, buffers) {
         : v;
   const values = { ...state, data: placed(texts[0].data) };
   return {
+    still: true,
     get: (name) => values[name],
     set(name, value) {
       values[name] = value;

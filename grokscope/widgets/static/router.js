@@ -107,11 +107,13 @@ export function routerPanel(state, root) {
   let byProbability = false;
   let width = 0;
   let shown = [];
-  const latest = newest();
+  const latest = newest(root);
 
   function load() {
     if (!state.data.pieces.length) return failed("The text has no tokens.");
-    latest(state.ask("router", { token: state.get("token") }), (a) => ((answer = a), list(), draw()), (e) => failed(e.message));
+    const token = state.get("token");
+    const name = `Token ${state.data.positions[token]} “${state.data.pieces[token]}”`;
+    latest(state.ask("router", { token }), (a) => ((answer = { ...a, token, name }), list(), draw()), (e) => failed(e.message));
     draw(); // the path needs no answer
   }
 
@@ -128,7 +130,7 @@ export function routerPanel(state, root) {
     if (!answer) return;
     const row = state.row;
     const count = state.data.num_experts;
-    said.textContent = `Layer ${state.get("layer")}. ${marginWords(answer, row)}`;
+    said.textContent = `${answer.name}, layer ${state.get("layer")}. ${marginWords(answer, row)}`;
     const scored = answer.logits || answer.probs;
     sort.hidden = !scored;
     const made = scored ? routerRows(answer, row, byProbability) : [];
@@ -169,6 +171,7 @@ export function routerPanel(state, root) {
     context.font = "10px system-ui, sans-serif";
     context.textAlign = "center";
     const t = state.get("token");
+    const margins = answer?.token === t ? answer.margins : null; // the path is of the selected token, an old answer's margins are not
     layers.forEach((layer, row) => {
       const x = (row % across) * cell;
       const y = Math.floor(row / across) * high;
@@ -190,15 +193,15 @@ export function routerPanel(state, root) {
         context.fillStyle = inkOn(colour);
         context.fillText(String(expert), x + cell / 2, base + 11);
       });
-      if (answer?.margins) {
-        const margin = answer.margins[row];
+      if (margins) {
+        const margin = margins[row];
         context.fillStyle = ink;
         context.fillText(toldNumber(margin, Math.abs(margin) >= 9.95 ? 0 : margin < 0 ? 1 : 2), x + cell / 2, y + 13 + slots * (PATH_CHIP + tall + 1) + 10);
       }
     });
     const [x, y] = [(state.row % across) * cell, Math.floor(state.row / across) * high];
     frame(context, x + 1, y + 1, cell - 2, high - 5);
-    const parts = [`Path of token ${state.data.positions[t]}: slots downwards`, state.data.gates && "gate as height", answer?.margins && `margin in ${answer.unit} below`];
+    const parts = [`Path of token ${state.data.positions[t]}: slots downwards`, state.data.gates && "gate as height", margins && `margin in ${answer.unit} below`];
     key.textContent = parts.filter(Boolean).join(", ");
     const at = chosen(state.data, state.row, t).map(([e]) => e).join(", ") || "none";
     canvas.setAttribute("aria-label", `${key.textContent}; at layer ${state.get("layer")}: experts ${at}`);

@@ -2,6 +2,8 @@
 
 import { unpack } from "./wire.js";
 
+const NO_KERNEL = "No kernel: run the cell again.";
+const WAITS = [[150, "waiting for Python …"], [8000, "still waiting for Python: if no kernel runs, run the cell again"]]; // after ms
 const SELECTED = ["text", "layer", "token", "head", "expert", "slot", "colour"];
 
 /** Wraps a widget's model (or the report's, which has the same four methods). */
@@ -13,6 +15,7 @@ export class State {
     this.next = 1;
     this.planes = new Map();
     this.data = unpack(model.get("data"));
+    this.offers = {};
     this.changed = new Set();
     this.onChange = SELECTED.concat("data").map((name) => [`change:${name}`, () => this._mark(name)]);
     for (const [event, f] of this.onChange) model.on(event, f);
@@ -32,7 +35,24 @@ export class State {
       this.model.set(name, value);
       any = true;
     }
-    if (any) this.model.save_changes();
+    if (!any) return;
+    try {
+      this.model.save_changes();
+    } catch {
+      // without a kernel the page goes on alone: what it asks says so
+    }
+  }
+
+  /** Lets other panels have what one of them can do, or no longer can: `offers[name]`, heard of as a change of that name. */
+  offer(name, f) {
+    if (this.offers[name] === f) return;
+    this.offers[name] = f;
+    this._mark(name);
+  }
+
+  /** Whether this is a report, with no Python behind it. */
+  get still() {
+    return Boolean(this.model.still);
   }
 
   /** Calls f(names) once a frame in which something changed; gives the function that ends it. */
@@ -46,7 +66,12 @@ export class State {
     const id = this.next++;
     return new Promise((resolve, reject) => {
       this.waiting.set(id, { resolve, reject });
-      this.model.send({ id, want, params });
+      try {
+        this.model.send({ id, want, params });
+      } catch {
+        this.waiting.delete(id);
+        reject(new Error(NO_KERNEL));
+      }
     });
   }
 
@@ -79,6 +104,7 @@ export class State {
     if (name === "data") {
       this.data = unpack(this.model.get("data"));
       this.planes.clear();
+      this.offers = {};
     }
     if (!this.changed.size) {
       const tell = () => {
@@ -101,11 +127,25 @@ export class State {
   }
 }
 
-/** Lets through only the answer to the newest question: `const latest = newest(); latest(state.ask(...), draw, complain)`. */
-export function newest() {
+/** Lets through only the answer to the newest question, `const latest = newest(root); latest(state.ask(...), draw, complain)`;
+ *  while that is out for long, `root`, which shows what is no longer so, is marked. */
+export function newest(root) {
   let number = 0;
+  let timers = [];
+  const mark = (words) => {
+    root.setAttribute("aria-busy", "true");
+    root.dataset.wait = words;
+  };
   return (promise, done, failed = () => {}) => {
     const mine = ++number;
-    promise.then((r) => mine === number && done(r), (e) => mine === number && failed(e));
+    if (!timers.length) timers = WAITS.map(([after, words]) => setTimeout(mark, after, words));
+    const ending = (f) => (r) => {
+      if (mine !== number) return;
+      timers.forEach(clearTimeout);
+      timers = [];
+      root.removeAttribute("aria-busy");
+      f(r);
+    };
+    promise.then(ending(done), ending(failed));
   };
 }

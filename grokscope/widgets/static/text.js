@@ -1,11 +1,13 @@
 // The prompt as text, each token in the colour of what is chosen.
 
-import { css, expertColour, inkOn, scale } from "./colour.js";
-import { activate, arrow, el, short } from "./dom.js";
+import { css, expertColour, faded, inkOn, scale } from "./colour.js";
+import { activate, arrow, el, renew, reveal, short, within } from "./dom.js";
 import { newest } from "./state.js";
 import { emptyOf, valueAt } from "./wire.js";
 
 const CHUNK = 256; // spans in one block: blocks out of sight are not laid out
+const SPECIAL = /^\[[A-Z_]+\]$|^<.*>$|\\u\{[0-9a-f]+\}/g; // [BOS], <0x0A>, and characters shown by their number
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
 
 /** Where a token stands in an array [L, T, ...] or [T]: the row of `shape`, times T, plus t. */
 export function placeOf(shape, row, t) {
@@ -46,21 +48,38 @@ export function blocks(pieces, size = CHUNK) {
   return made;
 }
 
-/** The [r, g, b] and strength of each token for the state's colour, or null where there is nothing. */
+/** "rtl" or "ltr": the direction of the first letter of a text, its special tokens apart. */
+export function directionOf(pieces) {
+  for (const piece of pieces) {
+    const letter = piece.replace(SPECIAL, "").match(/\p{L}/u);
+    if (letter) return RIGHT_TO_LEFT.test(letter[0]) ? "rtl" : "ltr";
+  }
+  return "ltr";
+}
+
+/** The pieces as spans, in blocks that each run in the direction of their text: [blocks, spans]. */
+export function spelled(pieces) {
+  const spans = pieces.map((piece, t) => el("span", { role: "option", "data-t": t }, piece));
+  const made = blocks(pieces).map(([first, last]) =>
+    el("div", { class: "gs-block", dir: directionOf(pieces.slice(first, last)) }, ...spans.slice(first, last)));
+  return [made, spans];
+}
+
+/** The [r, g, b] of each token for the state's colour, paler for smaller gates, or null where there is nothing. */
 export function colours(data, row, slot, plane) {
   const tokens = data.pieces.length;
   const made = new Array(tokens).fill(null);
   if (plane === null) {
     for (let t = 0; t < tokens; t++) {
       const at = chosen(data, row, t)[slot];
-      if (at) made[t] = [expertColour(at[0], data.num_experts), at[1] === null ? 1 : 0.35 + 0.65 * Math.min(1, at[1])];
+      if (at) made[t] = faded(expertColour(at[0], data.num_experts), 0.35 + 0.65 * Math.min(1, at[1] ?? 1));
     }
     return made;
   }
   const table = scale(plane.signed);
   for (let t = 0; t < tokens; t++) {
     const q = plane.q[placeOf(plane.q.shape, row, t)];
-    if (q !== 255) made[t] = [[table[3 * q], table[3 * q + 1], table[3 * q + 2]], 1];
+    if (q !== 255) made[t] = [...table.slice(3 * q, 3 * q + 3)];
   }
   return made;
 }
@@ -73,44 +92,33 @@ export function textPanel(state, root) {
   let spans = [];
   let picked = null;
   let plane = null;
-  const latest = newest();
+  const latest = newest(list);
 
   function build() {
-    const { pieces } = state.data;
-    spans = new Array(pieces.length);
-    list.replaceChildren(
-      ...blocks(pieces).map(([first, last]) => {
-        const block = el("div", { class: "gs-block", dir: "auto" });
-        for (let t = first; t < last; t++) {
-          const span = document.createElement("span");
-          span.textContent = pieces[t];
-          span.dataset.t = t;
-          span.setAttribute("role", "option");
-          block.append((spans[t] = span));
-        }
-        return block;
-      }),
-    );
+    const [made, all] = spelled(state.data.pieces);
+    spans = all;
+    list.replaceChildren(...made);
   }
 
   function paint() {
     const made = colours(state.data, state.row, state.get("slot"), plane);
     made.forEach((c, t) => {
       const style = spans[t].style;
-      style.background = c ? css(...c) : "";
-      style.color = c ? (c[1] < 0.6 ? "#000" : inkOn(c[0])) : "";
+      style.background = c ? css(c) : "";
+      style.color = c ? inkOn(c) : "";
     });
     legend();
   }
 
   function legend() {
-    const { num_experts: count } = state.data;
+    const { num_experts: count, gates } = state.data;
+    const what = `expert of slot ${state.get("slot")} at layer ${state.get("layer")}`;
     if (plane) {
       const table = scale(plane.signed);
       const stops = [0, 64, 127, 191, 254].map((q) => css([table[3 * q], table[3 * q + 1], table[3 * q + 2]]));
       const bar = el("span", { class: "gs-bar" });
       bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
-      key.replaceChildren(plane.label, " ", short(plane.low), bar, short(plane.high));
+      key.replaceChildren(plane.label, " ", el("span", { class: "gs-scale" }, short(plane.low), bar, short(plane.high)));
     } else if (count <= 64) {
       const swatches = Array.from({ length: count }, (_, e) => {
         const c = expertColour(e, count);
@@ -120,8 +128,8 @@ export function textPanel(state, root) {
         if (e === state.get("expert")) swatch.setAttribute("aria-pressed", "true");
         return swatch;
       });
-      key.replaceChildren(`expert of slot ${state.get("slot")} at layer ${state.get("layer")} `, ...swatches);
-    } else key.replaceChildren(`expert of slot ${state.get("slot")} at layer ${state.get("layer")}, of ${count}`);
+      renew(key, `${what} `, ...swatches, gates ? " paler: a smaller gate" : "");
+    } else key.replaceChildren(`${what}, of ${count}${gates ? "; paler: a smaller gate" : ""}`);
   }
 
   function recolour() {
@@ -137,13 +145,6 @@ export function textPanel(state, root) {
     activate(list, picked);
   }
 
-  function reveal() {
-    if (!picked) return;
-    const a = picked.getBoundingClientRect();
-    const b = list.getBoundingClientRect();
-    if (a.top < b.top || a.bottom > b.bottom) list.scrollTop += a.top - b.top - b.height / 3;
-  }
-
   list.addEventListener("click", (event) => {
     const t = event.target.dataset.t;
     if (t !== undefined) state.set({ token: Number(t) });
@@ -151,7 +152,7 @@ export function textPanel(state, root) {
   list.addEventListener("keydown", (event) => {
     const step = arrow(event);
     if (!step) return;
-    const token = Math.max(0, Math.min(spans.length - 1, state.get("token") + step[0]));
+    const token = within(state.get("token") + step[0], spans.length);
     state.set(step[0] ? { token } : { layer: state.data.layers[state.row + step[1]] });
   });
   list.addEventListener("mousemove", (event) => {
@@ -173,7 +174,7 @@ export function textPanel(state, root) {
     changed(names) {
       if (names.has("data")) build();
       if (["data", "layer", "slot", "colour", "expert"].some((n) => names.has(n))) recolour();
-      if (names.has("data") || names.has("token")) select(), reveal();
+      if (names.has("data") || names.has("token")) select(), reveal(list, picked);
     },
   };
 }

@@ -2,7 +2,7 @@
 
 import { attentionPanel } from "./attention.js";
 import { comparePanel } from "./compare.js";
-import { choice, el } from "./dom.js";
+import { choice, el, refill } from "./dom.js";
 import { editPanel } from "./edit.js";
 import { expertsPanel } from "./experts.js";
 import { mapPanel } from "./map.js";
@@ -17,7 +17,7 @@ const PANELS = {
   router: ["Router", routerPanel, ""],
   experts: ["Experts", expertsPanel, ""],
   attention: ["Attention", attentionPanel, ""],
-  prediction: ["Prediction", predictionPanel, ""],
+  prediction: ["Prediction", predictionPanel, "double"],
   compare: ["Compare", comparePanel, "wide"],
   edit: ["Edit", editPanel, ""],
 };
@@ -34,7 +34,6 @@ function numberField(state, label, name, all) {
     if (all().includes(value)) state.set({ [name]: value });
     update();
   });
-  input.addEventListener("keydown", (event) => event.stopPropagation());
   update();
   return [el("label", {}, `${label} `, input), update];
 }
@@ -50,14 +49,12 @@ function selectionBar(state, root) {
   ];
   if (state.data.heads.length) fields.push(numberField(state, "head", "head", () => state.data.heads));
   const said = el("output", { class: "gs-said", "aria-live": "polite" });
-  const colour = el("span");
-  const text = el("span");
+  const colour = choice("colour tokens by", [], "", (v) => state.set({ colour: v }));
+  const text = choice("text", [], "", (v) => state.set({ text: Number(v) }));
   function lists() {
     const { colours, texts } = state.data;
-    const coloured = choice("colour tokens by", [["expert", "expert"], ...colours], state.get("colour"), (v) => state.set({ colour: v }));
-    colour.replaceChildren(el("label", {}, "colour ", coloured));
-    const which = texts.map((name, i) => [String(i), `${i}: ${name}`]);
-    text.replaceChildren(...(texts.length > 1 ? [el("label", {}, "text ", choice("text", which, String(state.get("text")), (v) => state.set({ text: Number(v) })))] : []));
+    refill(colour, [["expert", "expert"], ...colours], state.get("colour"));
+    refill(text, texts.map((name, i) => [i, `${i}: ${name}`]), state.get("text"));
   }
   function changed(names) {
     for (const [, update] of fields) update();
@@ -66,7 +63,8 @@ function selectionBar(state, root) {
   }
   lists();
   changed(new Set());
-  root.append(text, ...fields.map(([field]) => field), colour, said);
+  if (state.data.texts.length > 1) root.append(el("label", {}, "text ", text));
+  root.append(...fields.map(([field]) => field), el("label", {}, "colour ", colour), said);
   return { changed };
 }
 
@@ -109,12 +107,20 @@ export function draw(state, root, panels) {
   };
 }
 
+/** Keys are the panels': a notebook would cut its cells with them. Only those with Ctrl or Cmd go on to it, to save for instance. */
+function keepKeys(event) {
+  const on = (event.ctrlKey && event.key !== "Control") || (event.metaKey && event.key !== "Meta");
+  if (!on) event.stopPropagation();
+}
+
 export default {
   render({ model, el: root }) {
     root.classList.add("grokscope", "mathjax_ignore", "tex2jax_ignore");
-    let state = new State(model);
-    let end = draw(state, root, model.get("panels"));
+    root.addEventListener("keydown", keepKeys);
+    const state = new State(model);
+    const end = draw(state, root, model.get("panels"));
     return () => {
+      root.removeEventListener("keydown", keepKeys);
       end();
       state.close();
     };
