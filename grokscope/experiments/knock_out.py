@@ -42,7 +42,8 @@ def knock_out(
     Control: the same is done, at the same layer, to as many visits drawn at random: n_selected tokens, no token twice, in
     the slots that the expert had, whichever expert is there. null_mean is over `draws` such (the same ones each time; 0: no
     control, a third of the time), null_kl their KL; null_sd is what one more draw would be off their mean: the spread is
-    pooled over the layer's experts, as variance goes with the visits. z says whether this expert matters more than its load.
+    pooled over the layer's experts, as variance goes with the visits. z says whether this expert matters more than its load
+    in these texts; whether it does in others is for the interval, and for other texts, to say.
 
     Cite: Lu et al. 2024, arXiv 2402.14800; Su et al. 2025, arXiv 2507.23279. Confounds: the rest does not adapt, so
     redundant experts look useless one by one; few texts say little of others. Under "reroute" an expert never chosen need

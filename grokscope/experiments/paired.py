@@ -67,6 +67,8 @@ class Paired:
     """
 
     def __init__(self, model: Model, texts: Any, who: str, *, outputs: bool = False) -> None:
+        if not isinstance(model, Model):
+            raise TypeError(f"{who}: wanted a Model, then texts, got {type(model).__name__}; gs.load() gives one")
         self.model, self.who, self.prompt = model, who, model.encode(texts)
         self.row, self.token = np.nonzero(np.arange(self.prompt.tokens) < self.prompt.lengths[:, None] - 1)
         if not len(self.row):

@@ -32,6 +32,8 @@ def read_router_logits(
     All is computed in float32 as the model here does it: cap, softmax, the k best (the lower expert of equal ones), gates.
     Raises ValueError for NaN, shapes that do not fit, and for probabilities that are called logits, as Gemma 4 records them.
     """
+    if not isinstance(router, RouterConfig):
+        raise TypeError(f"router: wanted the rule as a RouterConfig, got {type(router).__name__}; the logits do not say it")
     mask = None if attention_mask is None else as_array(_plain(attention_mask), "attention_mask") != 0
     if mask is None and token_ids is not None:
         mask = np.ones(np.shape(token_ids), bool)

@@ -53,7 +53,7 @@ def test_hostile_tokens_and_names_stay_text(chromium, tmp_path):
     page, faults = opened(chromium, gs.report(trace, tmp_path / "<b>x&.html"))
     shown = page.eval_on_selector_all(".gs-tokens:not(.gs-other) [data-t]", "all => all.map(s => s.textContent)")
     assert shown == [visible(p) for p in HOSTILE]
-    assert page.title() == "GrokScope: random"
+    assert page.title().startswith("GrokScope: random, ")
     assert faults == []
 
 

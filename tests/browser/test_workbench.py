@@ -204,7 +204,7 @@ def test_a_recording_shows_what_it_has(chromium):
         assert len(tokens(host)) == 11
         assert host.widget.colours == ["expert"]
         assert "does not say the router" in host.page.inner_text(".gs-head")
-        assert "needs" in host.page.inner_text("[data-panel=edit]")
+        assert "cannot be run again" in host.page.inner_text("[data-panel=edit]")
         assert not host.faults
 
 

@@ -25,6 +25,20 @@ export function differenceColour(n, k) {
   return n >= k ? SAME : DIFFERS[n === 0 ? 1 : 0];
 }
 
+/** What the two make of the tokens that came after in both: their log-probability together, pairs of numbers [P, 2]. */
+export function likelihood(logprob) {
+  const sums = [0, 0];
+  let count = 0;
+  for (let p = 0; logprob && p < logprob.length / 2; p++) {
+    if (Number.isNaN(logprob[2 * p])) continue;
+    sums[0] += logprob[2 * p];
+    sums[1] += logprob[2 * p + 1];
+    count += 1;
+  }
+  if (!count) return "";
+  return ` · log-probability of ${count} tokens: ${sums[0].toFixed(2)} here, ${sums[1].toFixed(2)} in the other`;
+}
+
 export function comparePanel(state, root) {
   const head = el("div", { class: "gs-row" });
   const said = el("div", { class: "gs-said", "aria-live": "polite" });
@@ -187,9 +201,9 @@ export function comparePanel(state, root) {
       const at = (row() * tokens + t) * k + a;
       if (found.experts[at] !== emptyOf(found.experts)) list.push(`${found.experts[at]}${found.gates ? ` (${valueAt(found.gates, at).toFixed(2)})` : ""}`);
     }
-    const moved = found.divergence && !Number.isNaN(found.divergence[p]) ? ` · next token moved by ${short(found.divergence[p])} nats` : "";
+    const moved = found.divergence && !Number.isNaN(found.divergence[p]) ? ` · its next tokens' KL ${short(found.divergence[p])} nats` : "";
     const there = t < 0 ? "no such token in the other" : `${alone < 0 ? "" : "only the "}other “${found.pieces[t]}”: experts ${list.join(", ") || "none"}${moved}`;
-    said.textContent = `layer ${found.layers[row()]}: ${short(found.agreement[row()])} of experts shared (chance ${short(found.chance[row()])}) · ${there}`;
+    said.textContent = `layer ${found.layers[row()]}: ${short(found.agreement[row()])} of experts shared (chance ${short(found.chance[row()])}) · ${there}${likelihood(found.logprob)}`;
   }
 
   canvas.addEventListener("click", (event) => {
