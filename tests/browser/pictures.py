@@ -20,6 +20,8 @@ def main() -> None:
         host.page.wait_for_timeout(1500)
         host.page.click("[data-panel=edit] button >> text=run")
         host.page.wait_for_selector("[data-panel=edit] li")
+        host.page.click("[data-panel=prediction] button >> text=logit lens")
+        host.page.wait_for_selector("[data-panel=prediction] table")
         host.page.wait_for_timeout(1500)
         for name in bench.panels:
             host.page.locator(f"[data-panel={name}]").screenshot(path=FOLDER / f"{name}.png")
