@@ -107,20 +107,35 @@ export function draw(state, root, panels) {
   };
 }
 
-/** Keys are the panels': a notebook would cut its cells with them. Only those with Ctrl or Cmd go on to it, to save for instance. */
-function keepKeys(event) {
-  const on = (event.ctrlKey && event.key !== "Control") || (event.metaKey && event.key !== "Meta");
-  if (!on) event.stopPropagation();
+/** Keys are the panels': a notebook would cut its cells with them. Only those with Ctrl or Cmd go on to it, to save for instance.
+ *
+ * JupyterLab listens while events bubble, Notebook 7 before they come here; it passes over elements that carry this attribute,
+ * and asks the focused one first, so it must be set there, from the window.
+ */
+function keepKeys(root) {
+  const goesOn = (event) => (event.ctrlKey && event.key !== "Control") || (event.metaKey && event.key !== "Meta");
+  const mark = (event) => {
+    if (root.contains(event.target)) event.target.toggleAttribute("data-lm-suppress-shortcuts", !goesOn(event));
+  };
+  const stop = (event) => {
+    if (!goesOn(event)) event.stopPropagation();
+  };
+  window.addEventListener("keydown", mark, true);
+  root.addEventListener("keydown", stop);
+  return () => {
+    window.removeEventListener("keydown", mark, true);
+    root.removeEventListener("keydown", stop);
+  };
 }
 
 export default {
   render({ model, el: root }) {
     root.classList.add("grokscope", "mathjax_ignore", "tex2jax_ignore");
-    root.addEventListener("keydown", keepKeys);
+    const giveBack = keepKeys(root);
     const state = new State(model);
     const end = draw(state, root, model.get("panels"));
     return () => {
-      root.removeEventListener("keydown", keepKeys);
+      giveBack();
       end();
       state.close();
     };
