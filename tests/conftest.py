@@ -1,10 +1,12 @@
 """What the tests share: where the reference's data lie, a small model whose sizes are different primes, the embedded model.
 
-Sizes that differ let no transposition hide. Compiled programs are kept between runs, in the user's cache.
+Sizes that differ let no transposition hide. Compiled programs are not read from the user's cache here, and each file's are let go:
+XLA has crashed (JAX 0.10.2, reading one) in processes that held a thousand others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -13,7 +15,6 @@ import pytest
 
 import grokscope as gs
 from grokscope.config import ModelConfig, RouterConfig
-from grokscope.loading import keep_compiled
 from grokscope.model import Model
 from grokscope.transformer.weights import random_weights
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 GOLDENS = ROOT / "tests" / "goldens"
 
-keep_compiled()
+jax.config.update("jax_enable_compilation_cache", False)
 
 TINY = ModelConfig(
     vocab_size=97, d_model=40, num_layers=3, num_heads=6, num_kv_heads=2, d_head=14, d_expert=24, max_tokens=67,
@@ -41,6 +42,13 @@ def make(config: ModelConfig = TINY, seed: int = 0, dtype: str = "float32") -> M
         )
 
     return Model(config, jax.tree_util.tree_map_with_path(vary, weights), None, dtype, "tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Those of one file at a time."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
