@@ -9,7 +9,7 @@ demo: .venv/ready  ## set up, then show how the embedded model routes a sentence
 	@echo 'next: $(BIN)/grokscope lab, the notebooks; make test'
 
 test: .venv/ready  ## set up, then run the whole test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/ready  ## the speed of this machine, as ratios against floors and peers
 	$(BIN)/python tests/bench/forward.py
