@@ -1,7 +1,7 @@
 """What the tests share: where the reference's data lie, a small model whose sizes are different primes, the embedded model.
 
 Sizes that differ let no transposition hide. Compiled programs are not read from the user's cache here, and each file's are let go:
-XLA has crashed (JAX 0.10.2, reading one) in processes that held a thousand others.
+XLA has crashed (JAX 0.10.2, reading one) in a process that held many others.
 """
 
 from __future__ import annotations
