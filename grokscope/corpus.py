@@ -100,13 +100,11 @@ def _of_stream(stream: IO[str], path: Path, label: str | None) -> Iterator[Docum
             row = json.loads(line)
             if not isinstance(row["text"], str):
                 raise TypeError("text is no string")
-            yield Document(row["text"], _group(row, label, f"{path}, line {number}", _name(path)))
-        except _NotAGroup:
-            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f'{path}, line {number}: wanted a JSON object with "text", got {line[:40]!r}; write one document a line'
             ) from error
+        yield Document(row["text"], _group(row, label, f"{path}, line {number}", _name(path)))
 
 
 def _of_parquet(path: Path, label: str | None) -> Iterator[Document]:
@@ -130,17 +128,13 @@ def _of_parquet(path: Path, label: str | None) -> Iterator[Document]:
             yield Document(row["text"], _group(row, label, f"{path}, row {number}", _name(path)))
 
 
-class _NotAGroup(ValueError):
-    """A label that is no name."""
-
-
 def _group(row: Mapping[str, Any], label: str | None, where: str, default: str) -> str:
     """The document's label: a text, a number or a truth value as text; `default` where it has none, or null."""
     value = None if label is None else row.get(label)
     if value is None:
         return "" if label is None else default
     if not isinstance(value, str | int | float):
-        raise _NotAGroup(f"{where}: wanted a name in {label!r}, got {value!r:.40}; give each document one text or number")
+        raise ValueError(f"{where}: wanted a name in {label!r}, got {value!r:.40}; give each document one text or number")
     return str(value)
 
 

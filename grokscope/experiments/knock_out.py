@@ -89,7 +89,7 @@ class _KnockOuts:
             ("mode", "layer", "expert"), found["d_nll"], variance, **self._null(null),
             coords={"mode": list(self.modes), "layer": self.layers, "expert": self.experts},
             d_nll_selected=share(found["selected"].sum(0), self.n_selected),
-            kl=found["kl"].sum(0) / n, flips=found["flips"].sum(0) / n, 
+            kl=found["kl"].sum(0) / n, flips=found["flips"].sum(0) / n,
             attrs={"null": "as many visits at random" if self.draws else None, "draws": self.draws},
         )  # fmt: skip
         return made.assign(d_nll=made["value"], n_selected=(("layer", "expert"), self.n_selected))

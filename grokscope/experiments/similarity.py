@@ -74,7 +74,7 @@ def expert_output_similarity(
         ("layer", "expert", "expert_other"), share(angular.sum(0), n.sum(0)),
         {"layer": numbers, "expert": experts, "expert_other": experts}, null_mean=chance.mean(0),
         null_sd=chance.std(0, ddof=1) if len(chance) > 1 else np.full(chance.shape[1:], np.nan), n_eff=n.sum(0),
-        ci=interval(share, angular, n), cos=share(cos.sum(0), n.sum(0)), 
+        ci=interval(share, angular, n), cos=share(cos.sum(0), n.sum(0)),
         attrs={"null": "answers to different tokens", "shifts": len(chance), "seed": seed},
     )  # fmt: skip
 

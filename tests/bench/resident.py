@@ -16,20 +16,30 @@ import time
 from functools import partial
 from typing import Any
 
-from grok1_gpu import GROK, _timed, say  # first: it puts the checkout on the path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from grok1_gpu import GROK, _timed, say  # first: it puts the checkout on the path
 
 import grokscope as gs
 from grokscope.model import Model
-from grokscope.placement import _for_hopper, on_hopper
+from grokscope.placement import _for_hopper, on_hopper, placement
 from grokscope.sharding import Layout
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.forward import run_block
+from grokscope.transformer.quantize import quantize
 from grokscope.transformer.tap import Selection
-from grokscope.transformer.weights import CONTRACTED, BlockWeights, Int8, ModelWeights, block_from, block_shapes
+from grokscope.transformer.weights import (
+    CONTRACTED,
+    BlockWeights,
+    Int8,
+    ModelWeights,
+    Spread,
+    block_from,
+    block_shapes,
+    field_of,
+    random_weights,
+)
 
 SMALL = dataclasses.replace(
     GROK, vocab_size=1024, d_model=256, num_layers=4, num_heads=16, num_kv_heads=8, d_head=32, d_expert=512, max_tokens=512,
@@ -95,8 +105,6 @@ def made(config: gs.ModelConfig, mesh: Any) -> Model:
 
 
 def _unspread(block: BlockWeights, name: str) -> Any:
-    from grokscope.transformer.weights import Spread, field_of
-
     array = field_of(block, name)
     return array.stack if isinstance(array, Spread) else array
 
@@ -151,10 +159,6 @@ def decode(model: Model, devices: int, new: int = 32) -> None:
 
 def same_numbers(mesh: Any) -> None:
     """A small model on the mesh and on one device: chosen experts identical, logits within 2e-5 of their size."""
-    from grokscope.placement import placement
-    from grokscope.transformer.quantize import quantize
-    from grokscope.transformer.weights import random_weights
-
     stored, traces = quantize(random_weights(SMALL)), []
     ids = np.random.default_rng(3).integers(3, SMALL.vocab_size, (4, 61))
     for where in (None, mesh):

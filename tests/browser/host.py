@@ -155,3 +155,8 @@ class Host:
     def __exit__(self, *error: object) -> None:
         self.widget.unobserve(self._moved, self._names)
         self.page.close()
+
+
+def settled(host: Host) -> None:
+    """Wait until what was asked for is drawn."""
+    host.page.wait_for_timeout(150)

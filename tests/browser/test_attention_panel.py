@@ -8,18 +8,12 @@ import pytest
 import grokscope as gs
 from grokscope.prompt import visible
 from grokscope.trace.trace import Trace
-from tests.browser.host import Host, browser
+from tests.browser.host import Host
 from tests.browser.shapes import HOSTILE, random_trace
 from tests.conftest import TINY
 
 TEXT = "The moon is bright. 床前明月光\ndef moon(): return 42 # مرحبا"
 READS = ".gs-reads [data-t]"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

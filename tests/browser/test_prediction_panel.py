@@ -7,17 +7,11 @@ import pytest
 
 import grokscope as gs
 from grokscope.prompt import visible
-from tests.browser.host import Host, browser
+from tests.browser.host import Host
 from tests.browser.shapes import HOSTILE, random_trace
 from tests.conftest import TINY
 
 TEXT = "The moon is bright. 床前明月光"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,7 @@ import pytest
 
 import grokscope as gs
 from grokscope.prompt import visible
-from tests.browser.host import browser
 from tests.browser.shapes import HOSTILE, random_trace
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as made:
-        yield made
 
 
 def opened(chromium, path, **options):

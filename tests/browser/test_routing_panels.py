@@ -10,18 +10,12 @@ import pytest
 import grokscope as gs
 from grokscope.prompt import visible
 from grokscope.widgets.workbench import Workbench
-from tests.browser.host import Host, browser
+from tests.browser.host import Host, settled
 from tests.browser.shapes import HOSTILE, random_trace
 from tests.browser.test_report import opened
 
 TEXT = "The moon is bright. 床前明月光\ndef moon(): return 42 # مرحبا. The moon and the sun, the moon and the sea."
 ROUTER, EXPERTS = "[data-panel=router]", "[data-panel=experts]"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +31,6 @@ def host(chromium, trace):
         yield made
     assert not made.faults
     bench.close()
-
-
-def settled(host):
-    host.page.wait_for_timeout(150)
 
 
 def rows(host, panel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import grokscope as gs
-from tests.browser.host import Host, browser
+from tests.browser.host import Host, settled
 from tests.browser.shapes import random_trace
 from tests.browser.test_report import opened
 
@@ -14,12 +14,6 @@ ARABIC = "مرحبا بالعالم، القمر ساطع.\nThe moon is مرحب
 COLOUR, TEXT, WITH = (f"select[aria-label='{name}']" for name in ("colour tokens by", "text", "compare with text"))
 OTHER = "() => document.querySelector('[data-panel=compare] [role=listbox] [aria-selected=true]')?.dataset.t"
 SLOW = "() => { const send = model.send; model.send = async (q) => { await new Promise((r) => setTimeout(r, 600)); return send(q); }; }"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +30,6 @@ def host(chromium, trace):
         yield made
     assert not made.faults
     bench.close()
-
-
-def settled(host):
-    host.page.wait_for_timeout(150)
 
 
 def panel(host, name):

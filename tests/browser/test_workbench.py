@@ -12,16 +12,10 @@ import traitlets
 
 import grokscope as gs
 from grokscope.prompt import visible
-from tests.browser.host import Host, browser
+from tests.browser.host import Host
 from tests.browser.shapes import HOSTILE, random_trace
 
 TEXT = "The moon is bright. 床前明月光\ndef moon(): return 42 # مرحبا"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
