@@ -8,21 +8,20 @@ if TYPE_CHECKING:
     from grokscope import plots as plots
     from grokscope import widgets as widgets
     from grokscope.analysis import routing as routing
-    from grokscope.analysis.counters import RoutingCounters
     from grokscope.analysis.means import expert_means
-    from grokscope.analysis.tables import export, read_csv, read_tables
     from grokscope.checkpoints import CheckpointError
+    from grokscope.checkpoints.converting import convert
+    from grokscope.checkpoints.inspecting import inspect, load
     from grokscope.config import GROK_1, MIXTRAL_8X7B, ModelConfig, RouterConfig
-    from grokscope.converting import convert
-    from grokscope.loading import inspect, load
-    from grokscope.model import Model
+    from grokscope.counters.counters import RoutingCounters
+    from grokscope.devices.sharding import mesh
+    from grokscope.model.model import Model
     from grokscope.prompt import visible
-    from grokscope.sharding import mesh
+    from grokscope.recordings.routed_experts import read_routed_experts
+    from grokscope.recordings.router_logits import read_router_logits
     from grokscope.sites import SITES, Capture
-    from grokscope.trace.routed_experts import read_routed_experts
-    from grokscope.trace.router_logits import read_router_logits
-    from grokscope.trace.store import open_trace
-    from grokscope.trace.trace import Trace
+    from grokscope.tables.export import export, read_csv, read_tables
+    from grokscope.trace.trace import Trace, open_trace
     from grokscope.transformer import edits as edits
     from grokscope.widgets.report import report
     from grokscope.widgets.workbench import explore
@@ -36,25 +35,25 @@ _HOMES = {
     "CheckpointError": "grokscope.checkpoints",
     "GROK_1": "grokscope.config",
     "MIXTRAL_8X7B": "grokscope.config",
-    "Model": "grokscope.model",
+    "Model": "grokscope.model.model",
     "ModelConfig": "grokscope.config",
     "RouterConfig": "grokscope.config",
     "SITES": "grokscope.sites",
     "Trace": "grokscope.trace.trace",
-    "convert": "grokscope.converting",
+    "convert": "grokscope.checkpoints.converting",
     "expert_means": "grokscope.analysis.means",
     "explore": "grokscope.widgets.workbench",
-    "export": "grokscope.analysis.tables",
-    "inspect": "grokscope.loading",
-    "load": "grokscope.loading",
-    "mesh": "grokscope.sharding",
-    "open_trace": "grokscope.trace.store",
-    "read_csv": "grokscope.analysis.tables",
-    "read_routed_experts": "grokscope.trace.routed_experts",
-    "read_router_logits": "grokscope.trace.router_logits",
-    "read_tables": "grokscope.analysis.tables",
+    "export": "grokscope.tables.export",
+    "inspect": "grokscope.checkpoints.inspecting",
+    "load": "grokscope.model.loading",
+    "mesh": "grokscope.devices.sharding",
+    "open_trace": "grokscope.trace.trace",
+    "read_csv": "grokscope.tables.export",
+    "read_routed_experts": "grokscope.recordings.routed_experts",
+    "read_router_logits": "grokscope.recordings.router_logits",
+    "read_tables": "grokscope.tables.export",
     "report": "grokscope.widgets.report",
-    "RoutingCounters": "grokscope.analysis.counters",
+    "RoutingCounters": "grokscope.counters.counters",
     "visible": "grokscope.prompt",
 }
 _MODULES = {

@@ -1,11 +1,12 @@
 """What the tests share: where the reference's data lie, a small model whose sizes are different primes, the embedded model.
 
-Sizes that differ let no transposition hide. Compiled programs are not read from the user's cache here, and each file's are let go:
-XLA has crashed (JAX 0.10.2, reading one) in a process that held many others.
+Sizes that differ let no transposition hide. Compiled programs lie in a cache of the checkout's own, which the processes that
+tests start share; each file's are let go at its end.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +16,18 @@ import pytest
 
 import grokscope as gs
 from grokscope.config import ModelConfig, RouterConfig
-from grokscope.model import Model
+from grokscope.model.model import Model
+from grokscope.transformer import programs
 from grokscope.transformer.weights import random_weights
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 GOLDENS = ROOT / "tests" / "goldens"
 
-jax.config.update("jax_enable_compilation_cache", False)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "programs")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 TINY = ModelConfig(
     vocab_size=97, d_model=40, num_layers=3, num_heads=6, num_kv_heads=2, d_head=14, d_expert=24, max_tokens=67,
@@ -48,6 +53,7 @@ def make(config: ModelConfig = TINY, seed: int = 0, dtype: str = "float32") -> M
 def few_programs() -> Iterator[None]:
     """Those of one file at a time."""
     yield
+    programs.let_go()
     jax.clear_caches()
 
 

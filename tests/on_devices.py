@@ -60,7 +60,7 @@ def two() -> dict:
     """One of two processes with four devices each; says how many bytes of the blocks it has read."""
     number, port = int(REST[0]), REST[1]
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=number)
-    from grokscope import sharding
+    from grokscope.devices import sharding
 
     read, put = [], jax.make_array_from_callback
 

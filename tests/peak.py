@@ -44,7 +44,7 @@ def peak_of(work: Callable[[], Any]) -> dict[str, float]:
 
 
 def _convert(source: str, out: str) -> None:
-    from grokscope.converting import convert
+    from grokscope.checkpoints.converting import convert
 
     convert(source, out)
 
@@ -73,7 +73,7 @@ def in_a_fresh_process(name: str, *arguments: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    import grokscope.converting
-    import grokscope.loading  # noqa: F401
+    import grokscope.checkpoints.converting
+    import grokscope.model.loading  # noqa: F401
 
     print(json.dumps(peak_of(lambda: WORK[sys.argv[1]](*sys.argv[2:]))))

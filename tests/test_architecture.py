@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "grokscope"
-RANKS = {
-    "config": 0, "sites": 0, "prompt": 1, "corpus": 1, "transformer": 1, "checkpoints": 2, "trace": 2, "analysis": 3,
-    "memory": 3, "source": 3, "sharding": 3, "placement": 3, "resuming": 3, "running": 4, "generation": 4, "scoring": 4,
-    "sweeping": 4, "model": 4, "loading": 4, "converting": 4, "train": 5, "experiments": 5, "ray_sweeping": 5, "views": 5, "widgets": 6, "plots": 6, "cli": 7, "cli_sweep": 7, "cli_look": 7, "lab": 7,
-    "__init__": 7,
+ORDER = (
+    ("config", "sites"), ("prompt", "transformer"), ("checkpoints", "trace", "recordings"), ("devices", "counters"),
+    ("running", "analysis"), ("tables",), ("sweeps",), ("model",), ("experiments", "train"), ("plots", "views"),
+    ("widgets",), ("cli", "__init__"),
+)  # fmt: skip
+"""What lies at the top of the package, from the ground up: imports point down, or to a neighbour that does not point back."""
+RANKS = {name: rank for rank, names in enumerate(ORDER) for name in names}
+FORBIDDEN = {
+    "config": {"jax", "numpy"}, "sites": {"jax", "numpy"}, "trace": {"jax"}, "recordings": {"jax"}, "counters": {"jax"},
+    "views": {"jax", "anywidget"},
 }  # fmt: skip
-FORBIDDEN = {"trace": {"jax"}, "views": {"jax", "anywidget"}, "config": {"jax", "numpy"}, "sites": {"jax", "numpy"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -25,41 +29,63 @@ def part(path: Path) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """(module, whether at run time): those under `if TYPE_CHECKING` are for readers of types."""
-    found = []
+def module(path: Path) -> str:
+    return ".".join(("grokscope", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
 
-    def visit(node: ast.AST, typing: bool) -> None:
-        for child in ast.iter_child_nodes(node):
-            quiet = typing or (isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING")
-            if isinstance(child, ast.Import):
-                found.extend((a.name, not quiet) for a in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                assert child.level == 0, f"{path}: relative import"
-                found.append((child.module or "", not quiet))
-            visit(child, quiet)
 
-    visit(ast.parse(path.read_text()), False)
+MODULES = {module(path): path for path in FILES}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file names, at run time or for types; of ours the file, also where a folder is asked for it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: relative import"
+            full = {f"{node.module}.{a.name}" for a in node.names}
+            found |= {name if name in MODULES else node.module for name in full}
     return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The sets of names that reach each other."""
+    reached = {name: set(targets) & set(graph) for name, targets in graph.items()}
+    for via in graph:
+        for targets in reached.values():
+            if via in targets:
+                targets |= reached[via]
+    return sorted({tuple(sorted(b for b in reached[a] if a in reached[b])) for a in graph if a in reached[a]})
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    for module, at_run_time in imports(path):
-        if module.startswith("grokscope") and at_run_time and part(path) != "__init__":
-            target = module.split(".")[1] if "." in module else "__init__"
+    for name in imports(path):
+        if name in MODULES and part(path) != "__init__":
+            target = part(MODULES[name])
             assert target in RANKS, f"{target}: give it a rank"
-            assert RANKS[target] <= RANKS[part(path)], f"{path.name} (rank {RANKS[part(path)]}) imports {module}"
-        top = module.split(".")[0]
+            assert RANKS[target] <= RANKS[part(path)], f"{path} (rank {RANKS[part(path)]}) imports {name}"
+        top = name.split(".")[0]
         assert top not in FORBIDDEN.get(part(path), ()), f"{path} imports {top}"
         assert top not in ("torch", "transformers", "pickle", "flax", "haiku"), f"{path} imports {top}"
 
 
-def test_no_checkpoint_format_knows_another():
-    for name in ("grok1", "huggingface", "native"):
-        others = {"grok1", "huggingface", "native"} - {name}
-        known = {m for m, _ in imports(PACKAGE / "checkpoints" / f"{name}.py")}
-        assert not {f"grokscope.checkpoints.{o}" for o in others} & known
+def test_no_two_files_and_no_two_folders_import_each_other():
+    graph = {name: imports(path) for name, path in MODULES.items() if name != "grokscope"}
+    assert circles(graph) == []
+    folders: dict[str, set[str]] = {}
+    for name, targets in graph.items():
+        mine = part(MODULES[name])
+        folders.setdefault(mine, set()).update(part(MODULES[t]) for t in targets if t in graph and part(MODULES[t]) != mine)
+    assert circles(folders) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("a", "b", "c")]
+
+
+def test_every_folder_says_what_lives_there():
+    for folder in {path.parent for path in FILES} - {PACKAGE}:
+        told = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert told and "May import" in told and ".py" in told, folder
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -77,7 +103,7 @@ def test_nothing_happens_at_import():
     code = (
         "import sys, threading; before = set(sys.modules); import grokscope; "
         "assert 'jax' not in sys.modules and 'pandas' not in sys.modules, 'heavy'; "
-        "import jax; import grokscope.model, grokscope.loading; "
+        "import jax; import grokscope.model.model, grokscope.model.loading; "
         "assert not jax._src.xla_bridge._backends, 'a device was touched'; "
         "assert jax.config.jax_compilation_cache_dir is None; "
         "assert not [t for t in threading.enumerate() if t is not threading.main_thread()]"

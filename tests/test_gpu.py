@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grokscope.placement import on_hopper
+from grokscope.devices.placement import on_hopper
 from grokscope.transformer.experts import apply_experts
 from grokscope.transformer.quantize import to_int8
 from grokscope.transformer.weights import MoEWeights, OutputFirst

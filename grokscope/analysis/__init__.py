@@ -1,1 +1,4 @@
-"""Traces -> labelled arrays and tables; functions only. Start with `tables.py`."""
+"""Trace or counters (or weights) -> labelled answers with null and interval; one question a file.
+
+May import counters, trace and running's `Loaded`. Read measure.py first, then load.py.
+"""

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from grokscope.analysis.measure import answer, interval, share, with_parts
-from grokscope.analysis.rows import Rows, indicators, rows_of
+from grokscope.counters.rows import Rows, indicators, rows_of
 from grokscope.trace.trace import Trace
 
 MARGINS = np.concatenate([[-np.inf, 0.0], 2.0 ** np.arange(-10, 7)])

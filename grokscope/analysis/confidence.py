@@ -9,10 +9,10 @@ import numpy as np
 import xarray as xr
 
 from grokscope.analysis import nulls
-from grokscope.analysis.counters import RoutingCounters
 from grokscope.analysis.measure import Routing, answer, counted, generator, interval, one_of, over
-from grokscope.analysis.rows import rows_of
-from grokscope.analysis.tally import MARGIN_EDGES, SCORE_SUMS, UNIT
+from grokscope.counters.counters import RoutingCounters
+from grokscope.counters.rows import rows_of
+from grokscope.counters.tally import MARGIN_EDGES, SCORE_SUMS, UNIT
 
 _AT = {name: n for n, name in enumerate(SCORE_SUMS)}
 

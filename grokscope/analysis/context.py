@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from grokscope.analysis import nulls, tally
+from grokscope.analysis import nulls
 from grokscope.analysis.measure import Routing, answer, generator, share
-from grokscope.analysis.rows import Rows, codes, rows_of, shuffles
+from grokscope.counters import tally
+from grokscope.counters.rows import Rows, codes, rows_of, shuffles
 
 
 def context_information(

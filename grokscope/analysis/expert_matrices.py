@@ -11,14 +11,14 @@ import numpy as np
 from grokscope.transformer.weights import BlockWeights, Int8, OutputFirst, PerExpert, Spread, Weight, woven
 
 if TYPE_CHECKING:
-    from grokscope.model import Model
+    from grokscope.running.loaded import Loaded
 
 T = TypeVar("T")
 WOVEN = 32  # rows that `OutputFirst` keeps in an order of their own
 
 
 def each_layer(
-    model: Model, analysis: str, measure: Callable[[BlockWeights], T], layers: Sequence[int] | None = None
+    model: Loaded, analysis: str, measure: Callable[[BlockWeights], T], layers: Sequence[int] | None = None
 ) -> tuple[list[int], list[T]]:
     """(numbers of the layers, what `measure` says of each block). A streamed layer is let go before the next one comes.
 
@@ -35,7 +35,7 @@ def each_layer(
     return chosen, [measure(blocks[n]) for n in chosen]
 
 
-def check_experts(model: Model, analysis: str) -> None:
+def check_experts(model: Loaded, analysis: str) -> None:
     """Raise TypeError for what is not a model, ValueError for one without a choice of experts."""
     if not hasattr(model, "weights") or not hasattr(model, "config"):
         raise TypeError(f"{analysis}: wanted a Model, got {type(model).__name__}; load one with grokscope.load")

@@ -14,12 +14,12 @@ from grokscope.analysis.weight_similarity import MATRICES, NO_CI, cosines, exper
 from grokscope.transformer.weights import BlockWeights, Int8, Weight
 
 if TYPE_CHECKING:
-    from grokscope.model import Model
+    from grokscope.running.loaded import Loaded
 
 DRAWS = 64
 
 
-def router_geometry(model: Model, folded: bool = False, seed: int = 0) -> xr.Dataset:
+def router_geometry(model: Loaded, folded: bool = False, seed: int = 0) -> xr.Dataset:
     """The cosine of two experts' router columns, (layer, expert, expert_other), and what else the columns show.
 
     folded: columns times the scale of the norm before them, w_e gamma: what the router reads of the residual stream, up to its
@@ -78,7 +78,7 @@ def _random_ranks(norm: np.ndarray, d: int, seed: int) -> np.ndarray:
     return np.array(made)
 
 
-def _mean_rows(model: Model) -> np.ndarray:
+def _mean_rows(model: Loaded) -> np.ndarray:
     """D 2: the mean row of the embedding and of the unembedding; a few rows are wide at a time."""
     embed = _mean_row(model.weights.embed)
     unembed = embed if model.weights.unembed is None else _mean_row(model.weights.unembed)
@@ -96,7 +96,7 @@ def _mean_row(table: Weight) -> np.ndarray:
 
 
 def router_expert_coupling(
-    model: Model,
+    model: Loaded,
     matrix: Literal["gate", "up", "down"] = "gate",
     method: Literal["matrix", "neuron_mean"] = "neuron_mean",
     layers: Sequence[int] | None = None,

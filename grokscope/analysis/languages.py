@@ -8,9 +8,9 @@ import numpy as np
 import xarray as xr
 
 from grokscope.analysis import nulls
-from grokscope.analysis.documents import RoutingDocument
 from grokscope.analysis.measure import Routing, answer, generator, share, with_parts
-from grokscope.analysis.rows import indicators, rows_of
+from grokscope.counters.documents import RoutingDocument
+from grokscope.counters.rows import indicators, rows_of
 
 
 def cross_lingual_divergence(

@@ -17,8 +17,8 @@ from grokscope.analysis.measure import (
     share,
     with_parts,
 )
-from grokscope.analysis.rows import rows_of
-from grokscope.analysis.tally import UNIT
+from grokscope.counters.rows import rows_of
+from grokscope.counters.tally import UNIT
 from grokscope.trace.trace import Trace
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from grokscope.analysis.counters import RoutingCounters
-from grokscope.analysis.documents import SHARDS
+from grokscope.counters.counters import RoutingCounters
+from grokscope.counters.documents import SHARDS
 from grokscope.trace.trace import Trace
 
 Routing = Trace | RoutingCounters

@@ -9,7 +9,7 @@ import xarray as xr
 
 from grokscope.analysis import nulls
 from grokscope.analysis.measure import Routing, answer, generator, share, with_parts
-from grokscope.analysis.rows import Rows, rows_of, shuffles
+from grokscope.counters.rows import Rows, rows_of, shuffles
 
 
 def _first(x: Routing, analysis: str) -> tuple[Rows, np.ndarray]:

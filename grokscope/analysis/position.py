@@ -9,8 +9,8 @@ import xarray as xr
 
 from grokscope.analysis import nulls
 from grokscope.analysis.measure import Routing, answer, counted, generator, one_of, over, share, with_parts
-from grokscope.analysis.rows import Rows, codes, grouped, indicators, rows_of, shuffles
-from grokscope.analysis.tally import POSITION_EDGES
+from grokscope.counters.rows import Rows, codes, grouped, indicators, rows_of, shuffles
+from grokscope.counters.tally import POSITION_EDGES
 from grokscope.trace.trace import Trace
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from grokscope.analysis import nulls
-from grokscope.analysis.counters import RoutingCounters
 from grokscope.analysis.measure import Routing, answer, counted, effective_tokens, generator, interval, over, with_parts
+from grokscope.counters.counters import RoutingCounters
 
 
 def _labelled(x: Routing, labels: Sequence[str] | None, analysis: str) -> RoutingCounters:

@@ -8,9 +8,9 @@ import numpy as np
 import xarray as xr
 
 from grokscope.analysis import nulls
-from grokscope.analysis.counters import RoutingCounters
 from grokscope.analysis.measure import Routing, answer, counted, generator, interval, one_of, over, setting, share
-from grokscope.analysis.rows import codes, grouped, indicators, rows_of, shuffles
+from grokscope.counters.counters import RoutingCounters
+from grokscope.counters.rows import codes, grouped, indicators, rows_of, shuffles
 
 MANY = 50_000_000
 """Tokens above which they are not shuffled one by one."""

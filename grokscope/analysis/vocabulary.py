@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 
 from grokscope.analysis import nulls
-from grokscope.analysis.counter_spec import CounterSpec
-from grokscope.analysis.counters import RoutingCounters
-from grokscope.analysis.documents import identity_of
 from grokscope.analysis.measure import Routing, answer, counted, generator, one_of, over, share, with_parts
-from grokscope.analysis.rows import rows_of
+from grokscope.counters.counters import RoutingCounters
+from grokscope.counters.documents import identity_of
+from grokscope.counters.rows import rows_of
+from grokscope.counters.spec import CounterSpec
 from grokscope.trace.trace import Trace
 
 

@@ -13,7 +13,7 @@ from grokscope.analysis.measure import answer
 from grokscope.transformer.weights import BlockWeights, Weight
 
 if TYPE_CHECKING:
-    from grokscope.model import Model
+    from grokscope.running.loaded import Loaded
 
 MATRICES = ("gate", "up", "down")
 METHODS = {
@@ -26,7 +26,7 @@ Cosines = dict[str, np.ndarray]
 
 
 def expert_weight_similarity(
-    model: Model,
+    model: Loaded,
     layers: Sequence[int] | None = None,
     matrix: Literal["gate", "up", "down"] = "gate",
     method: Literal["matrix", "neuron_mean", "matched"] = "matrix",

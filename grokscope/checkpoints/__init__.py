@@ -1,6 +1,8 @@
 """Files -> weights. One module a format, none knows another; `open_checkpoint` recognises which.
 
 A format answers: `recognises(path)`, `read_config(path)`, `problems(path, config)` and `load(path, config)`.
+
+May import config and transformer. Read source.py after this.
 """
 
 from __future__ import annotations

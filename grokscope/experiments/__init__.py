@@ -2,6 +2,8 @@
 
 Each function runs a `Model` on texts and returns a labelled `xarray.Dataset`; an edit is made, measured beside its
 load-matched control, and gone. Each function's page gives its formula, its source, its control and what can mislead.
+
+May import model and what is below it. Read effect.py first.
 """
 
 from grokscope.experiments.attribution import attribution_table, logit_attribution, router_attribution

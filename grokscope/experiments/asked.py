@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from grokscope.model import Model
+from grokscope.model.model import Model
 from grokscope.prompt import Prompt
 from grokscope.transformer.forward import embed
 from grokscope.transformer.weights import Array, Int8, ModelWeights, Weight

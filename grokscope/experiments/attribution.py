@@ -18,7 +18,7 @@ from grokscope.experiments.asked import (
     unembedding,
 )
 from grokscope.experiments.parts import Parts, stream_parts
-from grokscope.model import Model
+from grokscope.model.model import Model
 from grokscope.prompt import Prompt
 
 if TYPE_CHECKING:

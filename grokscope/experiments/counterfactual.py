@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
@@ -14,10 +12,11 @@ from jaxtyping import Array, Float, Int
 from grokscope.config import ModelConfig
 from grokscope.experiments.asked import Token, need_experts, one_index, pieces_of, rows_of, token_id, unembedding
 from grokscope.experiments.parts import frozen_norm
-from grokscope.model import Model
+from grokscope.model.model import Model
 from grokscope.prompt import Prompt, bucket
 from grokscope.transformer.experts import apply_experts
 from grokscope.transformer.ops import einsum, rms_norm
+from grokscope.transformer.programs import Program
 from grokscope.transformer.weights import BlockWeights, Weight
 
 ROWS = 256
@@ -105,13 +104,13 @@ def _of_rows(
     return {name: np.asarray(a)[:n] for name, a in found.items()}
 
 
-@partial(jax.jit, static_argnames="config")
+@Program
 def _best(table: Weight, norm: Array, x: Float[Array, "N D"], *, config: ModelConfig) -> Int[Array, " N"]:
     logits = einsum("ND,VD->NV", rms_norm(x, norm, config.norm_eps), table, jnp.float32)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"))
+@Program
 def _answers(w: BlockWeights, rows: Rows, direction: Float[Array, "N D"], *, config: ModelConfig, dtype: str) -> Rows:
     x = rms_norm(rows["stream"].astype(dtype), w.moe_norm_in, config.norm_eps)[None]
     every = jnp.broadcast_to(jnp.arange(config.router.num_experts), (*x.shape[:2], config.router.num_experts))

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from grokscope.experiments.paired import Paired
-from grokscope.model import Model
+from grokscope.model.model import Model
 
 
 def effect(model: Model, texts: Any, edits: Sequence[Any]) -> xr.Dataset:

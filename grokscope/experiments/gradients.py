@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,13 +14,14 @@ from jaxtyping import Array, Float, Int
 
 from grokscope.config import ModelConfig
 from grokscope.experiments.asked import need_experts, one_index, token_id, unembedding
-from grokscope.model import Model
+from grokscope.model.model import Model
 from grokscope.prompt import Prompt, bucket
 from grokscope.trace.trace import Trace
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.block import block
 from grokscope.transformer.ops import einsum, rms_norm
 from grokscope.transformer.primitives import Primitive
+from grokscope.transformer.programs import Program
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.weights import BlockWeights, Weight
 
@@ -164,7 +164,7 @@ def _through_end(model: Model, last: np.ndarray, asked: Asked) -> tuple[np.ndarr
     return loss, d_last
 
 
-@partial(jax.jit, static_argnames="config")
+@Program
 def _end(
     table: Weight, norm: Array, x: Float[Array, "N D"], ids: Int[Array, "N 2"], coefficients: Array, *, config: ModelConfig
 ) -> tuple[Float[Array, " N"], Float[Array, "N D"]]:
@@ -214,7 +214,7 @@ def _filled(x: np.ndarray, width: int, dtype: str) -> Float[Array, "B T D"]:
     return jnp.asarray(np.pad(np.nan_to_num(x), [(0, 0), (0, width - x.shape[1]), (0, 0)]), dtype)
 
 
-@partial(jax.jit, static_argnames="config")
+@Program
 def _back(
     w: BlockWeights, x: Array, seq: Sequence, d_x: Array, *, config: ModelConfig
 ) -> tuple[Array, dict[str, Array]]:

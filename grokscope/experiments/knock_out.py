@@ -10,7 +10,7 @@ import xarray as xr
 
 from grokscope.analysis.measure import share
 from grokscope.experiments.paired import Paired, ReplaceAt
-from grokscope.model import Model
+from grokscope.model.model import Model
 from grokscope.transformer.edits import BanExperts, ReplaceExpert
 from grokscope.transformer.router import EMPTY
 from grokscope.transformer.site_edits import Indices, indices

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,10 +13,11 @@ from jaxtyping import Array, Float, Int
 
 from grokscope.config import ModelConfig
 from grokscope.experiments.asked import pieces_of, token_id, unembedding
-from grokscope.model import Model
+from grokscope.model.model import Model
 from grokscope.prompt import bucket
 from grokscope.trace.trace import Trace
 from grokscope.transformer.ops import einsum, rms_norm
+from grokscope.transformer.programs import Program
 from grokscope.transformer.weights import Weight
 
 SITES = ("resid_pre", "resid_mid", "resid_post")
@@ -64,7 +64,7 @@ def logit_lens(model: Model, x: Any, sites: Any = SITES, top: int = 5, targets: 
         for s, site in enumerate(streams):
             for layer, stream in enumerate(site):
                 for name, values in _compare(
-                    _read(model, stream[at], size), last, _rows(target[at], size), top
+                    _read(model, stream[at], size), last, _rows(target[at], size), top=top
                 ).items():
                     found[name][(s, layer, *at)] = np.asarray(values)[: len(at[0])]
     for name in ("target_logprob", "target_rank"):
@@ -125,7 +125,7 @@ def _read(model: Model, x: np.ndarray, size: int, is_normed: bool = False) -> Ar
     return _log_probs(unembedding(model.weights), norm, jnp.asarray(_rows(x, size), model.dtype), config=model.config)
 
 
-@partial(jax.jit, static_argnames="config")
+@Program
 def _log_probs(
     table: Weight, norm: Array | None, x: Float[Array, "N D"], *, config: ModelConfig
 ) -> Float[Array, "N V"]:
@@ -133,9 +133,9 @@ def _log_probs(
     return jax.nn.log_softmax(logits, axis=-1)
 
 
-@partial(jax.jit, static_argnames="top")
+@Program
 def _compare(
-    here: Float[Array, "N V"], end: Float[Array, "N V"], targets: Int[Array, " N"], top: int
+    here: Float[Array, "N V"], end: Float[Array, "N V"], targets: Int[Array, " N"], *, top: int
 ) -> dict[str, Array]:
     best, ids = jax.lax.top_k(here, top)
     own = jnp.take_along_axis(here, jnp.maximum(targets, 0)[:, None], axis=-1)

@@ -19,12 +19,12 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from grokscope.analysis.measure import answer, interval, jackknife
+from grokscope.devices.memory import device_memory, free_memory
 from grokscope.experiments.predictions import divergence, expectation, predict
 from grokscope.experiments.streams import Entering, Left, Routed, Unheard, entry
-from grokscope.memory import device_memory, free_memory
-from grokscope.model import Model
+from grokscope.model.model import Model
 from grokscope.prompt import bucket
-from grokscope.running import calls_of
+from grokscope.running.running import calls_of
 from grokscope.sites import Capture
 from grokscope.transformer.edits import Replace, prepare
 from grokscope.transformer.forward import Call, run_layers

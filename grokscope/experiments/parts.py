@@ -7,7 +7,6 @@ scale, which spreads over the parts. `resid = embed + sum of heads + sum of expe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,10 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from grokscope.config import ModelConfig
 from grokscope.experiments.asked import unembedding
-from grokscope.model import Model
+from grokscope.model.model import Model
 from grokscope.prompt import Prompt, bucket
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.forward import run_block, run_embed, run_unembed
+from grokscope.transformer.programs import Program
 from grokscope.transformer.router import EMPTY
 from grokscope.transformer.tap import Selection
 from grokscope.transformer.weights import BlockWeights, plain
@@ -95,7 +95,7 @@ def stream_parts(model: Model, prompt: Prompt, position: int, layer: int | None 
     )
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"))
+@Program
 def _written(
     w: BlockWeights, kept: dict[str, Array], *, config: ModelConfig, dtype: Any
 ) -> tuple[Float[Array, "H D"], Float[Array, "A D"], Int[Array, " A"]]:

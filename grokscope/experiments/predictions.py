@@ -6,8 +6,6 @@ it expects are enough.
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from grokscope.config import ModelConfig
 from grokscope.transformer.forward import Seen
 from grokscope.transformer.ops import einsum, rms_norm
+from grokscope.transformer.programs import Program
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.weights import ModelWeights, Weight
 
@@ -67,7 +66,7 @@ def _filled(a: np.ndarray) -> np.ndarray:
     return np.pad(a, [(0, whole - len(a))] + [(0, 0)] * (a.ndim - 1))
 
 
-@partial(jax.jit, static_argnames="config")
+@Program
 def _predict(
     table: Weight, norm: Array, x: Array, seen: Seen, places: Int[Array, " N"], ids: Array, *, config: ModelConfig
 ) -> dict[str, Array]:
@@ -86,7 +85,7 @@ def _predict(
     return {"final": rows, "logprob": logprob, "log_z": log_z, "top": top}
 
 
-@partial(jax.jit, static_argnames="config")
+@Program
 def _expectation(
     table: Weight, final: Array, log_z: Array, *, config: ModelConfig
 ) -> tuple[Float[Array, "N D"], Int[Array, " N"]]:

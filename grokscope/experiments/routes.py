@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from grokscope.experiments.paired import Paired
-from grokscope.model import Model
+from grokscope.model.model import Model
 from grokscope.transformer.edits import ForceExperts, SetTopK
 from grokscope.transformer.router import EMPTY
 from grokscope.transformer.site_edits import Indices, indices

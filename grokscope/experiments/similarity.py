@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
@@ -17,10 +15,11 @@ from grokscope.analysis.measure import answer, interval, share
 from grokscope.config import ModelConfig
 from grokscope.transformer.experts import apply_experts
 from grokscope.transformer.ops import rms_norm
+from grokscope.transformer.programs import Program
 from grokscope.transformer.weights import BlockWeights
 
 if TYPE_CHECKING:
-    from grokscope.model import Model
+    from grokscope.model.model import Model
 
 T = TypeVar("T")
 SHIFTS = 16
@@ -161,7 +160,7 @@ def _every_expert(
     return each_layer(model, analysis, lambda block: measure(calls(block, *next(inputs)), len(inside)), layers)
 
 
-@partial(jax.jit, static_argnames="config")
+@Program
 def _answers(
     w: BlockWeights, x: Float[Array, "B T D"], is_real: Bool[Array, "B T"], *, config: ModelConfig
 ) -> Float[Array, "B T E D"]:

@@ -7,6 +7,8 @@ the other dimensions: `bars(gs.routing.expert_load(trace), layer=6)`.
 What is drawn grey is the null: its mean ± 2 of its sd; whiskers are the 95 % interval. Where a dataset has neither, the figure
 says so under its title. The background is transparent and the text mid-grey, for light pages and dark ones. The answer is a
 plain `plotly.graph_objects.Figure`: `figure.update_layout(width=600, title="...", font_color="black")`.
+
+May import analysis and what is below it. Read charts.py first.
 """
 
 from grokscope.plots.charts import bars, lines, ranking

@@ -1,1 +1,4 @@
-"""What a run leaves behind: `recorder.py` (its arrays), `trace.py` (with names), `store.py` (on disk)."""
+"""What a run leaves behind: named arrays, in memory and on disk. No JAX, no analysis.
+
+May import config, sites and prompt. Read trace.py first.
+"""

@@ -1,4 +1,4 @@
-"""Traces on disk: a Zarr directory that opens lazily and loses nothing."""
+"""The dataset of a trace on disk: a Zarr directory that opens lazily and loses nothing."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from grokscope.trace.trace import PROVENANCE, Trace
-
+PROVENANCE = "grokscope"
+"""The attribute of a dataset that says where a trace came from."""
 SCHEMA = 1
 
 
-def save_trace(trace: Trace, path: str | Path) -> None:
-    """Write `trace` to a new directory. It appears under its name when it is complete, or not at all."""
+def save(trace: xr.Dataset, path: str | Path) -> None:
+    """Write it to a new directory. It appears under its name when it is complete, or not at all."""
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path}: wanted a new name, got one that exists; choose another or remove it")
-    data = trace.data.drop_vars("piece")
+    data = trace.drop_vars("piece")
     data.attrs = {
-        PROVENANCE: json.dumps({**trace.provenance, "schema": SCHEMA}),
-        "pieces": json.dumps(trace.data["piece"].values.tolist()),
+        PROVENANCE: json.dumps({**json.loads(trace.attrs[PROVENANCE]), "schema": SCHEMA}),
+        "pieces": json.dumps(trace["piece"].values.tolist()),
     }
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -48,11 +48,8 @@ def _encoding(array: xr.DataArray) -> dict[str, Any]:
     return {}
 
 
-def open_trace(path: str | Path) -> Trace:
-    """A saved trace; its arrays are read when they are used.
-
-    Raises FileNotFoundError, or ValueError for a directory that is no trace, is incomplete, or comes from a newer version.
-    """
+def load(path: str | Path) -> xr.Dataset:
+    """What `save` wrote; see `grokscope.open_trace`."""
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: wanted a trace's directory, found none")
@@ -72,7 +69,7 @@ def open_trace(path: str | Path) -> Trace:
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(f"{path}: this trace is damaged ({error}); run again") from error
     data.attrs = {PROVENANCE: attributes[PROVENANCE]}
-    return Trace(data)
+    return data
 
 
 def _check_chunks(path: Path) -> None:

@@ -14,10 +14,9 @@ import xarray as xr
 from grokscope.config import ModelConfig
 from grokscope.prompt import visible
 from grokscope.sites import SITES, parse_site
+from grokscope.trace import store
 from grokscope.trace.recorder import Recorder
-
-PROVENANCE = "grokscope"
-"""The attribute of the dataset that holds the provenance, as JSON."""
+from grokscope.trace.store import PROVENANCE
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +75,7 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write to a new Zarr directory, without loss; `grokscope.open_trace` opens it."""
-        from grokscope.trace.store import save_trace
-
-        save_trace(self, path)
+        store.save(self.data, path)
 
     def __repr__(self) -> str:
         sizes = dict(self.data.sizes)
@@ -126,3 +123,11 @@ def as_trace(recorder: Recorder, ids: np.ndarray, pieces: Sequence[Sequence[str]
         data = data.isel(token=list(recorder.capture.tokens))
     data.attrs[PROVENANCE] = json.dumps(provenance)
     return Trace(data)
+
+
+def open_trace(path: str | Path) -> Trace:
+    """A saved trace; its arrays are read when they are used.
+
+    Raises FileNotFoundError, or ValueError for a directory that is no trace, is incomplete, or comes from a newer version.
+    """
+    return Trace(store.load(path))

@@ -1,1 +1,4 @@
-"""How the embedded model was made, for models of your own. Start with `loop.py`; `pocket.py` is its recipe."""
+"""How the embedded model was made; users train their own small mixture with it.
+
+May import model and what is below it. Read recipe.py first, then loop.py.
+"""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grokscope.corpus import read_documents
+from grokscope.sweeps.corpus import read_documents
 from grokscope.train.recipe import Recipe
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from grokscope.corpus import Document, read_documents
-from grokscope.model import Model
-from grokscope.scoring import read_window
+from grokscope.model.model import Model
+from grokscope.running.scoring import read_window
+from grokscope.sweeps.corpus import Document, read_documents
 
 
 def evaluate(model: Model, heldout: str | Path, documents: int | None = None) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def heldout_documents(path: str | Path, tokenizer: str | Path) -> list[tuple[np.
     """(ids with BOS, bytes, domain) of each document of a held-out file."""
     import sentencepiece
 
-    from grokscope.corpus import read_documents
+    from grokscope.sweeps.corpus import read_documents
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
     return [

@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from grokscope.corpus import read_documents
+from grokscope.sweeps.corpus import read_documents
 from grokscope.train.data import corpus_files
 
 SPECIAL_PIECES = (

@@ -1,1 +1,4 @@
-"""The forward pass; JAX and nothing else. Start with `block.py`."""
+"""The forward pass: JAX and nothing else.
+
+May import config and sites. Read block.py first.
+"""

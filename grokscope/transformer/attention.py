@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from grokscope.config import ModelConfig
-from grokscope.transformer import flash
+from grokscope.transformer.kernels import flash
 from grokscope.transformer.ops import einsum, rope, soft_cap
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.weights import AttentionWeights, pytree

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grokscope.transformer import hopper
 from grokscope.transformer.dispatch import Plan, combine, dispatch, plan_blocks
+from grokscope.transformer.kernels import hopper
 from grokscope.transformer.ops import einsum
 from grokscope.transformer.weights import Int8, MoEWeights, OutputFirst, PerExpert, Spread, Weight
 

@@ -1,4 +1,4 @@
-"""Embed, then layer by layer, then unembed: the only place with `jax.jit`.
+"""Embed, then layer by layer, then unembed: compiled by `programs.py`.
 
 The loop over layers is Python's: one block is compiled once and called L times, the layer's number never reaches it.
 So weights may come from memory or from a stream, and an edit moved to another layer compiles nothing.
@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from grokscope.sites import Capture
 from grokscope.transformer.attention import Past, Sequence
 from grokscope.transformer.block import block
 from grokscope.transformer.ops import einsum, rms_norm
+from grokscope.transformer.programs import Program
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.tap import Selection, Tap
 from grokscope.transformer.weights import BlockWeights, Int8, ModelWeights, Weight
@@ -64,7 +64,7 @@ def embed(table: Weight, tokens: Int[Array, "B T"], scale: float, dtype: Any) ->
     return rows * jnp.asarray(scale, dtype)
 
 
-@partial(jax.jit, static_argnames=("config", "sites", "dtype"))
+@Program
 def run_embed(
     table: Weight, tokens: Array, seen: Seen, *, config: ModelConfig, sites: tuple[str, ...], dtype: Any
 ) -> tuple[Array, Kept]:
@@ -73,7 +73,7 @@ def run_embed(
     return tap("embed", embed(table, tokens, config.embed_scale, dtype)), tap.kept
 
 
-@partial(jax.jit, static_argnames=("config", "sites"))
+@Program
 def run_block(
     w: BlockWeights, x: Array, seq: Sequence, seen: Seen, *, config: ModelConfig, sites: tuple[str, ...]
 ) -> tuple[Array, Kept]:
@@ -82,7 +82,7 @@ def run_block(
     return block(w, x, seq, config, tap), tap.kept
 
 
-@partial(jax.jit, static_argnames=("config", "sites"))
+@Program
 def run_unembed(
     table: Weight, norm: Array, x: Array, seen: Seen, *, config: ModelConfig, sites: tuple[str, ...]
 ) -> Kept:
@@ -98,7 +98,7 @@ class Streams:
     """The residual streams of a run's batches, between two layers; `run_layers` keeps them and asks for them.
 
     This one holds them on the device, or with `home` (a sharding) elsewhere, in host memory: copies go both ways beside
-    the computing. `grokscope.resuming` has one that lies on disk.
+    the computing. `grokscope.running.resuming` has one that lies on disk.
     """
 
     first_layer = 0
@@ -228,7 +228,7 @@ def run_end(weights: ModelWeights, x: Array, run: Run, record: Record) -> Kept:
     return kept
 
 
-@partial(jax.jit, static_argnames="config")
+@Program
 def run_logprobs(
     table: Weight, norm: Array, x: Array, targets: Int[Array, "B T"], *, config: ModelConfig
 ) -> Float[Array, "B T"]:

@@ -50,7 +50,9 @@ class Primitive:
     site: str = field(default="", metadata={"static": True})
     kind: str = field(default="replace", metadata={"static": True})
     by_expert: bool = field(default=False, metadata={"static": True})
-    fn: Callable[[Array], Array] | None = field(default=None, metadata={"static": True})
+    fn: Callable[..., Array] | None = field(default=None, metadata={"static": True})
+    constants: tuple[Array, ...] = ()
+    """What fn takes besides x."""
 
     def of_rows(self, rows: slice, batch: int) -> Primitive:
         """The part for some of the `batch` texts that it was lowered for."""
@@ -69,7 +71,7 @@ class Primitive:
             hit = self.chosen[jnp.maximum(experts, 0)] & (experts >= 0)
             mask = mask & hit.reshape(hit.shape + (1,) * (x.ndim - hit.ndim))
         if self.fn is not None:
-            new = self.fn(x)
+            new = self.fn(x, *self.constants)
         else:
             value = self.value[jnp.maximum(experts, 0)] if self.by_expert else self.value
             new = {"add": lambda: x + value, "scale": lambda: x * value, "replace": lambda: value}[self.kind]()

@@ -199,7 +199,9 @@ class Replace(Edit):
 class Map(Edit):
     """Put fn(x) in place, fn a JAX function of the site's whole array: the way out, for what no other edit says.
 
-    fn is static: a new function compiles anew. Trap: it sees padding, which the masks of the others exclude.
+    What fn reads besides (globals, attributes, arrays) is read at every run, and arithmetic that is the same compiles
+    nothing anew, whatever fn is called. Traps: fn sees shapes, not numbers, so what it prints or keeps is no value; it sees
+    padding, which the masks of the others exclude.
     """
 
     def __post_init__(self) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import xarray as xr
 
 from grokscope.analysis.coactivation import coactivation
-from grokscope.analysis.counters import RoutingCounters
 from grokscope.analysis.load import expert_load
 from grokscope.analysis.measure import share
 from grokscope.analysis.transitions import transitions
+from grokscope.counters.counters import RoutingCounters
 from grokscope.trace.trace import Trace
 from grokscope.views.payload import small
 from grokscope.views.routing import Text

@@ -1,4 +1,7 @@
-"""The painters: one linked workbench, whose panels also stand alone; the state in Python, the drawing in `static/`."""
+"""The painters: one linked workbench, whose panels also stand alone; the state in Python, the drawing in `static/`.
+
+May import everything but cli. Read workbench.py first, then panel.py.
+"""
 
 from grokscope.widgets.workbench import (
     Attention,

@@ -10,37 +10,37 @@ from grokscope.views.routing import Text
 from grokscope.widgets.panel import Panel, Question, whole
 
 if TYPE_CHECKING:
-    from grokscope.widgets.workbench import Workbench
+    from grokscope.widgets.bench import Bench
 
 TILE = 512
 """Pixels of a head in one answer, each way."""
 REPORTED = 400_000
 """Weights of rows that a report gives room to, of whole heads as many again."""
-_open: WeakKeyDictionary[Workbench, tuple[int, Attention, dict[int, HeadMaps]]] = WeakKeyDictionary()
+_open: WeakKeyDictionary[Bench, tuple[int, Attention, dict[int, HeadMaps]]] = WeakKeyDictionary()
 """The text that a workbench last looked at, and its maps by layer."""
 
 
-def _seen(bench: Workbench) -> tuple[Attention, dict[int, HeadMaps]]:
+def _seen(bench: Bench) -> tuple[Attention, dict[int, HeadMaps]]:
     if bench not in _open or _open[bench][0] != bench.text:
         _open[bench] = bench.text, Attention(Text(bench.trace, bench.text)), {}
     return _open[bench][1:]
 
 
-def _layer(bench: Workbench, params: dict[str, Any]) -> int:
+def _layer(bench: Bench, params: dict[str, Any]) -> int:
     layer = whole(params, "layer", bench.trace.config.num_layers)
     if layer not in bench.data["layers"]:
         raise ValueError(f"layer: wanted one of {', '.join(map(str, bench.data['layers']))}, got {layer}; trace it too")
     return layer
 
 
-def _maps(bench: Workbench, params: dict[str, Any]) -> HeadMaps:
+def _maps(bench: Bench, params: dict[str, Any]) -> HeadMaps:
     (seen, maps), layer = _seen(bench), _layer(bench, params)
     if layer not in maps:
         maps[layer] = seen.maps(layer)
     return maps[layer]
 
 
-def _tile(bench: Workbench, params: dict[str, Any]) -> HeadMaps:
+def _tile(bench: Bench, params: dict[str, Any]) -> HeadMaps:
     """Tokens t0 to t1 - 1 of one head, reading positions s0 to s1 - 1."""
     seen, layer = _seen(bench)[0], _layer(bench, params)
     head = whole(params, "head", bench.trace.config.num_heads)
@@ -56,12 +56,12 @@ def _span(params: dict[str, Any], name: str, size: int) -> tuple[int, int]:
     return first, last
 
 
-def _row(bench: Workbench, params: dict[str, Any]) -> AttentionRow:
+def _row(bench: Bench, params: dict[str, Any]) -> AttentionRow:
     seen, layer = _seen(bench)[0], _layer(bench, params)
     return seen.row(layer, whole(params, "token", len(seen.positions)))
 
 
-def _canned(bench: Workbench) -> list[Question]:
+def _canned(bench: Bench) -> list[Question]:
     """Small maps of every layer, as many rows as find room, and whole heads where they are small."""
     layers, heads, tokens = bench.data["layers"], bench.data["heads"], len(bench.data["pieces"])
     sources = max(bench.data["positions"], default=-1) + 1

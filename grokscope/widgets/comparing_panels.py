@@ -16,19 +16,19 @@ from grokscope.widgets.panel import Panel, Question, whole
 from grokscope.widgets.running import again, lacks_model
 
 if TYPE_CHECKING:
-    from grokscope.widgets.workbench import Workbench
+    from grokscope.widgets.bench import Bench
 
 FAVOUR = 2.0
 """Logits added by "favour": odds times 7.4."""
 
 
-def _lacks_other(bench: Workbench) -> str | None:
+def _lacks_other(bench: Bench) -> str | None:
     if bench.other is None and bench.trace.data.sizes["batch"] < 2 and lacks_model(bench):
         return "A second trace is missing: explore(trace, other), or trace several texts at once."
     return None
 
 
-def _compare(bench: Workbench, params: dict[str, Any]) -> Comparison | None:
+def _compare(bench: Bench, params: dict[str, Any]) -> Comparison | None:
     """Text `with` of the other trace, or of this one where there is no other; None where there is nothing to compare."""
     mine = Text(bench.trace, bench.text)
     if bench.other is not None:
@@ -38,7 +38,7 @@ def _compare(bench: Workbench, params: dict[str, Any]) -> Comparison | None:
     return comparison(mine, Text(bench.trace, whole(params, "with", bench.trace.data.sizes["batch"])))
 
 
-def _edited(params: dict[str, Any], bench: Workbench) -> Any:
+def _edited(params: dict[str, Any], bench: Bench) -> Any:
     """The edit that the panel asks for, as a value of `grokscope.edits`."""
     config = bench.trace.config
     expert = whole(params, "expert", config.router.num_experts)
@@ -66,7 +66,7 @@ def python_of(trace: Trace, edits: list[Any]) -> str:
     return f"model.trace(prompt, {capture}edits=[{', '.join(f'gs.edits.{e!r}' for e in edits)}])"
 
 
-def consequence(bench: Workbench, made: Trace) -> str:
+def consequence(bench: Bench, made: Trace) -> str:
     """What the edits did to the prediction of the text, in words: the measure is its log-probability, in nats."""
     row = int(bench.text)
     logprob = comparison(Text(bench.trace, row), trace_text(made, row)).logprob
@@ -82,7 +82,7 @@ def consequence(bench: Workbench, made: Trace) -> str:
     )
 
 
-def _edit(bench: Workbench, params: dict[str, Any]) -> dict[str, Any]:
+def _edit(bench: Bench, params: dict[str, Any]) -> dict[str, Any]:
     """Add an edit, take the last away ("undo") or all ("reset"); run; the new trace becomes the one to compare with."""
     verb = params.get("verb")
     edits = {"undo": bench.edits[:-1], "reset": []}.get(str(verb))
@@ -97,7 +97,7 @@ def _edit(bench: Workbench, params: dict[str, Any]) -> dict[str, Any]:
     return {"edits": [repr(e) for e in edits], "python": python_of(bench.trace, edits) if edits else "", "note": note}
 
 
-def _comparisons(bench: Workbench) -> list[Question]:
+def _comparisons(bench: Bench) -> list[Question]:
     others = range(1) if bench.other is not None else range(bench.trace.data.sizes["batch"])
     return [("compare", {"with": n}) for n in [1, *others]]
 

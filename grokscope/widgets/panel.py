@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from grokscope.widgets.workbench import Workbench
+from grokscope.widgets.bench import Bench
 
-Answer = Callable[["Workbench", dict[str, Any]], Any]
+Answer = Callable[[Bench, dict[str, Any]], Any]
 """(workbench, params from the browser: untrusted) -> a payload for `views.payload.pack`. ValueError: a line for the reader."""
 Question = tuple[str, dict[str, Any]]
 """What is wanted, and its params."""
@@ -20,10 +19,10 @@ class Panel:
     """One panel; its painter is `static/<name>.js`."""
 
     title: str
-    lacks: Callable[[Workbench], str | None] = lambda bench: None
+    lacks: Callable[[Bench], str | None] = lambda bench: None
     """What is missing for this trace, and what to do; None where the panel can show itself."""
     answers: Mapping[str, Answer] = field(default_factory=dict)
-    canned: Callable[[Workbench], Iterable[Question]] = lambda bench: ()
+    canned: Callable[[Bench], Iterable[Question]] = lambda bench: ()
     """The questions whose answers a report without Python should hold, the most wanted first."""
 
 

@@ -8,7 +8,7 @@ from grokscope.widgets import attention_panel, comparing_panels, prediction_pane
 from grokscope.widgets.panel import Answer, Panel
 
 if TYPE_CHECKING:
-    from grokscope.widgets.workbench import Workbench
+    from grokscope.widgets.bench import Bench
 
 PANELS: dict[str, Panel] = {
     **routing_panels.PANELS,
@@ -19,6 +19,6 @@ PANELS: dict[str, Panel] = {
 ANSWERS: dict[str, Answer] = {want: answer for panel in PANELS.values() for want, answer in panel.answers.items()}
 
 
-def lacks(bench: Workbench) -> dict[str, str]:
+def lacks(bench: Bench) -> dict[str, str]:
     """What each panel lacks, for those that lack something."""
     return {name: why for name, panel in PANELS.items() if (why := panel.lacks(bench))}

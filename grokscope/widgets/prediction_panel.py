@@ -15,25 +15,25 @@ from grokscope.widgets.panel import Panel, Question, whole
 from grokscope.widgets.running import lacks_model, model_of
 
 if TYPE_CHECKING:
-    from grokscope.model import Model
-    from grokscope.widgets.workbench import Workbench
+    from grokscope.model.model import Model
+    from grokscope.widgets.bench import Bench
 
 KEPT = 200_000_000
 """Bytes of residual streams that stay for the next question."""
 REPORTED, LENSES = 1024, 256
 """Tokens whose predictions, and whose lenses, a report holds at most."""
-_streams: WeakKeyDictionary[Workbench, dict[tuple[int, int | None], np.ndarray]] = WeakKeyDictionary()
+_streams: WeakKeyDictionary[Bench, dict[tuple[int, int | None], np.ndarray]] = WeakKeyDictionary()
 """The streams of a text, [L, T, D] by (text, None), or of its last asked token alone, [L, D] by (text, token)."""
-_tokenizers: WeakKeyDictionary[Workbench, Any] = WeakKeyDictionary()
+_tokenizers: WeakKeyDictionary[Bench, Any] = WeakKeyDictionary()
 
 
-def _lacks(bench: Workbench) -> str | None:
+def _lacks(bench: Bench) -> str | None:
     if "logits" in bench.trace.data or not _no_lens(bench):
         return None
     return f"The logits were not kept: trace with capture=['router.*', 'logits']. {_no_lens(bench)}"
 
 
-def _no_lens(bench: Workbench) -> str | None:
+def _no_lens(bench: Bench) -> str | None:
     """Why the lens cannot be had, or None."""
     trace = bench.trace
     if why := lacks_model(bench):
@@ -47,7 +47,7 @@ def _no_lens(bench: Workbench) -> str | None:
     return None
 
 
-def pieces_of(bench: Workbench) -> Pieces:
+def pieces_of(bench: Bench) -> Pieces:
     """The pieces of ids: the model's tokenizer's, else those of the trace's own texts, the id in brackets for others."""
     if bench not in _tokenizers:
         _tokenizers[bench] = _tokenizer(bench)
@@ -58,19 +58,19 @@ def pieces_of(bench: Workbench) -> Pieces:
     return lambda ids: [str(known.get(i, f"[{i}]")) for i in ids]
 
 
-def _tokenizer(bench: Workbench) -> Any:
+def _tokenizer(bench: Bench) -> Any:
     """The embedded model's where the trace was made with it: its words without its weights."""
     told = bench.trace.provenance
     if bench.model is not None or told["model"] != "pocket":
         return None
-    from grokscope.loading import found, tokenizer_file
+    from grokscope.checkpoints.finding import found, tokenizer_file
     from grokscope.prompt import SentencePiece
 
     tokenizer = SentencePiece(tokenizer_file(found("pocket")))
     return tokenizer if tokenizer.sha256 == told["tokenizer"] else None
 
 
-def _prediction(bench: Workbench, params: dict[str, Any]) -> dict[str, Any]:
+def _prediction(bench: Bench, params: dict[str, Any]) -> dict[str, Any]:
     """The next tokens, and whether the lens is "ready", can be had by a run ("run"), or why it cannot."""
     text = Text(bench.trace, bench.text)
     token = whole(params, "token", text.length)
@@ -85,7 +85,7 @@ def _prediction(bench: Workbench, params: dict[str, Any]) -> dict[str, Any]:
     return {"next": next_view(logits, next_id(text, token), pieces_of(bench)), "lens": state}
 
 
-def _lens(bench: Workbench, params: dict[str, Any]) -> Lens:
+def _lens(bench: Bench, params: dict[str, Any]) -> Lens:
     """Runs the model over the text where nobody has yet."""
     text = Text(bench.trace, bench.text)
     token = whole(params, "token", text.length)
@@ -102,7 +102,7 @@ def _lens(bench: Workbench, params: dict[str, Any]) -> Lens:
     return replace(made, note=note)
 
 
-def _lens_logits(bench: Workbench, token: int) -> tuple[Sequence[int], np.ndarray]:
+def _lens_logits(bench: Bench, token: int) -> tuple[Sequence[int], np.ndarray]:
     """The layers, and the logits [L, V] of the stream after each."""
     import jax.numpy as jnp
 
@@ -119,7 +119,7 @@ def _lens_logits(bench: Workbench, token: int) -> tuple[Sequence[int], np.ndarra
     return layers, np.asarray(kept["logits"][0])
 
 
-def _stream(bench: Workbench, model: Model, token: int) -> tuple[Sequence[int], np.ndarray]:
+def _stream(bench: Bench, model: Model, token: int) -> tuple[Sequence[int], np.ndarray]:
     """The stream after each layer at a token, [L, D]: the trace's, or of one run of the text that stays for the next."""
     text, data = Text(bench.trace, bench.text), bench.trace.data
     if text.has("resid_post"):
@@ -141,7 +141,7 @@ def _stream(bench: Workbench, model: Model, token: int) -> tuple[Sequence[int], 
     return layers, kept[bench.text, None][:, token]
 
 
-def _canned(bench: Workbench) -> list[Question]:
+def _canned(bench: Bench) -> list[Question]:
     tokens = range(min(REPORTED, len(bench.data["pieces"])))
     lens = bench.model is not None and not _no_lens(bench)
     return [("prediction", {"token": t}) for t in tokens] + [("lens", {"token": t}) for t in tokens[:LENSES] if lens]

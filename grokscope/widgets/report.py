@@ -22,7 +22,7 @@ from grokscope.widgets.panels import ANSWERS, PANELS
 from grokscope.widgets.workbench import SELECTION, Workbench
 
 if TYPE_CHECKING:
-    from grokscope.model import Model
+    from grokscope.model.model import Model
 
 MAX_BYTES = 3_000_000
 MARGIN = 20_000

@@ -11,7 +11,7 @@ from grokscope.views.routing import Text, plane
 from grokscope.widgets.panel import Panel, Question, whole
 
 if TYPE_CHECKING:
-    from grokscope.widgets.workbench import Workbench
+    from grokscope.widgets.bench import Bench
 
 REPORTED = 300_000
 """Numbers of routers in a report: those of 585 tokens of Grok-1."""
@@ -19,19 +19,19 @@ LISTS = 4096
 """A report holds the lists of tokens of up to so many experts, those of all layers together."""
 
 
-def _plane(bench: Workbench, params: dict[str, Any]) -> Plane:
+def _plane(bench: Bench, params: dict[str, Any]) -> Plane:
     expert = whole(params, "expert", bench.data["num_experts"])
     return plane(bench.trace, bench.text, str(params.get("name")), expert, bench.values)
 
 
-def _planes(bench: Workbench) -> list[Question]:
+def _planes(bench: Bench) -> list[Question]:
     names = [name for name, _ in bench.data["colours"]]
     of_experts = [n for n in names if n in ("gate", "probability", "logit")]
     plain = [("plane", {"name": n, "expert": 0}) for n in names if n not in of_experts]
     return plain + [("plane", {"name": n, "expert": e}) for n in of_experts for e in range(bench.data["num_experts"])]
 
 
-def _layer(bench: Workbench, params: dict[str, Any]) -> int:
+def _layer(bench: Bench, params: dict[str, Any]) -> int:
     layers = bench.data["layers"]
     layer = whole(params, "layer", max(layers) + 1)
     if layer not in layers:
@@ -39,27 +39,27 @@ def _layer(bench: Workbench, params: dict[str, Any]) -> int:
     return layer
 
 
-def _router(bench: Workbench, params: dict[str, Any]) -> RouterView:
+def _router(bench: Bench, params: dict[str, Any]) -> RouterView:
     return router_view(Text(bench.trace, bench.text), whole(params, "token", len(bench.data["pieces"])))
 
 
-def _experts(bench: Workbench, params: dict[str, Any]) -> LayerView:
+def _experts(bench: Bench, params: dict[str, Any]) -> LayerView:
     return layer_view(Text(bench.trace, bench.text), _layer(bench, params))
 
 
-def _expert_tokens(bench: Workbench, params: dict[str, Any]) -> ExpertTokens:
+def _expert_tokens(bench: Bench, params: dict[str, Any]) -> ExpertTokens:
     layer, expert = _layer(bench, params), whole(params, "expert", bench.data["num_experts"])
     return expert_tokens(Text(bench.trace, bench.text), layer, expert)
 
 
-def _routers(bench: Workbench) -> list[Question]:
+def _routers(bench: Bench) -> list[Question]:
     """As many of the first tokens as leave a report room for the other panels."""
     experts = bench.data["num_experts"]
     numbers = len(bench.data["layers"]) * (experts if experts <= SHOWN else 3 * TOP)
     return [("router", {"token": t}) for t in range(min(len(bench.data["pieces"]), REPORTED // numbers))]
 
 
-def _layers(bench: Workbench) -> list[Question]:
+def _layers(bench: Bench) -> list[Question]:
     layers, experts = bench.data["layers"], bench.data["num_experts"]
     tokens = [("expert_tokens", {"layer": n, "expert": e}) for n in layers for e in range(experts)]
     return [("experts", {"layer": n}) for n in layers] + (tokens if len(tokens) <= LISTS else [])

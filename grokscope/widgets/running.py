@@ -9,11 +9,11 @@ from grokscope.sites import Capture
 from grokscope.trace.trace import Trace
 
 if TYPE_CHECKING:
-    from grokscope.model import Model
-    from grokscope.widgets.workbench import Workbench
+    from grokscope.model.model import Model
+    from grokscope.widgets.bench import Bench
 
 
-def lacks_model(bench: Workbench) -> str | None:
+def lacks_model(bench: Bench) -> str | None:
     """Why nothing can be run for this trace, or None."""
     if bench.trace.provenance.get("recording"):
         return "A recording of another program cannot be run again: trace its text with the model itself, if you have it."
@@ -24,13 +24,13 @@ def lacks_model(bench: Workbench) -> str | None:
     return None
 
 
-def model_of(bench: Workbench) -> Model:
+def model_of(bench: Bench) -> Model:
     """The model to run: the one that was given, or the embedded one where the trace is its. Raises ValueError."""
     if why := lacks_model(bench):
         raise ValueError(why)
     told = bench.trace.provenance
     if bench.model is None:
-        from grokscope.loading import load
+        from grokscope.model.loading import load
 
         bench.model = load(dtype=told["dtype"])
     if bench.model.config != bench.trace.config:
@@ -41,7 +41,7 @@ def model_of(bench: Workbench) -> Model:
     return bench.model
 
 
-def again(bench: Workbench, edits: Sequence[Any]) -> Trace:
+def again(bench: Bench, edits: Sequence[Any]) -> Trace:
     """The trace's texts once more through the model, with edits, keeping what the trace kept."""
     data, told = bench.trace.data, bench.trace.provenance
     captured = {k: v if v is None else tuple(v) for k, v in told["capture"].items()}

@@ -16,16 +16,17 @@ from grokscope.trace.trace import Trace
 from grokscope.views.payload import nested, pack
 from grokscope.views.routing import Values, routing_view
 from grokscope.widgets.assets import joined, style
+from grokscope.widgets.bench import Bench
 from grokscope.widgets.panels import ANSWERS, PANELS, lacks
 
 if TYPE_CHECKING:
-    from grokscope.model import Model
+    from grokscope.model.model import Model
 
 SELECTION = ("text", "layer", "token", "head", "expert", "slot", "colour")
 """The traits that linked widgets share."""
 
 
-class Workbench(anywidget.AnyWidget):
+class Workbench(anywidget.AnyWidget, Bench):
     """A trace to look around in; `grokscope.explore` makes one.
 
     text: which of the trace's texts. layer and head: their numbers in the model. token: its place in the kept text. slot: 0

@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 
 FLAGS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 CORE = ["attn.pattern", "router.*", "resid_post"]
@@ -30,8 +31,8 @@ def serve_ours(dtype: str) -> None:
     import numpy as np
 
     from grokscope.config import ModelConfig, RouterConfig
-    from grokscope.model import Model
-    from grokscope.placement import weights_for_cpu
+    from grokscope.devices.placement import weights_for_cpu
+    from grokscope.model.model import Model
     from grokscope.transformer.weights import random_weights
 
     config = ModelConfig(
@@ -99,7 +100,7 @@ def _answer(run) -> None:
     for line in sys.stdin:
         tokens, kind = line.split()
         if kind.startswith("memory:"):
-            print(_extra_memory(lambda n=int(tokens), k=kind.removeprefix("memory:"): run(n, k)), flush=True)
+            print(_extra_memory(partial(run, int(tokens), kind.removeprefix("memory:"))), flush=True)
             continue
         print(run(int(tokens), kind), flush=True)
 

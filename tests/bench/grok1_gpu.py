@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import grokscope as gs
-from grokscope import placement
-from grokscope.model import Model
+from grokscope.devices import placement
+from grokscope.model.model import Model
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.block import moe
 from grokscope.transformer.stream import Streamed

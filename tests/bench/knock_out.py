@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 import grokscope as gs
-from grokscope.running import run
+from grokscope.running.running import run
 from grokscope.sites import Capture
 
 TEXTS, TOKENS = 16, 256

@@ -22,9 +22,9 @@ import numpy as np
 from grok1_gpu import GROK, _timed, say  # first: it puts the checkout on the path
 
 import grokscope as gs
-from grokscope.model import Model
-from grokscope.placement import _for_hopper, on_hopper, placement
-from grokscope.sharding import Layout
+from grokscope.devices.placement import _for_hopper, on_hopper, placement
+from grokscope.devices.sharding import Layout
+from grokscope.model.model import Model
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.forward import run_block
 from grokscope.transformer.quantize import quantize

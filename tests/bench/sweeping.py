@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 import grokscope as gs
-from grokscope import sweeping
-from grokscope.analysis.counters import RoutingCounters
-from grokscope.running import run
+from grokscope.counters.counters import RoutingCounters
+from grokscope.running.running import run
 from grokscope.sites import Capture
+from grokscope.sweeps import sweep as sweeping
 
 LAST = Capture(("router.experts",), (7,))
 """The last layer of pocket: what makes a run wait for its end, and next to nothing more."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import nbformat
 
-from grokscope.lab import command, free
+from grokscope.cli.lab import command, free
 
 TOKEN = "fox"
 READY = """() => {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from grokscope.lab import copy_notebooks
+from grokscope.cli.lab import copy_notebooks
 from tests.browser.host import browser
 from tests.browser.jupyter import Lab, notebook
 

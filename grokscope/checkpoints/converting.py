@@ -1,0 +1,180 @@
+"""From any format to ours, a layer at a time: what streams fast is made once, in the memory of one layer.
+
+An interrupted conversion goes on where it was: the scratch directory beside the output holds the files that are whole,
+and of what source they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from grokscope.checkpoints import FORMATS, CheckpointError, native, recognise
+from grokscope.checkpoints.finding import found, tokenizer_file
+from grokscope.checkpoints.native_writer import Writer, arrays_of, file_of
+from grokscope.checkpoints.source import Source
+from grokscope.config import ModelConfig
+from grokscope.transformer.weights import ModelWeights
+
+SOURCE = "source.json"
+
+
+def convert(
+    path: str | Path,
+    out: str | Path,
+    config: ModelConfig | None = None,
+    *,
+    check: bool = True,
+    progress: bool = True,
+) -> Path:
+    """Write a checkpoint of any known format as grokscope's own, made for streaming: a file for each layer.
+
+    path and config: as for `load`. out: a new directory, which appears when it is complete; until then the work lies in
+    `out`.part, and the same call goes on with it after an interruption. check: read everything back from the disk and
+    compare it with what was meant. progress: show a bar on standard error once a second has passed.
+
+    Raises CheckpointError for a source with anything wrong, or a disk that gives back other bytes; OSError, before the
+    work, where the disk has too little room.
+    """
+    out = Path(out)
+    kind, folder = recognise(found(str(path)))
+    config = config or FORMATS[kind].read_config(folder)
+    source = Source(kind, folder, config)
+    weights = source.weights
+    writer = Writer(out, out.with_name(f"{out.name}.part"))
+    with _alone(writer.scratch):
+        _same_source(writer, {"path": str(folder.resolve()), "format": kind, "model": config.to_dict()}, folder)
+        layers = [*range(config.num_layers), None]
+        left = [layer for layer in layers if file_of(layer) not in writer.sums]
+        sizes = _sizes(config, weights, left)
+        _check_room(writer, sum(sizes.values()))
+        with _bar("converting", sum(sizes.values()), progress) as bar, _explained(writer):
+            for layer in left:
+                source.outer() if layer is None else source.block(layer)  # checks what it reads
+                writer.write_arrays(file_of(layer), arrays_of(config, weights, layer), bar.update)
+        source.check_unchanged()
+        if check:
+            _check(writer, progress)
+        with _explained(writer):
+            writer.finish(native.header(config), tokenizer_file(folder))
+    (out / SOURCE).unlink()
+    return out
+
+
+def _sizes(config: ModelConfig, weights: ModelWeights, left: list[int | None]) -> dict[int | None, int]:
+    """Bytes to write, a layer each. All layers are alike, so that one is asked: a format may have to read it to answer."""
+
+    def size(layer: int | None) -> int:
+        return sum(array.nbytes for array in arrays_of(config, weights, layer).values())
+
+    one = next((size(layer) for layer in left if layer is not None), 0)
+    return {layer: size(None) if layer is None else one for layer in left}
+
+
+def _check_room(writer: Writer, wanted: int) -> None:
+    free = shutil.disk_usage(writer.scratch).free
+    if wanted > free:
+        if not writer.sums:
+            shutil.rmtree(writer.scratch)
+        raise OSError(
+            f"{writer.path}: wanted {wanted:,} bytes of disk for what is left to write, {free:,} are free there; "
+            "make room or name another disk"
+        )
+
+
+def _same_source(writer: Writer, source: dict[str, Any], folder: Path) -> None:
+    """Note in the scratch directory what is converted there; refuse to go on with something else."""
+    stats = {p.name: p.stat() for p in sorted(folder.iterdir()) if p.is_file()}
+    source["files"] = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    source["version"] = native.VERSION
+    noted = writer.scratch / SOURCE
+    for unfinished in writer.scratch.glob("*.part"):  # would be written over, but its room is wanted before
+        unfinished.unlink()
+    if not noted.exists() and any(writer.scratch.iterdir()):
+        raise CheckpointError(
+            f"{writer.scratch}: wanted a conversion's scratch, got other files; move them or name another"
+        )
+    if noted.exists():
+        before = json.loads(noted.read_text(encoding="utf-8"))
+        differs = sorted(key for key in source if source[key] != before.get(key))
+        if differs:
+            raise CheckpointError(
+                f"{writer.scratch}: wanted a conversion of {source['path']} to go on with, got one of {before.get('path')} "
+                f"(other {', '.join(differs)}); delete it, or name another output"
+            )
+        return
+    part = noted.with_suffix(".part")
+    part.write_text(json.dumps(source), encoding="utf-8")
+    part.replace(noted)
+
+
+def _check(writer: Writer, progress: bool) -> None:
+    """Each file as the disk gives it back, against the digests of what was meant."""
+    sizes = {name: (writer.scratch / name).stat().st_size for name in writer.sums}
+    with _bar("checking", sum(sizes.values()), progress) as bar:
+        for name, size in sizes.items():
+            _forget(writer.scratch / name)
+            try:
+                native.verify(writer.scratch, name)
+            except CheckpointError as error:
+                writer.drop(name)
+                raise CheckpointError(
+                    f"{writer.scratch / name}: wanted back what was written, the disk gave something else ({error}); "
+                    "check the disk, then run the same conversion again: it writes this file anew"
+                ) from error
+            bar.update(size)
+
+
+def _forget(file: Path) -> None:
+    """Ask the system to drop its copy of a file in memory: a check shall read the disk."""
+    if hasattr(os, "posix_fadvise"):
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+
+
+def _bar(what: str, total: int, progress: bool) -> tqdm:
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=1, mininterval=0.5, disable=not progress)
+
+
+@contextmanager
+def _alone(scratch: Path) -> Iterator[None]:
+    """Two conversions into one directory would write over each other."""
+    import fcntl
+
+    handle = os.open(scratch, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"{scratch}: wanted to be the only conversion there, another is at work; wait for it, or name another output"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _explained(writer: Writer) -> Iterator[None]:
+    """A full disk, in words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(writer.scratch).free
+        raise OSError(
+            f"{writer.scratch}: wanted to write on, the disk is full ({free:,} bytes free); make room, then run the same "
+            f"conversion again: it goes on after {len(writer.sums)} files that are whole"
+        ) from error

@@ -1,0 +1,5 @@
+"""`python -m grokscope.cli`."""
+
+from grokscope.cli.main import main
+
+main()

@@ -1,0 +1,230 @@
+"""The command line: trace, generate, inspect, convert, sweep, report, lab, train. Each `--help` is enough to use it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from grokscope.cli.reading import read_text
+from grokscope.cli.sweep import Format, Full, sweep
+
+app = typer.Typer(
+    help="Look inside mixture-of-experts language models, Grok-1 first.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Text = Annotated[str | None, typer.Argument(help="The text. Or use --file.")]
+File = Annotated[Path | None, typer.Option("--file", "-f", help="A UTF-8 file with the text; - reads standard input.")]
+ModelPath = Annotated[
+    str, typer.Option("--model", "-m", help='A checkpoint\'s directory, or "pocket", the embedded model.')
+]
+_OUT = "A new directory for the tables, and for trace.zarr with --capture."
+_CAPTURE = 'Sites to keep besides routing and logits, e.g. "attn.pattern" or "resid_*".'
+Dtype = Annotated[str, typer.Option(help="Of the arithmetic: bfloat16 or float32.")]
+
+
+@app.command()
+def trace(  # noqa: PLR0913 - one a flag
+    text: Text = None,
+    file: File = None,
+    model: ModelPath = "pocket",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help=_OUT)] = None,
+    capture: Annotated[list[str] | None, typer.Option("--capture", "-c", help=_CAPTURE)] = None,
+    format: Format = "csv",
+    full: Full = False,
+    dtype: Dtype = "bfloat16",
+    truncate: Annotated[bool, typer.Option("--truncate", help="Keep the first tokens of a text that is over the context.")] = False,
+) -> None:  # fmt: skip
+    """Show how each token of a text is routed, and write it as tables with --out.
+
+    Example: grokscope trace "The quick brown fox" --out fox
+    """
+    words = read_text(text, file)
+    if capture and out is None:
+        raise typer.BadParameter("--capture keeps more in trace.zarr: it needs --out")
+    if out is not None:
+        _check_free(out)
+    from grokscope.model.loading import load
+    from grokscope.sites import ROUTING, Capture
+    from grokscope.views.terminal import RoutingPicture, draw, legend
+
+    console = _console()
+    loaded = load(model, dtype=dtype)
+    sites = Capture.of([*ROUTING, "logits", *(capture or [])] if out else ROUTING)
+    # Without tables nothing needs pandas or xarray, which take longer to import than pocket to load and run.
+    recorder, encoded = loaded.record(words, sites, truncate=truncate)
+    pieces = loaded.pieces(encoded)
+    experts, gates = (recorder.arrays[s][:, 0] for s in ("router.experts", "router.gates"))
+    console.print(legend(recorder.config.router), soft_wrap=True)
+    for line in draw(RoutingPicture(experts, gates, pieces[0], recorder.layers, recorder.config.router), console.width):
+        console.print(line, no_wrap=True, crop=False, soft_wrap=True)
+    if out is not None:
+        from grokscope.tables.export import export
+        from grokscope.trace.trace import as_trace
+
+        made = as_trace(recorder, encoded.ids, pieces, loaded.provenance(recorder.config, sites, ()))
+        export(made, out, format, full)
+        if capture:
+            made.save(out / "trace.zarr")
+        console.print(
+            f"wrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}", markup=False, highlight=False
+        )
+
+
+@app.command()
+def generate(
+    text: Text = None,
+    file: File = None,
+    model: ModelPath = "pocket",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="At most this many.")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 takes the best token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the smallest set of tokens with this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same text.")] = 0,
+    dtype: Dtype = "bfloat16",
+) -> None:
+    """Continue a text, printing it as it comes.
+
+    Example: grokscope generate "Once upon a time" -n 100 -t 0.8 --top-p 0.95
+    """
+    words = read_text(text, file)
+    from grokscope.model.loading import load
+
+    loaded = load(model, dtype=dtype)
+    write = sys.stdout.write
+    write(words)
+
+    def show(new: str) -> None:
+        write(_terminal_safe(new))
+        sys.stdout.flush()
+
+    loaded.generate(words, max_new_tokens, temperature, top_p, seed, capture=(), on_text=show)
+    write("\n")
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help='A checkpoint\'s directory, or "pocket".')] = "pocket",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is in a checkpoint: format, shape, parameters, bytes, and everything that is wrong with it.
+
+    Exit status 1 where something is wrong. Nothing in the files is executed.
+    """
+    from grokscope.checkpoints.inspecting import as_dict
+    from grokscope.checkpoints.inspecting import inspect as look
+
+    found = look(path)
+    if json:
+        import json as library
+
+        print(library.dumps(as_dict(found), indent=1))
+    else:
+        for line in _inspection(found):
+            print(line)
+    if found.problems:
+        raise ValueError("this checkpoint cannot be loaded:\n  " + "\n  ".join(found.problems))
+
+
+def _inspection(found: Any) -> Iterator[str]:
+    c, order = found.config, found.layers
+    rows = {
+        "path": found.path,
+        "format": found.format,
+        "files": f"{found.files:,}, {found.bytes:,} bytes",
+        "parameters": f"{c.num_parameters:,} ({c.num_active_parameters:,} active for a token)",
+        "layers": f"{c.num_layers} of width {c.d_model}, {c.num_heads} heads of {c.d_head} ({c.num_kv_heads} key/value)",
+        "experts": "none: a dense model"
+        if c.is_dense
+        else f"{c.router.num_experts} of width {c.d_expert}, top {c.router.top_k}",
+        "router": f"softmax over {c.router.softmax}, gates {'sum to 1' if c.router.gates_sum_to_one else 'not renormalised'}",
+        "vocabulary": f"{c.vocab_size:,}, context {c.max_tokens:,} tokens",
+    }
+    if list(order) != sorted(order):
+        rows["file order"] = f"layers {', '.join(map(str, order[:5]))}, ..., {', '.join(map(str, order[-3:]))}"
+    rows["problems"] = str(len(found.problems) or "none")
+    yield from (f"{key:<11} {value}" for key, value in rows.items())
+    if found.arrays:
+        yield "\narrays of layer 0 and of no layer"
+        table = [(a.name, " x ".join(map(str, a.shape)), a.dtype, f"{a.bytes:,}") for a in found.arrays]
+        name, shape, dtype, size = (max(map(len, column)) for column in zip(*table, strict=True))
+        yield from (f"  {n:<{name}}  {s:<{shape}}  {d:<{dtype}}  {b:>{size}} bytes" for n, s, d, b in table)
+
+
+@app.command()
+def convert(
+    path: Annotated[str, typer.Argument(help="A checkpoint's directory, of any known format, or a hub id.")],
+    out: Annotated[Path, typer.Argument(help="A new directory; the work lies beside it, in OUT.part, until it is complete.")],
+    check: Annotated[bool, typer.Option(help="Read everything back from the disk and compare it with what was meant.")] = True,
+) -> None:  # fmt: skip
+    """Rewrite a checkpoint in grokscope's own format: a file for each layer, mapped and made for streaming.
+
+    It takes the memory of one layer. After an interruption, the same command goes on where it was.
+
+    Example: grokscope convert grok-1 grok-1-native
+    """
+    _check_free(out)
+    from grokscope.checkpoints.converting import convert as work
+
+    made = work(path, out, check=check)
+    files = [p.stat().st_size for p in made.iterdir()]
+    print(f"wrote {len(files)} files, {sum(files):,} bytes, to {out}")
+
+
+def _check_free(out: Path) -> None:
+    """Before the work, not after it."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(
+            f"{out}: wanted a new or an empty directory, got one that already holds something; name another"
+        )
+    parent = next(p for p in out.absolute().parents if p.exists())
+    import os
+
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"{out}: wanted a place to write, {parent} is not writable; name another")
+
+
+def _terminal_safe(text: str) -> str:
+    from grokscope.prompt import visible
+
+    return "".join(c if c in "\n\t" else visible(c) for c in text)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _add_others() -> None:
+    from grokscope.cli.look import lab, report
+    from grokscope.cli.train import app as training
+
+    for one in (sweep, report, lab):
+        app.command()(one)
+    app.add_typer(training, name="train")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit status 1, never a traceback."""
+    _add_others()
+    try:
+        app()
+    except (ValueError, OSError, MemoryError, TypeError, IndexError, ImportError) as error:
+        line = (
+            str(error)
+            if not isinstance(error, OSError) or error.errno is None
+            else f"{error.strerror}: {error.filename}"
+        )
+        print(f"grokscope: {line}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("grokscope: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+

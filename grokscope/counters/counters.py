@@ -1,0 +1,248 @@
+"""Routing as counts that add up: everything the analyses need of a text of any length, in constant memory.
+
+`a + b` is exact, commutative and associative to the bit, because all is whole numbers (sums are fixed-point, see
+`tally.UNIT`). Counts are kept by label and by 64 shards of documents; the tables of pairs of experts by as many, or by 8
+where there are more than 32 experts; histograms, positions and token ids by label alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial, reduce
+from pathlib import Path
+
+import numpy as np
+
+from grokscope.counters import file, tally
+from grokscope.counters.display import as_html
+from grokscope.counters.documents import SHARDS, RoutingDocument, documents_of, identity_of
+from grokscope.counters.sparse import SparseCounts
+from grokscope.counters.spec import BY_LABEL, FIXED_POINT, LARGEST, CounterSpec, smallest
+from grokscope.trace.trace import Trace
+
+
+class RoutingCounters:
+    """Mergeable statistics of routing. Make them with `from_trace` or `add_document`, add them with `+`.
+
+    `table(name)` sums over labels and shards; `by_shard(name)` keeps the shards; `select(label)` keeps one label.
+    """
+
+    def __init__(self, spec: CounterSpec) -> None:
+        self.spec = spec
+        self._tables: dict[str, dict[str, np.ndarray]] = {}
+        self._vocabulary: dict[str, SparseCounts] = {}
+
+    @classmethod
+    def from_trace(
+        cls,
+        trace: Trace,
+        labels: Sequence[str] | str | None = None,
+        documents: Sequence[str] | None = None,
+        distances: Iterable[int] = (1,),
+        lags: Iterable[int] = (1,),
+        contributions: bool = False,
+    ) -> RoutingCounters:
+        """Counters of a trace, each text a document.
+
+        labels: one for all texts or one for each (domain, language, ...). documents: a name for each text, from which its
+        shard follows; without them, its token ids. distances: between layers, for transitions. lags: between tokens.
+        contributions: count the norms of experts' outputs too (`y_norm_sum`, after the gate `gy_norm_sum`, largest `y_absmax`).
+        """
+        settings = {"distances": tuple(distances), "lags": tuple(lags), "contributions": contributions}
+        made = cls(CounterSpec(**identity_of(trace), **settings))
+        return made.update(trace, labels, documents)
+
+    @classmethod
+    def from_loads(
+        cls,
+        loads: Mapping[str, np.ndarray],
+        tokens: Mapping[str, int],
+        slots: int,
+        *,
+        first: Mapping[str, np.ndarray] | None = None,
+        layers: Sequence[int] | None = None,
+        model: str | None = None,
+    ) -> RoutingCounters:
+        """Counters from published loads: for each label how often each expert was chosen [L, E] in how many tokens.
+
+        `first`: how often as first choice. Each label is one document: no uncertainty follows from these.
+        """
+        if not loads or set(loads) != set(tokens) or (first is not None and set(first) != set(loads)):
+            raise ValueError(f"loads: wanted the same labels in all, got {list(loads)} and {list(tokens)}; name each in both")
+        shape = np.shape(next(iter(loads.values())))
+        spec = CounterSpec(layers=tuple(layers or range(shape[0])), num_experts=shape[1], slots=slots, model=model)
+        made = cls(spec)
+        for label, load in loads.items():
+            load, heads = np.asarray(load), None if first is None else np.asarray(first[label])
+            if heads is not None and (heads.shape != shape or (heads > load).any()):
+                raise ValueError(f"first of {label!r}: wanted counts {list(shape)} of at most the loads, got others")
+            if load.shape != shape or load.dtype.kind not in "iu" or (load < 0).any() or load.max() > tokens[label]:
+                raise ValueError(
+                    f"loads of {label!r}: wanted counts {list(shape)} of 0 to {tokens[label]} tokens, "
+                    f"got {load.dtype} {list(load.shape)}, up to {load.max()}; give counts, not shares"
+                )
+            counts = {"documents": np.array(1), "tokens": np.array(tokens[label]), "load": load}
+            shard = int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little") % SHARDS
+            made._add(label, shard, counts if heads is None else counts | {"load_first": heads})
+        return made
+
+    def update(
+        self, trace: Trace, labels: Sequence[str] | str | None = None, documents: Sequence[str] | None = None
+    ) -> RoutingCounters:
+        """Count a further trace of the same model into this, and return this."""
+        self.spec.refuse(replace(self.spec, **identity_of(trace)))
+        texts = trace.data.sizes["batch"]
+        named = [labels or ""] * texts if labels is None or isinstance(labels, str) else list(labels)
+        if len(named) != texts or not all(isinstance(n, str) for n in named):
+            raise ValueError(
+                f"labels: wanted a string for each of {texts} texts, got {named[:8]}; give '' to those without one"
+            )
+        for label, doc in zip(named, list(documents_of(trace, documents, self.spec.contributions)), strict=True):
+            self.add_document(doc, label)
+        return self
+
+    def add_document(self, doc: RoutingDocument, label: str = "") -> None:
+        """Count one document in."""
+        spec = self.spec
+        had = {"gates": doc.gates is not None, "scores": doc.scores is not None, "token_ids": doc.token_ids is not None}
+        had["contributions"] = doc.output_norms is not None
+        shape = {"layers": doc.experts.shape[1], "slots": doc.experts.shape[2]}
+        wanted = {n: getattr(spec, n) for n in had} | {"layers": len(spec.layers), "slots": spec.slots}
+        if had | shape != wanted:
+            raise ValueError(f"document: wanted {wanted}, got {had | shape}; count it apart")
+        if not len(doc.experts):
+            return
+        experts = spec.num_experts
+        counts = {"documents": np.array(1), "tokens": np.array(len(doc.experts))}
+        counts |= tally.choices(doc, experts) | tally.together(doc, experts)
+        counts |= tally.transitions(doc, experts, spec.distances) | tally.repeats(doc, experts, spec.lags)
+        if spec.scores:
+            counts |= tally.scores(doc, experts)
+        if spec.contributions:
+            counts |= tally.contributions(doc, experts)
+        self._add(label, doc.shard, counts)
+        if spec.token_ids:
+            self._vocabulary.setdefault(label, SparseCounts(2)).add(*tally.vocabulary(doc, experts))
+
+    def _add(self, label: str, shard: int, counts: Mapping[str, np.ndarray]) -> None:
+        tables = self._tables.setdefault(label, {})
+        for name, count in counts.items():
+            shards = self.shards_of(name)
+            if name not in tables:
+                tables[name] = np.zeros(((shards,) if shards else ()) + count.shape, np.int64)
+            at = (shard * shards // SHARDS,) if shards else ...
+            if name in FIXED_POINT:
+                tables[name][at] = tally.merged(name, tables[name][at], count)
+            else:
+                tables[name][at] += count
+
+    def shards_of(self, name: str) -> int:
+        """The shards that a table is kept by; 0 where it is by label alone."""
+        if name in BY_LABEL:
+            return 0
+        return self.spec.pair_shards if name.startswith(("coactivation", "transition")) else SHARDS
+
+    def __add__(self, other: RoutingCounters) -> RoutingCounters:
+        if not isinstance(other, RoutingCounters):
+            return NotImplemented
+        self.spec.refuse(other.spec)
+        made = RoutingCounters(self.spec)
+        for label in {**self._tables, **other._tables}:
+            mine, theirs = (c._tables.get(label, {}) for c in (self, other))
+            made._tables[label] = {
+                n: tally.merged(n, mine[n], theirs[n]) if n in mine and n in theirs else mine.get(n, theirs.get(n)).copy()
+                for n in {**mine, **theirs}
+            }
+        for label in {**self._vocabulary, **other._vocabulary}:
+            both = [c._vocabulary[label] for c in (self, other) if label in c._vocabulary]
+            made._vocabulary[label] = both[0].copy()
+            if len(both) == 2:
+                made._vocabulary[label].add(*both[1].arrays)
+        return made
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels that have documents, in order."""
+        return sorted(self._tables)
+
+    def select(self, *labels: str) -> RoutingCounters:
+        """The counters of these labels alone; the arrays are shared."""
+        if wrong := [n for n in labels if n not in self._tables]:
+            raise ValueError(f"labels: wanted some of {self.labels}, got {wrong}")
+        made = RoutingCounters(self.spec)
+        made._tables = {n: self._tables[n] for n in labels}
+        made._vocabulary = {n: self._vocabulary[n] for n in labels if n in self._vocabulary}
+        return made
+
+    def by_shard(self, name: str) -> np.ndarray:
+        """A table summed over labels, [shards, ...] (for those by label alone [1, ...]); sums as they are stored."""
+        found = [t[name] for t in self._tables.values() if name in t]
+        if not found:
+            raise KeyError(name)
+        total = reduce(partial(tally.merged, name), found)
+        return total if self.shards_of(name) else total[None]
+
+    def table(self, name: str) -> np.ndarray:
+        """A table summed over labels and shards: whole numbers for counts, floats for sums."""
+        shards = self.by_shard(name)
+        total = shards.max(0) if name in LARGEST else shards.sum(0)
+        return total * tally.UNIT if name in FIXED_POINT else total
+
+    def has(self, name: str) -> bool:
+        """Whether a table was counted."""
+        return any(name in t for t in self._tables.values())
+
+    def vocabulary(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Token ids [types], and how often each was routed to an expert, [types, L, E]: chosen at all, chosen first."""
+        merged = SparseCounts(2)
+        for part in self._vocabulary.values():
+            merged.add(*part.arrays)
+        keys, counts = merged.arrays
+        layers, experts = len(self.spec.layers), self.spec.num_experts
+        ids, row = np.unique(keys // (layers * experts), return_inverse=True)
+        dense = np.zeros((2, len(ids), layers * experts), np.int64)
+        dense[:, row, keys % (layers * experts)] = counts.T
+        return ids, *dense.reshape(2, len(ids), layers, experts)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens counted."""
+        return int(self.table("tokens")) if self._tables else 0
+
+    @property
+    def documents(self) -> int:
+        """Documents counted."""
+        return int(self.table("documents")) if self._tables else 0
+
+    def save(self, path: str | Path) -> None:
+        """Write one .npz, whole or not at all. The same counters give the same bytes."""
+        file.save(Path(path), self.spec, self.labels, self._tables, self._vocabulary)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RoutingCounters:
+        """Read what `save` wrote. Raises ValueError for a file that is cut short or not ours."""
+
+        def like(spec: CounterSpec) -> dict[str, np.ndarray]:
+            one = cls(spec)
+            one.add_document(smallest(spec))
+            return one._tables[""]
+
+        spec, tables, vocabulary = file.load(Path(path), like)
+        made = cls(spec)
+        made._tables, made._vocabulary = tables, vocabulary
+        return made
+
+    def __repr__(self) -> str:
+        s = self.spec
+        return (
+            f"RoutingCounters of {s.model}: {self.tokens:,} tokens in {self.documents:,} documents, "
+            f"{len(s.layers)} layers, {s.num_experts} experts, top {s.slots}; labels {self.labels}"
+        )
+
+    def _repr_html_(self) -> str:
+        parts = [(label, self.select(label)) for label in self.labels]
+        load = self.table("load") if self.has("load") else None
+        head = repr(self).partition("; labels")[0]
+        return as_html(head, [(label, p.documents, p.tokens) for label, p in parts], self.spec.layers, load)

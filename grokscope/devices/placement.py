@@ -1,0 +1,162 @@
+"""How weights get from their files to where they are used, and in which form each kind of device takes them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grokscope.config import ModelConfig
+from grokscope.devices.memory import free_memory
+from grokscope.devices.sharding import Layout
+from grokscope.transformer.kernels import hopper
+from grokscope.transformer.weights import (
+    CONTRACTED,
+    BlockWeights,
+    Int8,
+    ModelWeights,
+    OutputFirst,
+    PerExpert,
+    block_from,
+    field_of,
+)
+
+EXPERTS = ("moe.gate", "moe.up", "moe.down")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Three steps of a block: in host memory (a reading thread runs it), to the device, the form that it computes with.
+
+    outer: the same of the embedding, the last norm and the unembedding, in one step. The steps are the same for weights
+    that stay and weights that are streamed, so both give the same numbers.
+    """
+
+    read: Callable[[BlockWeights], BlockWeights]
+    send: Callable[[BlockWeights], BlockWeights] | None
+    prepare: Callable[[BlockWeights], BlockWeights]
+    outer: Callable[[str, Any], Any]
+
+    def reader(self, block: Callable[[int], BlockWeights], size: int) -> Callable[[int], BlockWeights]:
+        """From a layer's number to what is sent; `size` bytes of layers stay in pinned memory where it may hold them all.
+
+        The second pass is then as fast as the bus: five times the first. How much may be pinned is for the user to say
+        before the start, in XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB (64 unless set).
+        """
+
+        def read(layer: int) -> BlockWeights:
+            return self.read(block(layer))
+
+        limit = int(os.environ.get("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", "64")) * 2**30
+        return functools.cache(read) if self.send is _sent and size < min(0.95 * limit, 0.9 * free_memory()) else read
+
+    def whole(self, block: BlockWeights) -> BlockWeights:
+        """All steps of a block."""
+        here = self.read(block)
+        return self.prepare(self.send(here) if self.send else here)
+
+
+def placement(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Placement:
+    """The one for this machine: over a mesh, for a GPU, for a CPU."""
+    if mesh is not None:
+        layout = Layout(config, mesh)
+        return Placement(lambda b: b, layout.block, lambda b: b, layout.array)
+    if jax.default_backend() == "gpu":
+        hopper_form = _for_hopper if dtype == "bfloat16" and on_hopper() else lambda block: block
+        return Placement(_pinned, _sent, hopper_form, lambda _, array: _outer_for_gpu(array, dtype))
+    if jax.default_backend() == "cpu" and is_small(config):
+        return Placement(lambda b: block_for_cpu(b, dtype), None, lambda b: b, lambda name, a: array_for_cpu(name, a, dtype))
+    return Placement(lambda b: jax.tree.map(jnp.asarray, b), None, lambda b: b, lambda _, a: jax.tree.map(jnp.asarray, a))
+
+
+def is_small(config: ModelConfig) -> bool:
+    """Whether a CPU may keep a form of its own, which takes up to four bytes a weight."""
+    return config.bytes("float32") < 2**33
+
+
+def on_hopper() -> bool:
+    """Whether the device is a GPU that the expert kernel is made for."""
+    return str(getattr(jax.local_devices()[0], "compute_capability", "")).startswith("9.")
+
+
+def block_for_cpu(block: BlockWeights, dtype: str) -> BlockWeights:
+    """Every matrix rounded to `dtype`, the experts apart from each other; the same numbers as from `block`.
+
+    Kept in float32 where the processor has no bfloat16 units.
+    """
+    return block_from(lambda name: array_for_cpu(name, field_of(block, name), dtype))
+
+
+def weights_for_cpu(weights: ModelWeights, dtype: str) -> ModelWeights:
+    """A whole model in that form."""
+    outer = {name: array_for_cpu(name, getattr(weights, name), dtype) for name in ("embed", "final_norm", "unembed")}
+    return ModelWeights(blocks=[block_for_cpu(b, dtype) for b in weights.blocks], **outer)
+
+
+def array_for_cpu(name: str, w: Any, dtype: str) -> Any:
+    """One array of `block_for_cpu`, or one outside the blocks; of experts, one after the other is wide in memory."""
+    if w is None or name not in CONTRACTED:
+        return None if w is None else jnp.asarray(w)
+    kept = jnp.dtype(dtype) if _has_bfloat16_units() else jnp.float32
+
+    def rounded(part: Any) -> np.ndarray:
+        plain = part.to(jnp.dtype(dtype)) if isinstance(part, Int8) else np.asarray(part)
+        return plain.astype(dtype, copy=False).astype(kept, copy=False)
+
+    if name not in EXPERTS:
+        return jnp.asarray(rounded(w))
+    return PerExpert.of(rounded(w[e]) for e in range(w.shape[0]))
+
+
+def _has_bfloat16_units() -> bool:
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii")
+    except OSError:
+        return False
+
+
+def _pinned(block: BlockWeights) -> BlockWeights:
+    """In memory that the GPU reads by itself, five times as fast; several arrays at a time, which one thread cannot fill."""
+    pinned = jax.sharding.SingleDeviceSharding(jax.local_devices()[0], memory_kind="pinned_host")
+    leaves, tree = jax.tree.flatten(block)
+    with ThreadPoolExecutor(8, "pin") as threads:
+        made = list(threads.map(lambda leaf: jax.block_until_ready(jax.device_put(leaf, pinned)), leaves))
+    return jax.tree.unflatten(tree, made)
+
+
+def _sent(block: BlockWeights) -> BlockWeights:
+    return jax.device_put(block, jax.sharding.SingleDeviceSharding(jax.local_devices()[0], memory_kind="device"))
+
+
+def _outer_for_gpu(array: Any, dtype: str) -> Any:
+    """Tables rounded to the type of the arithmetic, as the reference rounds them at each use; the norm stays float32."""
+    if array is None or isinstance(array, Int8) or array.ndim == 1:
+        return jax.tree.map(jnp.asarray, array)
+    return jnp.asarray(np.asarray(array).astype(dtype))
+
+
+def _for_hopper(block: BlockWeights) -> BlockWeights:
+    """The experts outputs first, where they are int8 and of widths that the kernel takes."""
+    gate, up, down = block.moe.gate, block.moe.up, block.moe.down
+    ok = all(isinstance(w, Int8) for w in (gate, up, down)) and block.moe.router is not None
+    if not ok or gate.scales.shape[1] != 1 or up.scales.shape[1] != 1:
+        return block
+    if not hopper.fits(gate.shape[1], gate.shape[2], down.scales.shape[1]):
+        return block
+
+    def array(name: str) -> Any:
+        w = field_of(block, name)
+        return OutputFirst(_outputs_first(w.values), w.scales) if name in EXPERTS else w
+
+    return block_from(array)
+
+
+_outputs_first = jax.jit(hopper.outputs_first)

@@ -1,0 +1,102 @@
+"""From a path to a model: the format is recognised, the config and the tokenizer are found beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from tqdm import tqdm
+
+from grokscope.checkpoints import FORMATS, recognise
+from grokscope.checkpoints.finding import found, tokenizer_file
+from grokscope.checkpoints.source import Source
+from grokscope.config import ModelConfig
+from grokscope.devices.memory import device_memory, free_memory
+from grokscope.devices.placement import is_small, placement
+from grokscope.model.model import Model
+from grokscope.prompt import SentencePiece, Tokenizer
+from grokscope.transformer.stream import Streamed
+from grokscope.transformer.weights import ModelWeights
+
+DTYPES = ("bfloat16", "float32")
+
+
+def load(
+    path: str | Path | None = None,
+    config: ModelConfig | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
+    dtype: str = "bfloat16",
+    weights: Literal["auto", "resident", "streamed"] = "auto",
+    mesh: jax.sharding.Mesh | None = None,
+) -> Model:
+    """A model from a directory, or from the Hugging Face hub; without either, the embedded model "pocket".
+
+    path: Grok-1 as released, a directory that grokscope wrote, a Hugging Face directory, or a hub id "owner/name". config:
+    else config.json in the directory or beside ckpt-0 (ours, Hugging Face's or the reference's field names), else Grok-1's
+    for a directory with as many files as the release. tokenizer: an object or a SentencePiece file, else tokenizer.model in
+    the directory or beside it. dtype: of the arithmetic. weights: "resident" copies them to the device, "streamed" brings
+    each layer when it is its turn, two at a time, "auto" takes the first where they fit. mesh: from `gs.mesh`, to lay the
+    weights over several devices.
+
+    Raises CheckpointError (a ValueError) with every missing, truncated, mis-shaped or hostile file: nothing is unpickled.
+    A layer is checked (checksums, no NaN, no infinity) when it is first read, which for streamed weights is during a run.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: wanted {' or '.join(DTYPES)}, got {dtype!r}")
+    if weights not in ("auto", "resident", "streamed"):
+        raise ValueError(f'weights: wanted "auto", "resident" or "streamed", got {weights!r}')
+    keep_compiled()
+    name = "pocket" if path is None else str(path)
+    where = found(name)
+    kind, folder = recognise(where)
+    config = config or FORMATS[kind].read_config(folder)
+    source = Source(kind, folder, config)
+    place = placement(config, dtype, mesh)
+    streamed = weights == "streamed" or (weights == "auto" and not fits(source.bytes, config, dtype, mesh))
+    outer = source.outer()
+    layers = range(config.num_layers)
+    if streamed:
+        read = place.reader(source.block, source.bytes)
+        blocks: Any = Streamed(layers, read, place.send, place.prepare)
+    else:
+        shown = tqdm(layers, desc=f"loading {Path(name).name}", unit="layer", delay=1, leave=False, disable=None)
+        blocks = [place.whole(source.block(n)) for n in shown]
+    read = ModelWeights(outer.pop("embed"), blocks, outer.pop("final_norm"), outer.pop("unembed"))
+    arrays = {f: place.outer(f, getattr(read, f)) for f in ("embed", "final_norm", "unembed")}
+    if not hasattr(tokenizer, "encode"):
+        tokenizer = _find_tokenizer(tokenizer, folder)
+    about = {"path": str(where), "format": kind, "weights": "streamed" if streamed else "resident", "bytes": source.bytes}
+    about |= {"files": source.fingerprint, "identity": source.identity}
+    return Model(config, dataclasses.replace(read, **arrays), tokenizer, dtype, Path(name).name, about, mesh)
+
+
+def fits(size: int, config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None) -> bool:
+    """Whether weights of so many bytes in their files may stay on the device, beside what a run needs."""
+    room = device_memory()
+    if room is None:
+        size = config.bytes("float32" if is_small(config) else dtype)
+        return size < free_memory() // 2
+    shares = 1 if mesh is None else mesh.size // mesh.shape.get("data", 1)
+    return size / shares < 0.75 * room
+
+
+def _find_tokenizer(given: str | Path | None, folder: Path) -> Tokenizer | None:
+    if given is not None:
+        if not Path(given).is_file():
+            raise FileNotFoundError(f"{given}: wanted a tokenizer's file, found none")
+        return SentencePiece(given)
+    file = tokenizer_file(folder)
+    return None if file is None else SentencePiece(file)
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs in the user's cache directory for the next process, unless JAX was told where already."""
+    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        import platformdirs
+
+        jax.config.update("jax_compilation_cache_dir", str(Path(platformdirs.user_cache_dir("grokscope")) / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,0 +1,143 @@
+"""A model that can be asked: what happens inside on this text, what comes next, how likely was it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grokscope.devices.memory import check_memory, plan
+from grokscope.prompt import Prompt
+from grokscope.running.generation import Generation, generate
+from grokscope.running.loaded import Loaded
+from grokscope.running.running import run
+from grokscope.transformer.edits import prepare
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from grokscope.counters.counters import RoutingCounters
+    from grokscope.trace.recorder import Recorder
+    from grokscope.trace.trace import Trace
+
+
+@dataclass(frozen=True)
+class Model(Loaded):
+    """A model that can be asked; `grokscope.load` makes one."""
+
+    __repr__ = Loaded.__repr__
+
+    def trace(
+        self,
+        prompt: Any,
+        capture: Any = None,
+        layers: Sequence[int] | None = None,
+        edits: Sequence[Any] = (),
+        *,
+        truncate: bool = False,
+        max_bytes: int | None = None,
+        resume: str | Path | None = None,
+        **select: Sequence[int] | None,
+    ) -> Trace:
+        """Run the model over `prompt` and keep what happens inside.
+
+        prompt: a text, several, or token ids [B, T]. capture: names, globs ("router.*"), TransformerLens names or a
+        `Capture`; routing and logits by default. layers, and tokens=, heads=, experts=: which of each site to keep.
+        edits: from `grokscope.edits`. max_bytes: what the trace may take, half of the free memory by default. resume: a
+        directory for what is finished; the same call with the same directory goes on there after an interrupt, at the
+        first layer and batch that are missing. Many prompts go in calls of some 8,192 tokens, layer by layer: streamed
+        weights are read once for all of them.
+
+        Raises ValueError for an empty or too long prompt, an unknown site or layer, an edit that cannot take effect;
+        MemoryError, with what would fit, for a trace that is too large.
+        """
+        from grokscope.trace.trace import as_trace
+
+        recorder, encoded = self.record(
+            prompt, capture, layers, edits, truncate=truncate, max_bytes=max_bytes, resume=resume, **select
+        )
+        provenance = self.provenance(recorder.config, recorder.capture, edits)
+        return as_trace(recorder, encoded.ids, self.pieces(encoded), provenance)
+
+    def record(
+        self,
+        prompt: Any,
+        capture: Any = None,
+        layers: Sequence[int] | None = None,
+        edits: Sequence[Any] = (),
+        *,
+        truncate: bool = False,
+        max_bytes: int | None = None,
+        resume: str | Path | None = None,
+        **select: Sequence[int] | None,
+    ) -> tuple[Recorder, Prompt]:
+        """What `trace` makes a trace of: the bare arrays, and the prompt as ids. For programs that must start at once."""
+        encoded = self.encode(prompt, truncate)
+        config, single = prepare(edits, self.config)
+        kept = self.capture(capture, layers, **select)
+        if kept.tokens is not None and max(kept.tokens) >= encoded.tokens:
+            longest = f"0 to {encoded.tokens - 1}, the longest text's"
+            raise ValueError(f"tokens: wanted some of {longest}, got {max(kept.tokens)}; leave out those after its end")
+        check_memory(config, kept, (encoded.batch, encoded.tokens), max_bytes)
+        return run(self, config, [encoded], kept, single, resume)[0], encoded
+
+    def plan(
+        self, prompt: Any, capture: Any = None, layers: Sequence[int] | None = None, **select: Any
+    ) -> pd.DataFrame:
+        """What a trace of `prompt` would keep, a row a site: its named shape and its bytes (4 a value)."""
+        encoded = self.encode(prompt)
+        return plan(self.config, self.capture(capture, layers, **select), encoded.batch, encoded.tokens)
+
+    def generate(
+        self,
+        prompt: Any,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        capture: Any = None,
+        edits: Sequence[Any] = (),
+        **options: Any,
+    ) -> Generation:
+        """Continue `prompt`; see `Generation` for what comes back. temperature 0 takes the best token each time.
+
+        Stops at the end-of-text token or after max_new_tokens. Options: layers, tokens, heads, experts as in `trace`;
+        on_text, a function that gets each new stretch of the first text as soon as it is whole characters.
+        """
+        return generate(self, prompt, max_new_tokens, (temperature, top_p, seed), capture, edits, **options)
+
+    def score(self, texts: str | Iterable[str]) -> pd.DataFrame:
+        """How likely each token of each text was, given all before it.
+
+        One row a token: prompt, position, token_id, token, logprob (nats; the first one's given the beginning-of-text
+        token where the model has one, else NaN), n_bytes of UTF-8. Bits per byte of a text are
+        -logprob.sum() / log(2) / n_bytes.sum(). A text longer than the context is read in windows that start every
+        half context, so that each token has at least half a context before it.
+        """
+        from grokscope.running.scoring import score
+
+        return score(self, [texts] if isinstance(texts, str) else list(texts))
+
+    def sweep(
+        self,
+        source: Any,
+        labels: str | None = None,
+        *,
+        edits: Sequence[Any] = (),
+        rows: tuple[str | Path, float] | None = None,
+        resume: str | Path | None = None,
+        shard: tuple[int, int] = (0, 1),
+        progress: bool = True,
+    ) -> RoutingCounters:
+        """Routing statistics of a corpus of any size, in constant memory.
+
+        source: texts, or a file, folder or glob of .jsonl, .parquet or text, packed or not, or "-" (see
+        `corpus.read_documents`); documents go one by one, none reads another. labels: the field that groups them. rows:
+        (folder, share): the routing table of that share of the documents, chosen by a hash, as Parquet by label. resume: a
+        directory; the same call goes on there after an interrupt, and counts nothing twice. shard: (number, of how many):
+        this process takes every so-manyth document; the counters of all add up to the same bytes as one process's.
+        """
+        from grokscope.sweeps.sweep import Sweep
+
+        return Sweep(self, edits=edits, shard=shard).over(source, labels, rows, resume, progress)

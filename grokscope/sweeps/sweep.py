@@ -1,0 +1,236 @@
+"""Routing statistics of a corpus of any size: documents in, counters out, in constant memory.
+
+Documents go one by one, none reads another; those of similar length share a call. One that is longer than the context is
+cut into pieces, which count as parts of one document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+from tqdm import tqdm
+
+from grokscope.counters.counters import RoutingCounters
+from grokscope.devices.memory import device_memory
+from grokscope.prompt import Prompt, bucket
+from grokscope.running.resuming import claim
+from grokscope.running.running import TOKENS_IN_A_CALL, run
+from grokscope.sites import ROUTING, Capture
+from grokscope.sweeps.corpus import Document, read_documents
+from grokscope.tables.export import routing_table
+from grokscope.trace.trace import Trace, as_trace
+from grokscope.transformer.edits import prepare
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from grokscope.running.loaded import Loaded
+
+CALL = 2048
+"""Tokens in a call on a CPU, which is as busy with them as with more; a GPU takes what a run takes."""
+WINDOW, STREAMED_WINDOW = 16, 64
+"""Calls that are counted together; with streamed weights they share one pass over the layers."""
+Piece = tuple[np.ndarray, str, str]
+"""Token ids, label, and the key of the document."""
+
+
+class Sweep:
+    """One pass over a corpus; `Model.sweep` runs it."""
+
+    def __init__(self, model: Loaded, *, edits: Sequence[Any] = (), shard: tuple[int, int] = (0, 1)) -> None:
+        if not 0 <= shard[0] < shard[1]:
+            raise ValueError(f"shard: wanted (number, of how many) with 0 <= number < how many, got {shard}")
+        self.model, self.edits, self.shard = model, edits, shard
+        self.config, self.lowered = prepare(edits, model.config)
+        self.capture = Capture.of(list(ROUTING))
+        self.counters: RoutingCounters | None = None
+        self.documents = 0
+
+    def pieces(self, source: Any, label: str | None) -> Iterator[list[Piece]]:
+        """The pieces of each document of this shard."""
+        first, step = self.shard
+        for document in islice(read_documents(source, label), first, None, step):
+            yield self._cut(document)
+
+    def _cut(self, document: Document) -> list[Piece]:
+        bos = self.model.config.bos_id
+        if self.model.tokenizer is None:
+            raise ValueError("sweep: wanted a model with a tokenizer, got one without; pass tokenizer= to load")
+        ids = np.array([*([] if bos is None else [bos]), *self.model.tokenizer.encode(document.text)], np.int32)
+        key, size = hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest(), self.model.config.max_tokens
+        return [(ids[at : at + size], document.label, key) for at in range(0, len(ids), size)]
+
+    def count(self, pieces: Sequence[Piece]) -> Iterator[tuple[Trace, list[Piece]]]:
+        """Count some pieces; each call's trace with its pieces, once it is counted, for those who want rows.
+
+        Of what calls leave one's is held beside the one at work, no more: memory must not grow with the window. Streamed
+        weights make all calls in one pass over the layers, and hold what all of them leave.
+        """
+        groups = list(_groups(pieces))
+        together = len(groups) if self.model.is_streamed else 1
+        for first in range(0, len(groups), together):
+            yield from self._run(groups[first : first + together])
+
+    def _run(self, groups: Sequence[tuple[list[Piece], int]]) -> Iterator[tuple[Trace, list[Piece]]]:
+        prompts = [_prompt([p[0] for p in group], size) for group, size in groups]
+        recorders = run(self.model, self.config, prompts, self.capture, self.lowered)[::-1]
+        about = self.model.provenance(self.config, self.capture, self.edits)
+        for (group, _), prompt in zip(groups, prompts, strict=True):
+            whole = as_trace(recorders.pop(), prompt.ids, self.model.pieces(prompt), about)
+            trace = Trace(whole.data.isel(batch=slice(0, len(group))))
+            named, keys = [p[1] for p in group], [p[2] for p in group]
+            if self.counters is None:
+                self.counters = RoutingCounters.from_trace(trace, named, keys)
+            else:
+                self.counters.update(trace, named, keys)
+            yield trace, group
+
+    def over(
+        self,
+        source: Any,
+        label: str | None,
+        rows: tuple[str | Path, float] | None = None,
+        resume: str | Path | None = None,
+        progress: bool = True,
+    ) -> RoutingCounters:
+        """Count a whole source; see `Model.sweep`."""
+        if rows is not None and not 0 < rows[1] <= 1:
+            raise ValueError(f"rows: wanted a share of the documents above 0, up to 1, got {rows[1]}")
+        about = {"shard": list(self.shard), "labels": label, "source": str(source)[:500]}
+        with _State(resume, about) as state, tqdm(
+            unit="token", unit_scale=True, desc="sweep", delay=1, disable=None if progress else True
+        ) as bar:
+            self.documents, self.counters = state.newest()
+            documents = state.after(self.pieces(source, label), self.documents)
+            window = _call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
+            for number, pieces in _windows(documents, window):
+                sampled = [_sampled(*counted, rows[1]) if rows else None for counted in self.count(pieces)]
+                if rows:
+                    _write_rows(sampled, rows[0], f"{self.shard[0]:05d}-{self.documents:012d}")
+                self.documents += number
+                state.add(pieces)
+                bar.update(sum(len(p[0]) for p in pieces))
+                bar.set_postfix(documents=self.documents, max_load=f"{_largest_load(self.counters):.2f}")
+                state.save(self.documents, self.counters)
+        if self.counters is None:
+            raise ValueError("sweep: wanted at least one document, got none; look at the source")
+        return self.counters
+
+
+def _call_tokens() -> int:
+    return CALL if device_memory() is None else TOKENS_IN_A_CALL
+
+
+def _largest_load(counters: RoutingCounters | None) -> float:
+    """The busiest expert's share of its layer, times the number of experts: 1 is even."""
+    load = counters.table("load") if counters else np.ones((1, 1))
+    return float((load / load.sum(-1, keepdims=True)).max() * load.shape[-1])
+
+
+def _windows(documents: Iterator[list[Piece]], tokens: int) -> Iterator[tuple[int, list[Piece]]]:
+    """(documents, their pieces), of about so many tokens together."""
+    number, waiting = 0, []
+    for pieces in documents:
+        number, waiting = number + 1, [*waiting, *pieces]
+        if sum(len(p[0]) for p in waiting) >= tokens:
+            yield number, waiting
+            number, waiting = 0, []
+    if waiting:
+        yield number, waiting
+
+
+def _groups(pieces: Sequence[Piece]) -> Iterator[tuple[list[Piece], int]]:
+    """(pieces of similar length, rows of the call): of each width one number of rows, so that little is compiled."""
+    by_width: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_width.setdefault(bucket(len(piece[0])), []).append(piece)
+    for width, group in sorted(by_width.items()):
+        size = max(1, _call_tokens() // width)
+        for first in range(0, len(group), size):
+            yield group[first : first + size], size
+
+
+def _prompt(ids: Sequence[np.ndarray], size: int) -> Prompt:
+    """A batch of `size` rows, those that are missing filled up with one token that nobody counts.
+
+    Always so many, and as wide as their bucket: a product of another shape rounds otherwise, and a document must give the
+    same numbers in whatever company, or shards would not add up to the same bytes.
+    """
+    width = bucket(max(map(len, ids)))
+    rows = [*ids, *[ids[0][:1]] * (size - len(ids))]
+    return Prompt(np.stack([np.pad(r, (0, width - len(r))) for r in rows]), np.array([len(r) for r in rows]))
+
+
+def _sampled(trace: Trace, group: Sequence[Piece], share: float) -> pd.DataFrame:
+    """The routing table of a sample of a call's documents, chosen by their keys."""
+    table = routing_table(trace)
+    taken = np.array([int(key, 16) % 2**32 < share * 2**32 for _, _, key in group])
+    table.insert(0, "document", [group[p][2] for p in table["prompt"]])
+    table.insert(0, "label", [group[p][1] for p in table["prompt"]])
+    return table[taken[table["prompt"]]].drop(columns="prompt")
+
+
+def _write_rows(tables: Sequence[pd.DataFrame], folder: str | Path, name: str) -> None:
+    """One file of the folder for each label, whole or not there."""
+    import pandas as pd
+
+    for label, table in pd.concat(tables).groupby("label"):
+        where = Path(folder) / f"label={quote(str(label), safe=' ')}"
+        where.mkdir(parents=True, exist_ok=True)
+        scratch = where / f".{name}.part"
+        table.drop(columns="label").to_parquet(scratch, index=False)
+        scratch.replace(where / f"{name}.parquet")
+
+
+class _State:
+    """How far a sweep has come: one file with the counters, whose name says after how many documents, and a digest of them
+    and their labels. Without a folder, nothing.
+    """
+
+    def __init__(self, folder: str | Path | None, about: dict[str, Any]) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._digest = ""
+        self._lock = None if self.folder is None else claim(self.folder, "sweep", about)
+
+    def __enter__(self) -> _State:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def newest(self) -> tuple[int, RoutingCounters | None]:
+        """Documents that are counted, and the counters."""
+        found = [] if self.folder is None else sorted(self.folder.glob("counters-*.npz"))
+        return (int(found[-1].stem.split("-")[1]), RoutingCounters.open(found[-1])) if found else (0, None)
+
+    def add(self, pieces: Sequence[Piece]) -> None:
+        """Take the pieces of a document, or of several, into the digest of all before it."""
+        for _, label, key in pieces:
+            self._digest = hashlib.blake2b(f"{self._digest}{key}{label}".encode(), digest_size=8).hexdigest()
+
+    def after(self, documents: Iterator[list[Piece]], number: int) -> Iterator[list[Piece]]:
+        """The documents after so many, which must be those that were counted. Raises ValueError where they are not."""
+        for pieces in islice(documents, number):
+            self.add(pieces)
+        if number and not (self.folder / f"counters-{number:012d}-{self._digest}.npz").exists():
+            raise ValueError(
+                f"{self.folder}: wanted the {number:,} documents that were counted here, got others; name another directory"
+            )
+        return documents
+
+    def save(self, documents: int, counters: RoutingCounters | None) -> None:
+        """The counters under their new name, then the old ones away: at every moment one of them is whole."""
+        if self.folder is None or counters is None:
+            return
+        now = self.folder / f"counters-{documents:012d}-{self._digest}.npz"
+        counters.save(now)
+        for old in self.folder.glob("counters-*.npz"):
+            if old != now:
+                old.unlink()

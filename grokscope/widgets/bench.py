@@ -1,0 +1,25 @@
+"""What a panel's answers are about: a trace, another beside it, the model, and what was edited. No browser is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from grokscope.trace.trace import Trace
+from grokscope.views.routing import Values
+
+if TYPE_CHECKING:
+    from grokscope.model.model import Model
+
+
+class Bench:
+    """The state that panels read and set; `Workbench` is one that a browser shows."""
+
+    trace: Trace
+    other: Trace | None
+    """The trace that is compared with; after an edit, the edited one."""
+    model: Model | None
+    values: Values
+    edits: Sequence[Any]
+    """What the Edit panel did, as values of `grokscope.edits`; `other` is then the edited trace."""
+    text: int

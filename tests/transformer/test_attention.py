@@ -1,0 +1,80 @@
+"""Attention in chunks, whole, and as a GPU kernel gives the same; long prompts are never materialised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grokscope.transformer import attention
+from grokscope.transformer.attention import Sequence, attend
+from grokscope.transformer.kernels.flash import fits, flash_attend
+from grokscope.transformer.tap import Tap
+from tests.conftest import TINY
+
+B, T, H, G, K = 2, 192, 6, 2, 64
+CONFIG = replace(TINY, d_head=K, attention_scale=K**-0.5)
+
+
+def inputs():
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = 4 * jax.random.normal(keys[0], (B, T, H, K))
+    k = 4 * jax.random.normal(keys[1], (B, T, G, K))
+    v = jax.random.normal(keys[2], (B, T, G, K))
+    segments = jnp.asarray(np.sort(np.random.default_rng(0).integers(1, 4, (B, T)), axis=1))
+    return (
+        q,
+        k,
+        v,
+        Sequence(jnp.broadcast_to(jnp.arange(T), (B, T)), segments),
+        jax.random.normal(keys[3], (B, T, H, K)),
+    )
+
+
+@pytest.mark.parametrize("cap", [30.0, None])
+def test_chunks_give_what_the_whole_gives(cap, monkeypatch):
+    q, k, v, seq, _ = inputs()
+    config = replace(CONFIG, attention_cap=cap)
+    whole = attend(q, k, v, seq, config, Tap(["attn.pattern"]))
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 37)
+    tap = Tap(["attn.pattern", "attn.scores"])
+    np.testing.assert_allclose(attend(q, k, v, seq, config, tap), whole, atol=5e-5)
+    assert tap.kept["attn.pattern"].shape == (B, H, T, T)
+    np.testing.assert_allclose(tap.kept["attn.pattern"].sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(attend(q, k, v, seq, config, Tap()), whole, atol=5e-5)
+
+
+def test_the_gpu_kernel_and_its_derivative():
+    """In the interpreter: the arithmetic of the kernel, not its speed."""
+    q, k, v, seq, g = inputs()
+    assert fits(q, k, 30.0)
+    assert not fits(q, k, None)
+
+    def kernel(q, k, v):
+        return (flash_attend(q, k, v, seq.segments, CONFIG.attention_scale, 30.0, True) * g).sum()
+
+    def plain(q, k, v):
+        return (attend(q, k, v, seq, CONFIG, Tap()) * g).sum()
+
+    np.testing.assert_allclose(kernel(q, k, v), plain(q, k, v), rtol=1e-5)
+    for got, wanted in zip(jax.grad(kernel, (0, 1, 2))(q, k, v), jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=5e-5)
+
+
+def test_8192_tokens_that_nobody_looks_at_are_never_a_square():
+    q = jax.ShapeDtypeStruct((1, 8192, H, K), jnp.bfloat16)
+    kv = jax.ShapeDtypeStruct((1, 8192, G, K), jnp.bfloat16)
+    seq = Sequence(*(jax.ShapeDtypeStruct((1, 8192), jnp.int32),) * 2)
+    lowered = jax.jit(lambda q, k, v, s: attend(q, k, v, s, CONFIG, Tap())).lower(q, kv, kv, seq)
+    assert "8192x8192" not in lowered.as_text()
+
+
+def test_a_token_that_may_read_nothing_gives_nothing():
+    q, k, v, seq, _ = inputs()
+    padded = replace(seq, segments=jnp.where(jnp.arange(T) < 100, 1, 0)[None].repeat(B, 0))
+    out = attend(q, k, v, padded, CONFIG, Tap())
+    assert np.isfinite(out).all()
+    assert (np.asarray(out)[:, 100:] == 0).all()

@@ -1,0 +1,142 @@
+"""The experts: exact at any load, and differentiable in each of their forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import grokscope as gs
+from grokscope.checkpoints import native
+from grokscope.transformer.dispatch import combine, dispatch, plan_blocks
+from grokscope.transformer.experts import apply_experts, glu
+from grokscope.transformer.kernels import hopper
+from grokscope.transformer.quantize import to_int8
+from grokscope.transformer.weights import MoEWeights, PerExpert, plain, woven
+
+D, F, E, A = 19, 29, 5, 2
+
+
+def weights(d=D, f=F, int8=False):
+    draw = np.random.default_rng(0).standard_normal
+    arrays = {"gate": draw((E, d, f)), "up": draw((E, d, f)), "down": draw((E, f, d))}
+    made = {k: jnp.asarray(v / 5, jnp.float32) for k, v in arrays.items()}
+    if int8:
+        made = {k: jax.tree.map(jnp.asarray, to_int8(f"moe.{k}", v)) for k, v in made.items()}
+    return MoEWeights(None, **made)
+
+
+def slowly(w, x, experts, real):
+    out = np.zeros((*experts.shape, x.shape[-1]), np.float32)
+    plain = [np.asarray(a.to(jnp.float32) if hasattr(a, "to") else a) for a in (w.gate, w.up, w.down)]
+    for at in np.ndindex(experts.shape):
+        e = experts[at]
+        if e >= 0 and real[at[:2]]:
+            out[at] = np.asarray(glu(*(jnp.asarray(a[e]) for a in plain), x[at[:2]][None], "gelu"))[0]
+    return out
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    experts=st.lists(st.tuples(st.integers(-1, E - 1), st.integers(-1, E - 1)), min_size=1, max_size=37),
+    padded=st.integers(0, 3),
+)
+def test_any_load_empty_slots_and_padding(experts, padded):
+    experts = np.array(experts, np.int32)[None]
+    real = np.arange(experts.shape[1])[None] < max(1, experts.shape[1] - padded)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((1, experts.shape[1], D)), jnp.float32)
+    out = apply_experts(weights(), x, jnp.asarray(experts), jnp.asarray(real), "gelu")
+    np.testing.assert_allclose(out, slowly(weights(), x, experts, real), atol=1e-5)
+
+
+@pytest.mark.parametrize("load", ["one expert takes all", "one is never chosen", "even"])
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_thousand_tokens(load, int8):
+    rng = np.random.default_rng(3)
+    experts = {
+        "one expert takes all": lambda n: np.full(n, 3),
+        "one is never chosen": lambda n: rng.integers(0, 4, n),
+        "even": lambda n: rng.integers(0, 5, n),
+    }[load]((1, 331, A))
+    x = jnp.asarray(rng.standard_normal((1, 331, D)), jnp.float32)
+    w = weights(f=24 if int8 else F, int8=int8)
+    assert not int8 or w.down.scales.shape == (E, 8, D)
+    real = np.ones((1, 331), bool)
+    out = apply_experts(w, x, jnp.asarray(experts, jnp.int32), jnp.asarray(real), "gelu")
+    np.testing.assert_allclose(out, slowly(w, x, experts, real), atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [23, 8209], ids=["block by block", "all blocks at once"])
+def test_gradients_are_those_of_the_plain_formula(tokens):
+    rng = np.random.default_rng(4)
+    x = jnp.asarray(rng.standard_normal((1, tokens, D)), jnp.float32)
+    experts = jnp.asarray(rng.integers(0, E, (1, tokens, A)), jnp.int32)
+    target = jnp.asarray(rng.standard_normal((1, tokens, A, D)), jnp.float32)
+    real = jnp.ones((1, tokens), bool)
+
+    def ours(w, x):
+        return (apply_experts(w, x, experts, real, "gelu") * target).mean()
+
+    def plainly(w, x):
+        every = jnp.stack([glu(w.gate[e], w.up[e], w.down[e], x[0], "gelu") for e in range(E)])
+        return (every[experts[0], jnp.arange(tokens)[:, None]][None] * target).mean()
+
+    for got, wanted in zip(
+        jax.tree.leaves(jax.grad(ours, (0, 1))(weights(), x)),
+        jax.tree.leaves(jax.grad(plainly, (0, 1))(weights(), x)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, wanted, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_the_form_for_a_cpu_is_the_same_model(activation):
+    w = weights()
+    apart = MoEWeights(None, *(PerExpert.of(m) for m in (w.gate, w.up, w.down)))
+    rng = np.random.default_rng(6)
+    x = jnp.asarray(rng.standard_normal((1, 53, D)), jnp.float32)
+    experts = jnp.asarray(rng.integers(-1, E, (1, 53, A)), jnp.int32)
+    real = jnp.ones((1, 53), bool)
+    one, two = (apply_experts(m, x, experts, real, activation) for m in (w, apart))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    assert apart.gate.shape == w.gate.shape
+    np.testing.assert_array_equal(plain(apart.down, jnp.float32), w.down)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_for_a_cpu_changes_no_number(dtype):
+    """The embedded model as its int8 arrays, and in the form that `load` gives it here."""
+    from dataclasses import replace
+
+    loaded = gs.load(dtype=dtype)
+    as_stored = replace(loaded, weights=jax.tree.map(jnp.asarray, native.load(Path(loaded.source["path"]), loaded.config)))
+    text = "One model, two forms. 床前明月光"
+    a, b = (m.trace(text, ["logits", "router.*"]) for m in (loaded, as_stored))
+    if dtype == "float32":
+        np.testing.assert_array_equal(a["router.experts"], b["router.experts"])
+    assert np.abs(a["logits"] - b["logits"]).max() < {"float32": 1e-4, "bfloat16": 0.7}[dtype]
+    assert np.abs(a["logits"] - b["logits"]).mean() < {"float32": 1e-5, "bfloat16": 0.05}[dtype]
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_rows_move_out_and_back_in_one_pass(size):
+    """In the interpreter; on a GPU, tests/test_gpu.py goes through them."""
+    rng = np.random.default_rng(size)
+    plan = plan_blocks(jnp.asarray(rng.integers(0, E + 1, A * 53)), E, size)
+    x = jnp.asarray(rng.standard_normal((53, 256)), jnp.float32)
+    columns = hopper.columns_of(x, plan.row_of_place, A, interpret=True)
+    np.testing.assert_array_equal(columns, dispatch(x, plan, A).T)
+    rows = hopper.rows_of(columns, plan.row_of_place, A * 53, interpret=True)
+    has_place = np.asarray(plan.place_of_row < columns.shape[1])
+    assert 0 < has_place.sum() < A * 53
+    np.testing.assert_array_equal(rows[has_place], combine(columns.T, plan)[has_place])
+
+
+def test_matrices_are_turned_over_and_woven():
+    values = jnp.asarray(np.random.default_rng(0).integers(-127, 128, (3, 128, 256)), jnp.int8)
+    np.testing.assert_array_equal(hopper.outputs_first(values, interpret=True), woven(values, 1).swapaxes(1, 2))

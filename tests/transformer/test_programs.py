@@ -1,0 +1,99 @@
+"""Programs are let go, and a function is what it says now."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grokscope import edits as ed
+from grokscope.transformer import programs
+from grokscope.transformer.forward import run_block
+from grokscope.transformer.primitives import Primitive
+from grokscope.transformer.programs import Program
+
+
+def maps() -> int:
+    return sum(1 for _ in open("/proc/self/maps"))
+
+
+def resident() -> int:
+    """Bytes."""
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+
+@Program
+def small(x, edits):
+    for edit in edits:
+        x = edit.apply(x * 2, None)
+    return x
+
+
+def test_two_thousand_functions_leave_the_process_as_it_was(monkeypatch):
+    monkeypatch.setattr(programs, "LIMIT", 16)
+    monkeypatch.setattr(programs, "_told", False)
+    programs.let_go()
+    x = jnp.ones(7)
+    seen = []
+    with pytest.warns(ResourceWarning, match="used longest ago are let go") as told:
+        for n in range(2000):
+            edit = Primitive(np.True_, None, site="final", fn=lambda x, n=n: x + n)
+            assert float(small(x, [edit])[0]) == 2 + n
+            if n % 500 == 499:
+                gc.collect()
+                seen.append((maps(), resident()))
+    assert len(told) == 1
+    assert small.live == 16
+    assert seen[-1][0] < seen[0][0] + 200, seen
+    assert seen[-1][1] < seen[0][1] + 60e6, seen
+
+
+def test_the_one_used_longest_ago_goes(monkeypatch):
+    monkeypatch.setattr(programs, "LIMIT", 2)
+    monkeypatch.setattr(programs, "_told", True)
+    programs.let_go()
+    calls = []
+
+    @Program
+    def watched(x, *, times):
+        calls.append(times)
+        return x * times
+
+    for times in (3, 5, 3, 7, 3, 5):
+        assert float(watched(jnp.ones(()), times=times)) == times
+    assert calls == [3, 5, 7, 5]
+
+
+def test_what_a_function_reads_is_read_at_every_run(tiny, ids):
+    strength, by = {"k": 1.0}, np.ones(40, np.float32)
+
+    def steer(x):
+        return x * strength["k"] * by
+
+    for strength["k"] in (1.0, 0.5, 0.0):
+        made = tiny.trace(ids, ["logits"], edits=[ed.Map("resid_post", steer, layers=1)])
+        same = tiny.trace(ids, ["logits"], edits=[ed.Scale("resid_post", strength["k"], layers=1)])
+        np.testing.assert_allclose(made["logits"], same["logits"], atol=1e-6)
+    before = run_block.live
+    strength["k"], by[:] = 1.0, 3.0
+    made = tiny.trace(ids, ["logits"], edits=[ed.Map("resid_post", steer, layers=1)])
+    same = tiny.trace(ids, ["logits"], edits=[ed.Scale("resid_post", 3.0, layers=1)])
+    np.testing.assert_allclose(made["logits"], same["logits"], atol=1e-6)
+    assert run_block.live == before, "the same arithmetic with another array"
+
+
+def test_the_same_arithmetic_by_another_name_compiles_nothing(tiny, ids):
+    def run(function):
+        return tiny.trace(ids, ["logits"], edits=[ed.Map(site, function) for site in ("final", "attn.z", "router.gates")])
+
+    first = run(lambda x: jnp.tanh(x) * 0.5)
+    before = run_block.live
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(run(lambda y: jnp.tanh(y) * 0.5)["logits"], first["logits"])
+    assert run_block.live == before
+    assert not np.allclose(run(lambda x: jnp.tanh(x) * 0.25)["logits"], first["logits"])
+    assert run_block.live == before + 1
