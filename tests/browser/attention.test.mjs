@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { mapPixels, mostRead, overHeads, weightOf } from "../../grokscope/widgets/static/attention.js";
+import { mostRead, overHeads } from "../../grokscope/widgets/static/attention.js";
+import { mapPixels, weightOf } from "../../grokscope/widgets/static/attention_maps.js";
 import { scale } from "../../grokscope/widgets/static/colour.js";
 
 const shaped = (array, ...shape) => Object.assign(array, { shape });

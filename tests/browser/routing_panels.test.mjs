@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { around, ribbonPath, ribbons } from "../../grokscope/widgets/static/experts.js";
+import { ribbonPath, ribbons } from "../../grokscope/widgets/static/expert_flow.js";
+import { around } from "../../grokscope/widgets/static/experts.js";
 import { marginWords, pathLines, routerRows, softmaxOf } from "../../grokscope/widgets/static/router.js";
 
 const shaped = (array, ...shape) => Object.assign(array, { shape });
