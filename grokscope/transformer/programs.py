@@ -6,6 +6,7 @@ and XLA crashes where the maps end. So those used longest ago are let go here, t
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,6 +24,7 @@ LIMIT = 96
 
 _live: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
 """What a program is for -> the program, the one used longest ago first."""
+_lock = threading.RLock()
 _told = False
 
 
@@ -37,11 +39,12 @@ class Program:
         """The function's answer. What a `Map` reads besides its site is read now, not when it was first compiled."""
         args = self._settled(args, static)
         key = (self, *_kind(args, static))
-        found = _live.get(key)
-        if found is None:
-            found = _live[key] = jax.jit(partial(self.function, **static))
-            _let_go()
-        _live.move_to_end(key)
+        with _lock:
+            found = _live.get(key)
+            if found is None:
+                found = _live[key] = jax.jit(partial(self.function, **static))
+                _let_go()
+            _live.move_to_end(key)
         return found(*args)
 
     def lower(self, *args: Any, **static: Any) -> Any:
@@ -51,7 +54,8 @@ class Program:
     @property
     def live(self) -> int:
         """How many of this function's programs live."""
-        return sum(key[0] is self for key in _live)
+        with _lock:
+            return sum(key[0] is self for key in _live)
 
     def _settled(self, args: Any, static: dict[str, Any]) -> Any:
         """The arguments with each edit's function as the arithmetic that it does now (`Arithmetic`)."""
@@ -111,8 +115,9 @@ class Arithmetic:
 
 def let_go(most: int = 0) -> None:
     """Let the programs used longest ago go, until no more than `most` live."""
-    while len(_live) > most:
-        _live.popitem(last=False)
+    with _lock:
+        while len(_live) > most:
+            _live.popitem(last=False)
 
 
 def _let_go() -> None:
@@ -123,7 +128,7 @@ def _let_go() -> None:
             f"grokscope: {LIMIT} compiled programs live, and from now on the ones used longest ago are let go: what needs "
             "them again waits for the compiler. Numbers given as values of Add, Scale or Replace need no program of their "
             "own; each new function of Map, each capture and each length of text does",
-            ResourceWarning,
+            RuntimeWarning,
             stacklevel=4,
         )
     let_go(LIMIT)

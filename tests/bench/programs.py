@@ -15,7 +15,7 @@ from tests.conftest import make
 
 
 def main(runs: int) -> None:
-    warnings.simplefilter("ignore", ResourceWarning)
+    warnings.simplefilter("ignore", RuntimeWarning)
     model = make()
     print("runs  memory maps  resident MB  seconds")
     began = time.perf_counter()

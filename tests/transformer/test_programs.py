@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def test_two_thousand_functions_leave_the_process_as_it_was(monkeypatch):
     programs.let_go()
     x = jnp.ones(7)
     seen = []
-    with pytest.warns(ResourceWarning) as told:
+    with pytest.warns(RuntimeWarning) as told:
         for n in range(2000):
             edit = Primitive(np.True_, None, site="final", fn=lambda x, n=n: x + n // 5 + np.full(7, n % 5, np.float32))
             assert float(small(x, [edit])[0]) == 2 + n // 5 + n % 5
@@ -67,6 +68,24 @@ def test_the_one_used_longest_ago_goes(monkeypatch):
     for times in (3, 5, 3, 7, 3, 5):
         assert float(watched(jnp.ones(()), times=times)) == times
     assert calls == [3, 5, 7, 5]
+
+
+def test_threads_share_programs_and_let_them_go(monkeypatch):
+    monkeypatch.setattr(programs, "LIMIT", 2)
+    monkeypatch.setattr(programs, "_told", True)
+
+    @Program
+    def scaled(x, *, times):
+        return x * times
+
+    def work(seed):
+        for n in np.random.default_rng(seed).integers(1, 6, 40).tolist():
+            assert float(scaled(jnp.ones(()), times=n)) == n
+        return True
+
+    with ThreadPoolExecutor(5) as pool:
+        assert all(pool.map(work, range(5)))
+    assert scaled.live <= 2
 
 
 def test_what_a_function_reads_is_read_at_every_run(tiny, ids):
