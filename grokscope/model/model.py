@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     from grokscope.trace.trace import Trace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model(Loaded):
     """A model that can be asked; `grokscope.load` makes one."""
-
-    __repr__ = Loaded.__repr__
 
     def trace(
         self,

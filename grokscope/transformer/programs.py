@@ -65,11 +65,13 @@ class Program:
             return args
         without = [replace(leaf, fn=None) if n in mapped else leaf for n, leaf in enumerate(leaves)]
         key = _kind(without, static)
-        if key not in self._shapes:
+        shapes = self._shapes.get(key)
+        if shapes is None:
+            shapes = self._seen_by(leaves, tree, mapped, static)
             if len(self._shapes) >= LIMIT:
                 self._shapes.clear()
-            self._shapes[key] = self._seen_by(leaves, tree, mapped, static)
-        for n, shape in zip(mapped, self._shapes[key], strict=True):
+            self._shapes[key] = shapes
+        for n, shape in zip(mapped, shapes, strict=True):
             arithmetic, constants = Arithmetic.of(leaves[n].fn, shape)
             leaves[n] = replace(leaves[n], fn=arithmetic, constants=constants)
         return jax.tree.unflatten(tree, leaves)
@@ -96,10 +98,14 @@ class Arithmetic:
 
     @classmethod
     def of(cls, function: Callable[..., Any], shape: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """The arithmetic, and the arrays that it reads besides."""
+        """The arithmetic, and the arrays that it reads besides. Raises TypeError where the answer is not one array."""
         if shape is None:  # at a site that this run does not come by
             return _nothing, ()
-        made = jax.make_jaxpr(lambda x: function(x))(shape)
+        made, answer = jax.make_jaxpr(lambda x: function(x), return_shape=True)(shape)
+        if not isinstance(answer, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"Map: wanted one array from the function, got {type(answer).__name__}; give back what stands at the site"
+            )
         return cls(str(made.jaxpr), made.jaxpr), tuple(made.consts)
 
     def __call__(self, x: jax.Array, *constants: jax.Array) -> jax.Array:

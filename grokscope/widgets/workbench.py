@@ -64,7 +64,6 @@ class Workbench(anywidget.AnyWidget, Bench):
         self.trace, self.other, self.model, self.values = trace, other, model, dict(values or {})
         self._given = other
         self.edits: list[Any] = []
-        """What the Edit panel did, as values of `grokscope.edits`; `other` is then the edited trace."""
         view = routing_view(trace, 0, self.values)
         start = {"layer": view.layers[0], "head": view.heads[0] if view.heads else 0}
         super().__init__(panels=list(panels or PANELS), **start, data=self._data(view))

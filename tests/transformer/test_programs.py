@@ -118,3 +118,9 @@ def test_the_same_arithmetic_by_another_name_compiles_nothing(tiny, ids):
     assert run_block.live == before
     assert not np.allclose(run(lambda x: jnp.tanh(x) * 0.25)["logits"], first["logits"])
     assert run_block.live == before + 1
+
+
+@pytest.mark.parametrize("answer", [lambda x: (x, x), lambda x: (x,), lambda x: {"x": x}, lambda x: None])
+def test_a_function_must_answer_with_one_array(tiny, ids, answer):
+    with pytest.raises(TypeError, match="wanted one array from the function, got .*; give back"):
+        tiny.trace(ids, ["logits"], edits=[ed.Map("final", answer)])
