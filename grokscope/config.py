@@ -7,136 +7,140 @@ these fields, never in its name.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from grokscope.block_config import BlockConfig, RopeConfig
+from grokscope.router_config import RouterConfig, wanted
+
+__all__ = ["GROK_1", "MIXTRAL_8X7B", "BlockConfig", "ModelConfig", "RopeConfig", "RouterConfig"]
+
+DENSE = RouterConfig(num_experts=1, top_k=1)
+PER_EXPERT = ("moe.gate", "moe.up", "moe.down", "moe.gate_bias", "moe.up_bias", "moe.down_bias")
+"""Arrays that hold something of each expert, of which a token meets some."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig:
-    """The rule that turns router logits into chosen experts and gates.
+class ModelConfig(BlockConfig):
+    """A decoder-only mixture of experts: what its blocks share, where they differ, and what lies around them.
 
-    Public ports of Grok-1 disagree about it (vLLM renormalises and caps, llama.cpp renormalises), so the rule is data
-    and goes into every trace and export.
+    `block(layer)` is the description of one of them: dense where `dense_layers` says so, without window where `full_layers`
+    says so. Raises ValueError, naming the field, for what makes no model.
     """
-
-    num_experts: int = 8
-    """E. One expert means a dense block: there is no router."""
-    top_k: int = 2
-    """A, the experts that a token visits."""
-    softmax: Literal["all", "chosen"] = "all"
-    """Over all experts before the choice (Grok-1), or over the chosen ones only (Mixtral)."""
-    renormalize: bool = False
-    """Divide the gates by their sum. Grok-1 does not: its gates sum to less than 1."""
-    logit_cap: float | None = None
-    """c in c tanh(logits / c); Grok-1 has none."""
-
-    @property
-    def gates_sum_to_one(self) -> bool:
-        """Whether a token's gates add up to 1."""
-        return self.renormalize or self.softmax == "chosen"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.top_k <= max(self.num_experts, 1):
-            raise ValueError(f"top_k: wanted 1 to {self.num_experts} (the number of experts), got {self.top_k}")
-        if self.softmax not in ("all", "chosen"):
-            raise ValueError(f'softmax: wanted "all" or "chosen", got {self.softmax!r}')
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The shape and the constants of a decoder-only mixture of experts of Grok-1's family."""
 
     vocab_size: int
     """V."""
-    d_model: int
-    """D."""
     num_layers: int
     """L."""
-    num_heads: int
-    """H, query heads; head h reads key/value head h // R."""
-    num_kv_heads: int
-    """G."""
-    d_head: int
-    """K; H K need not equal D."""
-    d_expert: int
-    """F."""
     max_tokens: int
     """The longest text, in tokens."""
-    router: RouterConfig = field(default_factory=RouterConfig)
 
-    norm_eps: float = 1e-5
-    rope_base: float = 10_000.0
-    attention_scale: float
-    """Multiplies query-key products. The reference calls it attn_output_multiplier, which it is not."""
-    attention_cap: float | None = 30.0
-    """c in c tanh(scores / c), before the mask."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers with one unit and no router."""
+    d_dense: int | None = None
+    """The width of that unit; None: d_expert."""
+    full_layers: tuple[int, ...] = ()
+    """Layers in which a token reads all before it, whatever `window` says of the others."""
+
     embed_scale: float = 1.0
     logit_scale: float = 1.0
-    post_norms: bool = True
-    """Whether each branch is normed again before it is added to the stream (Grok-1: yes)."""
-    activation: Literal["gelu", "silu"] = "gelu"
-    """Of the gate half of each expert; gelu is the tanh form."""
+    final_cap: float | None = None
+    """c in c tanh(logits / c), of the next-token logits."""
     tied_embedding: bool = True
+    unembed_bias: bool = False
 
     bos_id: int | None = None
     """Put before every text. The released runner adds none."""
-    eos_id: int | None = None
-    """Generation stops here."""
+    eos_id: int | tuple[int, ...] | None = None
+    """Generation stops here; several where a model has several."""
     pad_id: int | None = 0
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.type == "int" and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{f.name}: wanted a positive whole number, got {value!r}")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads: wanted a multiple of num_kv_heads ({self.num_kv_heads}), got {self.num_heads}"
+        super().__post_init__()
+        for name in ("dense_layers", "full_layers"):
+            layers = getattr(self, name)
+            if sorted(set(layers)) != list(layers) or not all(0 <= n < self.num_layers for n in layers):
+                raise wanted(name, f"layers from 0 to {self.num_layers - 1} in their order, each once", layers)
+
+    @cached_property
+    def blocks(self) -> tuple[BlockConfig, ...]:
+        """The description of every layer; layers of equal description share one."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(BlockConfig)}
+        dense = {"router": DENSE, "d_expert": self.d_dense or self.d_expert, "d_shared": 0, "branch_scale": 1.0}
+        kinds = {
+            (is_dense, is_full): BlockConfig(
+                **(shared | (dense if is_dense else {}) | ({"window": None} if is_full else {}))
             )
-        if self.d_head % 2:
-            raise ValueError(f"d_head: wanted an even number (rotary halves), got {self.d_head}")
-        if self.activation not in ("gelu", "silu"):
-            raise ValueError(f'activation: wanted "gelu" or "silu", got {self.activation!r}')
+            for is_dense in (False, True)
+            for is_full in (False, True)
+        }
+        return tuple(kinds[n in self.dense_layers, n in self.full_layers] for n in range(self.num_layers))
+
+    def block(self, layer: int) -> BlockConfig:
+        """The description of one layer."""
+        return self.blocks[layer]
+
+    @cached_property
+    def moe_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers that have a router."""
+        return tuple(n for n, block in enumerate(self.blocks) if not block.is_dense)
+
+    @property
+    def num_moe_layers(self) -> int:
+        """How many layers have a router."""
+        return len(self.moe_layers)
 
     @property
     def is_dense(self) -> bool:
-        """Whether the blocks have one expert and no router."""
-        return self.router.num_experts <= 1
+        """Whether no layer has a router."""
+        return not self.moe_layers
+
+    def layers_with(self, site: str) -> tuple[int, ...]:
+        """The layers that have a site of `grokscope.sites`, by its name: of the router and the experts the mixtures alone."""
+        absent = {"router.choice": not self.router.has_choice, "shared.out": not self.d_shared}
+        if absent.get(site):
+            return ()
+        return self.moe_layers if site.startswith(("router.", "expert.", "shared.")) else tuple(range(self.num_layers))
 
     @property
-    def _layer_parameters(self) -> dict[str, int]:
-        d, e = self.d_model, max(self.router.num_experts, 1)
-        return {
-            "attention": d * self.d_head * (2 * self.num_heads + 2 * self.num_kv_heads),
-            "router": 0 if self.is_dense else d * e,
-            "expert": 3 * d * self.d_expert,
-            "norms": d * (4 if self.post_norms else 2),
-        }
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that ends a text."""
+        return () if self.eos_id is None else self.eos_id if isinstance(self.eos_id, tuple) else (self.eos_id,)
 
     @property
-    def _shared_parameters(self) -> int:
-        return self.vocab_size * self.d_model * (1 if self.tied_embedding else 2) + self.d_model
+    def outer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every array outside the blocks, by its field name in `transformer.weights.ModelWeights`."""
+        table, width = (self.vocab_size, self.d_model), (self.d_model,)
+        shapes = {"embed": table, "final_norm": width}
+        shapes |= {"final_norm_bias": width} if self.norm_bias else {}
+        shapes |= {} if self.tied_embedding else {"unembed": table}
+        return shapes | ({"unembed_bias": (self.vocab_size,)} if self.unembed_bias else {})
 
-    def _count(self, experts: int) -> int:
-        layer = self._layer_parameters
-        per_layer = layer["attention"] + layer["router"] + layer["norms"] + experts * layer["expert"]
-        return self._shared_parameters + self.num_layers * per_layer
+    def _count(self, active: bool) -> int:
+        total = sum(math.prod(shape) for shape in self.outer_shapes.values())
+        for block in self.blocks:
+            for name, shape in block.shapes.items():
+                part = (block.router.top_k if active else shape[0]) if name in PER_EXPERT else 0
+                total += part * math.prod(shape[1:]) if part else math.prod(shape)
+        return total
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """All of them, a tied embedding counted once (Grok-1: 315,684,820,992)."""
-        return self._count(max(self.router.num_experts, 1))
+        return self._count(active=False)
 
-    @property
+    @cached_property
     def num_active_parameters(self) -> int:
         """Those that one token meets (Grok-1: 83,756,587,008)."""
-        return self._count(1 if self.is_dense else self.router.top_k)
+        return self._count(active=True)
 
     def bytes(self, dtype: str = "bfloat16") -> int:
         """Memory of all parameters kept in `dtype` ("int8", "bfloat16" or "float32"); int8 without its scales."""
         sizes = {"int8": 1, "bfloat16": 2, "float32": 4}
         if dtype not in sizes:
-            raise ValueError(f"dtype: wanted one of {', '.join(sizes)}, got {dtype!r}")
+            raise wanted("dtype", f"one of {', '.join(sizes)}", dtype)
         return self.num_parameters * sizes[dtype]
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,14 +149,12 @@ class ModelConfig:
 
     def _repr_html_(self) -> str:
         """For a notebook: what a reader asks first, then every field. All values are numbers and known words."""
-        r = self.router
-        experts = "dense" if self.is_dense else f"{r.num_experts} experts, top {r.top_k}, softmax over {r.softmax}"
         told = {
             "parameters": f"{self.num_parameters:,} ({self.num_active_parameters:,} for a token)",
             "layers": f"{self.num_layers} of width {self.d_model}, {self.num_heads} heads of {self.d_head}",
-            "router": experts,
+            "router": "dense" if self.is_dense else f"{self.router.rule}, in {self.num_moe_layers} layers",
         }
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if k != "router"} | dataclasses.asdict(r)
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k != "router"} | dataclasses.asdict(self.router)
         rows = (f"<tr><td>{k}</td><td>{v}</td></tr>" for k, v in told.items())
         more = (f"<tr><td>{k}</td><td>{v!r}</td></tr>" for k, v in fields.items())
         return (
@@ -162,8 +164,8 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`. Raises ValueError for unknown or missing fields, all of them named."""
-        values = dict(values)
+        """The inverse of `to_dict`, of earlier versions too. Raises ValueError for unknown or missing fields, all named."""
+        values = _of_today({name: _frozen(value) for name, value in values.items()})
         known = {f.name for f in dataclasses.fields(cls)}
         needed = {
             f.name
@@ -175,9 +177,32 @@ class ModelConfig:
             raise ValueError(
                 f"model config: unknown fields {unknown}, missing fields {missing}; known are {sorted(known)}"
             )
-        if isinstance(values.get("router"), dict):
-            values["router"] = RouterConfig(**values["router"])
+        for name, kind in (("router", RouterConfig), ("rope", RopeConfig)):
+            if isinstance(values.get(name), dict):
+                inner = {field: _frozen(value) for field, value in values[name].items()}
+                if unknown := sorted(set(inner) - {f.name for f in dataclasses.fields(kind)}):
+                    raise ValueError(f"model config: {name}: unknown fields {unknown}")
+                values[name] = kind(**inner)
         return cls(**values)
+
+
+def _frozen(value: Any) -> Any:
+    """JSON has lists where a config has tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _of_today(values: dict[str, Any]) -> dict[str, Any]:
+    """Until version 1 the rotation had one field, and a softmax over the chosen experts a name of its own."""
+    if "rope_base" in values:
+        values["rope"] = {"base": values.pop("rope_base")}
+    router = values.get("router")
+    if isinstance(router, dict) and "softmax" in router:
+        router = dict(router)
+        over = router.pop("softmax")
+        if over not in ("all", "chosen"):
+            raise wanted("softmax", '"all" or "chosen"', over)
+        values["router"] = router | ({"renormalize": True} if over == "chosen" else {})
+    return values
 
 
 GROK_1 = ModelConfig(
@@ -204,8 +229,8 @@ MIXTRAL_8X7B = ModelConfig(
     d_head=128,
     d_expert=14_336,
     max_tokens=32_768,
-    router=RouterConfig(softmax="chosen"),
-    rope_base=1e6,
+    router=RouterConfig(renormalize=True),
+    rope=RopeConfig(base=1e6),
     attention_scale=128**-0.5,
     attention_cap=None,
     post_norms=False,

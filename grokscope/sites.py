@@ -3,8 +3,10 @@
 A site is a pair (name, layer). This table is the documentation, the schema of captures and traces, and a test.
 
 Letters: B batch, T token that reads, S token that is read, D d_model, H query head, G key/value head, K d_head,
-E expert, A slot (a token's chosen experts, best first), V vocabulary. `*.out` is exactly what is added to the residual
-stream: resid_mid == resid_pre + attn.out and resid_post == resid_mid + moe.out.
+E expert, A slot (a token's chosen experts, best first), F hidden neurons of an expert, V vocabulary. `*.out` is exactly
+what is added to the residual stream: resid_mid == resid_pre + attn.out and resid_post == resid_mid + moe.out; and where
+nothing norms or scales it, moe.out == sum of router.gates * expert.out + shared.out. A model has the sites that it has a use
+for (`model.sites`): router.choice where something sets it apart from router.probs, shared.out with shared experts.
 """
 
 from __future__ import annotations
@@ -42,30 +44,30 @@ class Site:
     in_block: bool = True
     dtype: str = "float32"
 
-    @property
-    def needs_router(self) -> bool:
-        """Whether only a mixture of experts has it, not a dense block."""
-        return self.name.startswith(("router.", "expert."))
-
 
 SITES: dict[str, Site] = {
     s.name: s
     for s in (
         Site("embed", "BTD", "scaled token embedding", in_block=False),
         Site("resid_pre", "BTD", "residual stream entering the block"),
+        Site("attn.in", "BTD", "what attention reads: the stream, normed"),
         Site("attn.q", "BTHK", "queries, after RoPE"),
         Site("attn.k", "BSGK", "keys, after RoPE"),
         Site("attn.v", "BSGK", "values"),
         Site("attn.scores", "BHTS", "scaled and soft-capped, before the mask"),
-        Site("attn.pattern", "BHTS", "softmax of the scores over the tokens that are read"),
+        Site("attn.pattern", "BHTS", "softmax of the scores over the tokens that are read; with a sink, less than 1 in all"),
         Site("attn.z", "BTHK", "what each head read, before the output projection"),
         Site("attn.out", "BTD", "added to the stream, after the post-norm"),
         Site("resid_mid", "BTD", "residual stream after attention"),
+        Site("moe.in", "BTD", "what router and experts read: the stream, normed"),
         Site("router.logits", "BTE", "router logits, float32"),
-        Site("router.probs", "BTE", "softmax of the logits over all experts, float32"),
-        Site("router.experts", "BTA", "chosen experts, best first; -1 where a slot is empty", dtype="int32"),
+        Site("router.probs", "BTE", "softmax of the logits over all experts, or the sigmoid of each, float32"),
+        Site("router.choice", "BTE", "what top-k sees, where a bias, groups or near rivals set it apart from probs"),
+        Site("router.experts", "BTA", "chosen experts, best first by the choice; -1 where a slot is empty", dtype="int32"),
         Site("router.gates", "BTA", "the weights really used; 0 where a slot is empty"),
+        Site("expert.act", "BTAF", "hidden neurons of each chosen expert"),
         Site("expert.out", "BTAD", "each chosen expert's output, before its gate"),
+        Site("shared.out", "BTD", "the shared experts' output, gated where the model gates it"),
         Site("moe.out", "BTD", "added to the stream, after the post-norm"),
         Site("resid_post", "BTD", "residual stream leaving the block"),
         Site("final", "BTD", "after the last norm", in_block=False),
@@ -81,6 +83,8 @@ _TRANSFORMER_LENS = {
     "hook_resid_pre": "resid_pre",
     "hook_resid_mid": "resid_mid",
     "hook_resid_post": "resid_post",
+    "ln1.hook_normalized": "attn.in",
+    "ln2.hook_normalized": "moe.in",
     "hook_attn_out": "attn.out",
     "hook_mlp_out": "moe.out",
     "attn.hook_rot_q": "attn.q",
@@ -176,8 +180,8 @@ class Capture:
         """The sites inside block `layer` to keep."""
         if self.layers is not None and layer not in self.layers:
             return ()
-        return tuple(s for s in self.sites if SITES[s].in_block)
+        return tuple(s for s in self.sites if s not in SITES or SITES[s].in_block)
 
     def outside(self) -> tuple[str, ...]:
         """The sites outside the blocks to keep."""
-        return tuple(s for s in self.sites if not SITES[s].in_block)
+        return tuple(s for s in self.sites if s in SITES and not SITES[s].in_block)

@@ -17,7 +17,8 @@ import numpy as np
 
 from grokscope.checkpoints import grok1
 from grokscope.config import ModelConfig
-from grokscope.transformer.weights import CONTRACTED, Int8, ModelWeights, block_shapes, field_of
+from grokscope.transformer.forms import Scaled
+from grokscope.transformer.weights import CONTRACTED, ModelWeights, field_of
 
 Fill = Callable[[BinaryIO, int], Any]
 """Writes so many bytes at the file's place."""
@@ -127,7 +128,7 @@ def write_weights(folder: Path, config: ModelConfig, weights: ModelWeights) -> N
     outer = {"embed": weights.embed, "final_norm": weights.final_norm}
     for (file, (field, shape)), name in zip(parameters(config).items(), grok1.file_names(config), strict=True):
         value: Any = outer[field] if field in outer else field_of(weights.blocks[_layer(name)], field)
-        if isinstance(value, Int8):
+        if isinstance(value, Scaled):
             scales = np.asarray(value.scales)
             scales = Stored(scales_shape(field, shape, scales.shape[value.lead]), scales.dtype, scales.tobytes())
             write(

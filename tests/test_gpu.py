@@ -9,8 +9,11 @@ import pytest
 
 from grokscope.devices.placement import on_hopper
 from grokscope.transformer.experts import apply_experts
+from grokscope.transformer.forms import OutputFirst
 from grokscope.transformer.quantize import to_int8
-from grokscope.transformer.weights import MoEWeights, OutputFirst
+from grokscope.transformer.tap import Tap
+from grokscope.transformer.weights import MoEWeights
+from tests.conftest import TINY
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not on_hopper(), reason="needs a Hopper GPU")]
 D, F, E, A = 256, 1024, 5, 2
@@ -50,7 +53,7 @@ def test_the_kernel_is_the_oracle(tokens, load):
     x = jnp.asarray(rng.standard_normal((1, tokens, D)), jnp.bfloat16)
     w = stack()
     form = MoEWeights(None, *(OutputFirst.of(m) for m in (w.gate, w.up, w.down)))
-    got = jax.jit(lambda w, x, e: apply_experts(w, x, e, jnp.ones((1, tokens), bool), "gelu"))(form, x, jnp.asarray(experts))
+    got = jax.jit(lambda w, x, e: apply_experts(w, x, e, jnp.ones((1, tokens), bool), TINY.block(0), Tap()))(form, x, jnp.asarray(experts))
     wanted = oracle(w, np.asarray(x, np.float32), experts)
     assert np.isfinite(np.asarray(got)).all()
     assert np.linalg.norm(got - wanted) <= 4e-3 * max(np.linalg.norm(wanted), 1e-9), "h is rounded to bfloat16 on the way"
@@ -63,7 +66,7 @@ def test_its_gradient_is_that_of_a_stack():
     w = stack()
     form = MoEWeights(None, *(OutputFirst.of(m) for m in (w.gate, w.up, w.down)))
     grads = [
-        jax.grad(lambda x, m=m: (apply_experts(m, x, experts, jnp.ones((1, 97), bool), "gelu") ** 2).sum().astype(jnp.float32))(x)
+        jax.grad(lambda x, m=m: (apply_experts(m, x, experts, jnp.ones((1, 97), bool), TINY.block(0), Tap()) ** 2).sum().astype(jnp.float32))(x)
         for m in (w, form)
     ]
     a, b = (np.asarray(g, np.float32) for g in grads)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jax
 import numpy as np
 
-from grokscope.transformer.weights import BlockWeights, Int8, OutputFirst, PerExpert, Spread, Weight, woven
+from grokscope.transformer.forms import OutputFirst, PerExpert, Scaled, Spread, Weight, woven
+from grokscope.transformer.weights import BlockWeights
 
 if TYPE_CHECKING:
     from grokscope.running.loaded import Loaded
@@ -45,8 +46,8 @@ def check_experts(model: Loaded, analysis: str) -> None:
 
 def host(x: Any) -> np.ndarray:
     """A plain or int8 array as float32 in host memory."""
-    x = Int8(np.asarray(x.values), np.asarray(x.scales), x.lead, x.rows) if isinstance(x, Int8) else np.asarray(x)
-    return x.to(np.float32) if isinstance(x, Int8) else x.astype(np.float32)
+    x = Scaled(np.asarray(x.values), np.asarray(x.scales), x.lead, x.rows) if isinstance(x, Scaled) else np.asarray(x)
+    return x.to(np.float32) if isinstance(x, Scaled) else x.astype(np.float32)
 
 
 def row_chunks(w: Weight, size: int = 2**24) -> Iterator[tuple[int, np.ndarray]]:
@@ -76,7 +77,7 @@ def _reader(w: Weight) -> Callable[[int, slice], np.ndarray]:
         return lambda e, at: np.asarray(w.parts[e])[:, at].T.astype(np.float32)
     if isinstance(w, OutputFirst):
         return lambda e, at: _scaled(_unwoven(_of(w.values, e)[:, at].T), _of(w.scales, e), at, w.shape[1])
-    if isinstance(w, Int8):
+    if isinstance(w, Scaled):
         return lambda e, at: _scaled(_of(w.values, e)[at], _of(w.scales, e), at, w.shape[1])
     return lambda e, at: _of(w, e)[at].astype(np.float32)
 

@@ -11,7 +11,8 @@ import xarray as xr
 from grokscope.analysis.expert_matrices import check_experts, each_layer, host
 from grokscope.analysis.measure import answer, generator
 from grokscope.analysis.weight_similarity import MATRICES, NO_CI, cosines, expert_cosines
-from grokscope.transformer.weights import BlockWeights, Int8, Weight
+from grokscope.transformer.forms import Scaled, Weight
+from grokscope.transformer.weights import BlockWeights
 
 if TYPE_CHECKING:
     from grokscope.running.loaded import Loaded
@@ -90,7 +91,7 @@ def _mean_row(table: Weight) -> np.ndarray:
     total, step = np.zeros(width), max(1, 2**24 // width)
     for first in range(0, rows, step):
         at = slice(first, first + step)
-        part = Int8(table.values[at], table.scales[at], 1, table.rows) if isinstance(table, Int8) else table[at]
+        part = Scaled(table.values[at], table.scales[at], 1, table.rows) if isinstance(table, Scaled) else table[at]
         total += host(part).sum(0, dtype=float)
     return total / rows
 

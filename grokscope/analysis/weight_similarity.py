@@ -10,7 +10,8 @@ import xarray as xr
 
 from grokscope.analysis.expert_matrices import each_layer, expert_matrix, row_chunks
 from grokscope.analysis.measure import answer
-from grokscope.transformer.weights import BlockWeights, Weight
+from grokscope.transformer.forms import Weight
+from grokscope.transformer.weights import BlockWeights
 
 if TYPE_CHECKING:
     from grokscope.running.loaded import Loaded

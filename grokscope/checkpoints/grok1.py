@@ -15,8 +15,9 @@ import numpy as np
 
 from grokscope.checkpoints.pickled_array import CheckpointError, read_arrays
 from grokscope.config import GROK_1, ModelConfig, RouterConfig
+from grokscope.transformer.forms import Scaled
 from grokscope.transformer.stream import Streamed
-from grokscope.transformer.weights import CONTRACTED, BlockWeights, Int8, ModelWeights, block_from, block_shapes
+from grokscope.transformer.weights import CONTRACTED, BlockWeights, ModelWeights, block_from
 
 _LAYER_MOE = {"moe.gate": "moe/linear/w", "moe.down": "moe/linear_1/w", "moe.up": "moe/linear_v/w"}
 _LAYER_DENSE = {"moe.gate": "linear/w", "moe.down": "linear_1/w", "moe.up": "linear_v/w"}
@@ -95,11 +96,11 @@ def weights_from(config: ModelConfig, get: Callable[[str], dict[str, np.ndarray]
 
     A layer's parameters are asked for when the layer is: 770 files are more than some systems let a process hold open.
     """
-    names, shapes = layer_names(config), block_shapes(config)
+    names, shapes = layer_names(config), config.block(0).shapes
 
     def block(layer: int) -> BlockWeights:
         def array(field: str) -> Any:
-            if shapes[field] is None:
+            if field not in shapes:
                 return None
             name = f"transformer/decoder_layer_{layer}/{names[field]}"
             return _translated(field, shapes[field], get(name), name)
@@ -120,7 +121,7 @@ def _translated(field: str, shape: tuple[int, ...], arrays: dict[str, np.ndarray
     lead, rows = CONTRACTED[field]
     scales = arrays["scales"]
     groups = scales.shape[lead]
-    return Int8(
+    return Scaled(
         arrays["weight"].reshape(shape), scales.reshape(*shape[:lead], groups, *shape[lead + rows :]), lead, rows
     )
 
@@ -189,7 +190,7 @@ def _field(config: ModelConfig, name: str) -> tuple[str, tuple[int, ...]]:
     if name in table:
         return table[name]
     field = next(ours for ours, theirs in layer_names(config).items() if theirs == name.split("/", 2)[2])
-    return field, block_shapes(config)[field] or ()
+    return field, config.block(0).shapes[field]
 
 
 def problems(path: Path, config: ModelConfig) -> Iterator[str]:
@@ -235,5 +236,5 @@ def describe(path: Path, config: ModelConfig) -> tuple[list[int], dict[str, Any]
             arrays[field] = _translated(field, shape, read_arrays(path / files[name]), name)
         except (OSError, CheckpointError):
             continue
-    ours = [*block_shapes(config), "embed", "final_norm"]
+    ours = [*config.block(0).shapes, "embed", "final_norm"]
     return list(order), {field: arrays[field] for field in ours if field in arrays}

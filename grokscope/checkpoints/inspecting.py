@@ -9,7 +9,7 @@ from typing import Any
 from grokscope.checkpoints import FORMATS, recognise
 from grokscope.checkpoints.finding import found
 from grokscope.config import ModelConfig
-from grokscope.transformer.weights import Int8
+from grokscope.transformer.forms import Scaled
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def inspect(path: str | Path | None = None) -> Inspection:
 
 
 def _parts(field: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, Int8):
+    if isinstance(value, Scaled):
         return [(f"{field}.values", value.values), (f"{field}.scales", value.scales)]
     return [(field, value)]
 

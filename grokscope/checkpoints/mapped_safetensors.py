@@ -22,6 +22,7 @@ from grokscope.checkpoints.pickled_array import CheckpointError
 DTYPES = {
     "BOOL": np.bool_, "I8": np.int8, "U8": np.uint8, "I16": np.int16, "I32": np.int32, "I64": np.int64,
     "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
 }  # fmt: skip
 LONGEST_HEADER = 100_000_000
 """The library's own limit, in bytes."""

@@ -18,10 +18,11 @@ from typing import Any
 
 from grokscope.checkpoints.digests import PIECE, file_digests
 from grokscope.checkpoints.mapped_safetensors import map_arrays, read_header
-from grokscope.checkpoints.native_writer import CHECKSUMS, OUTER, Writer, arrays_of, file_of
+from grokscope.checkpoints.native_writer import CHECKSUMS, OUTER, Writer, arrays_of, file_of, layer_of, put_together
 from grokscope.checkpoints.pickled_array import CheckpointError
 from grokscope.config import ModelConfig
-from grokscope.transformer.weights import CONTRACTED, Int8, ModelWeights, block_from, block_shapes
+from grokscope.transformer.weights import CONTRACTED, ModelWeights, block_from
+from grokscope.transformer.weights import OUTER as OUTER_ARRAYS
 
 __all__ = ["describe", "file_of", "load", "problems", "read_config", "recognises", "save", "verify"]
 
@@ -72,9 +73,8 @@ def _files(config: ModelConfig) -> list[str]:
 def _shapes(name: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The arrays that a file must have."""
     if name != OUTER:
-        return {field: shape for field, shape in block_shapes(config).items() if shape is not None}
-    table = (config.vocab_size, config.d_model)
-    return {"embed": table, "final_norm": (config.d_model,)} | ({} if config.tied_embedding else {"unembed": table})
+        return config.block(layer_of(name)).shapes
+    return config.outer_shapes
 
 
 def problems(path: Path, config: ModelConfig) -> Iterator[str]:
@@ -105,23 +105,42 @@ def _array_problems(file: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[
     if end != size:
         yield f"wanted {end:,} bytes by its header, got {size:,}"
     for field, wanted in shapes.items():
-        parts = [entries.pop(name, None) for name in (field, f"{field}.values", f"{field}.scales")]
-        whole, values, scales = ((e["dtype"], tuple(e["shape"])) if e else ("nothing", ()) for e in parts)
-        if values[0] != "I8" or field not in CONTRACTED:
-            if whole[0] not in FLOATS or whole[1] != wanted:
-                yield f"{field}: wanted shape {wanted} of {', '.join(FLOATS)}, got {whole[1]} of {whole[0]}"
-        elif values[1] != wanted:
-            yield f"{field}: wanted shape {wanted}, got {values[1]}"
-        elif scales[0] not in FLOATS or not _scales_fit(field, wanted, scales[1]):
-            yield f"{field}: wanted scales for groups of the rows of {wanted}, got {scales[1]} of {scales[0]}"
+        held = {name: entries.pop(name) for name in list(entries) if name == field or name.startswith(f"{field}.")}
+        kinds = {name.removeprefix(field): (e["dtype"], tuple(e["shape"])) for name, e in held.items()}
+        if problem := _problem(field, wanted, kinds):
+            yield f"{field}: {problem}"
     yield from (f"{name}: not part of this model" for name in entries)
 
 
-def _scales_fit(field: str, shape: tuple[int, ...], scales: tuple[int, ...]) -> bool:
+def _problem(field: str, wanted: tuple[int, ...], parts: dict[str, tuple[str, tuple[int, ...]]]) -> str:
+    """What is wrong with an array, whose parts (type and shape) go by the ends of their names; nothing where it is right."""
+    nothing = ("nothing", ())
+    if ".codes" in parts and len(wanted) == 3:
+        (kind, codes), (scale_kind, scales) = parts[".codes"], parts.get(".scales", nothing)
+        experts, inputs, out = wanted
+        good = (codes, scales) == ((experts, out, inputs // 2), (experts, out, inputs // 32)) and kind == scale_kind == "U8"
+        return "" if good else f"wanted codes and scales of four bits of {wanted}, got {codes} and {scales}"
+    if ".values" not in parts or field not in CONTRACTED:
+        kind, shape = parts.get("", nothing)
+        good = kind in FLOATS and shape == wanted and len(parts) == 1
+        return "" if good else f"wanted shape {wanted} of {', '.join(FLOATS)}, got {shape} of {kind}"
+    kind, shape = parts.pop(".values")
+    if kind not in ("I8", "F8_E4M3") or shape != wanted:
+        return f"wanted shape {wanted}, got {shape}" if shape != wanted else f"wanted I8 or F8_E4M3, got {kind}"
+    name, (scale_kind, scales) = next(iter(parts.items()), ("", nothing))
+    size = name.removeprefix(".scales_of_") if "_of_" in name else "0"
+    if scale_kind not in FLOATS or len(parts) != 1 or not size.isdigit() or not _scales_fit(field, wanted, scales, int(size)):
+        return f"wanted scales for groups of the rows of {wanted}, got {scales} of {scale_kind}"
+    return ""
+
+
+def _scales_fit(field: str, shape: tuple[int, ...], scales: tuple[int, ...], size: int) -> bool:
+    """size: rows of a group, the last partial; 0 where they are equal."""
     lead, rows = CONTRACTED[field]
     if len(scales) <= lead or scales[:lead] + scales[lead + 1 :] != shape[:lead] + shape[lead + rows :]:
         return False
-    return scales[lead] > 0 and math.prod(shape[lead : lead + rows]) % scales[lead] == 0
+    total = math.prod(shape[lead : lead + rows])
+    return scales[lead] == -(-total // size) if size else scales[lead] > 0 and total % scales[lead] == 0
 
 
 def _checksums(path: Path) -> dict[str, list[str]]:
@@ -165,7 +184,7 @@ def load(path: Path, config: ModelConfig) -> ModelWeights:
         raise CheckpointError(f"{path}: wanted the files that grokscope wrote:\n  " + "\n  ".join(found))
     blocks = [block_from(_fields(path / file_of(layer)).get) for layer in range(config.num_layers)]
     outer = _fields(path / OUTER)
-    return ModelWeights(outer["embed"], blocks, outer["final_norm"], outer.get("unembed"))
+    return ModelWeights(blocks=blocks, **{name: outer.get(name) for name in OUTER_ARRAYS})
 
 
 def describe(path: Path, config: ModelConfig) -> tuple[list[int], dict[str, Any]]:
@@ -179,14 +198,10 @@ def describe(path: Path, config: ModelConfig) -> tuple[list[int], dict[str, Any]
             arrays |= _fields(path / file)
         except (OSError, CheckpointError, KeyError):
             continue
-    order = [*block_shapes(config), *_shapes(OUTER, config)]
+    order = [*config.block(0).shapes, *_shapes(OUTER, config)]
     return list(range(config.num_layers)), {name: arrays[name] for name in order if name in arrays}
 
 
 def _fields(file: Path) -> dict[str, Any]:
     """The arrays of a file, int8 ones put together."""
-    arrays = map_arrays(file)
-    whole: dict[str, Any] = {n: array for n, array in arrays.items() if not n.endswith((".values", ".scales"))}
-    for name in {n.rsplit(".", 1)[0] for n in arrays if n not in whole}:
-        whole[name] = Int8(arrays[f"{name}.values"], arrays[f"{name}.scales"], *CONTRACTED[name])
-    return whole
+    return put_together(map_arrays(file))

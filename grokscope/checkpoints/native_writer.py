@@ -17,7 +17,9 @@ import numpy as np
 from grokscope.checkpoints.digests import Digests
 from grokscope.checkpoints.mapped_safetensors import stretches
 from grokscope.config import ModelConfig
-from grokscope.transformer.weights import Int8, ModelWeights, block_shapes, field_of
+from grokscope.transformer.forms import Mxfp4, Scaled
+from grokscope.transformer.weights import CONTRACTED, ModelWeights, field_of
+from grokscope.transformer.weights import OUTER as OUTER_ARRAYS
 
 CHECKSUMS, OUTER = "checksums.json", "outer.safetensors"
 
@@ -30,20 +32,49 @@ def file_of(layer: int | None) -> str:
     return OUTER if layer is None else f"layer-{layer:03d}.safetensors"
 
 
+def layer_of(name: str) -> int:
+    """The layer that a file holds."""
+    return int(name.removeprefix("layer-").removesuffix(".safetensors"))
+
+
 def arrays_of(config: ModelConfig, weights: ModelWeights, layer: int | None) -> dict[str, np.ndarray]:
     """What the file of a layer, or of no layer, holds; arrays that lie in files are not read."""
     if layer is None:
-        fields = {"embed": weights.embed, "final_norm": weights.final_norm, "unembed": weights.unembed}
+        fields = {name: getattr(weights, name) for name in OUTER_ARRAYS}
     else:
         block = weights.blocks[layer]
-        fields = {name: field_of(block, name) for name in block_shapes(config)}
+        fields = {name: field_of(block, name) for name in config.block(layer).shapes}
     flat: dict[str, np.ndarray] = {}
     for name, value in fields.items():
-        if isinstance(value, Int8):
-            flat[f"{name}.values"], flat[f"{name}.scales"] = np.asarray(value.values), np.asarray(value.scales)
+        if isinstance(value, Scaled):
+            groups = "scales" if value.size is None else f"scales_of_{value.size}"
+            flat[f"{name}.values"], flat[f"{name}.{groups}"] = np.asarray(value.values), np.asarray(value.scales)
+        elif isinstance(value, Mxfp4):
+            flat[f"{name}.codes"], flat[f"{name}.scales"] = np.asarray(value.codes), np.asarray(value.scales)
         elif value is not None:
             flat[name] = np.asarray(value)
     return flat
+
+
+def put_together(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The inverse of `arrays_of`, by field name."""
+    whole: dict[str, Any] = {}
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        field, _, part = name.rpartition(".")
+        if part in ("values", "codes") or part.startswith("scales"):
+            parts.setdefault(field, {})[part] = array
+        else:
+            whole[name] = array
+    for field, held in parts.items():
+        groups = next(part for part in held if part.startswith("scales"))
+        size = int(groups.removeprefix("scales_of_")) if "_of_" in groups else None
+        whole[field] = (
+            Mxfp4(held["codes"], held[groups])
+            if "codes" in held
+            else Scaled(held["values"], held[groups], *CONTRACTED[field], size)
+        )
+    return whole
 
 
 class Writer:

@@ -11,7 +11,7 @@ import numpy as np
 
 from grokscope.checkpoints import FORMATS, CheckpointError
 from grokscope.config import ModelConfig
-from grokscope.transformer.weights import BlockWeights
+from grokscope.transformer.weights import OUTER, BlockWeights
 
 OURS = (".safetensors", ".json", ".model")
 """Endings of a checkpoint's own files, besides the release's `tensor...`; what else is written beside them is not ours."""
@@ -45,8 +45,8 @@ class Source:
         return block
 
     def outer(self) -> dict[str, Any]:
-        """embed, final_norm and unembed (or None)."""
-        arrays = {name: getattr(self.weights, name) for name in ("embed", "final_norm", "unembed")}
+        """Each array outside the blocks by its field name, or None."""
+        arrays = {name: getattr(self.weights, name) for name in OUTER}
         self._check(None, "", arrays)
         return arrays
 
@@ -94,7 +94,7 @@ def check_finite(arrays: Any, path: Path, prefix: str = "") -> None:
     """Raise CheckpointError, naming the arrays, where a weight or a scale is NaN or infinite."""
     wrong = []
     for where, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-        if leaf.dtype.kind != "i" and not _finite(leaf):
+        if leaf.dtype.kind not in "iu" and not _finite(leaf):
             wrong.append(prefix + jax.tree_util.keystr(where, simple=True, separator="."))
     if wrong:
         raise CheckpointError(

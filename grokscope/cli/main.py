@@ -142,7 +142,7 @@ def _inspection(found: Any) -> Iterator[str]:
         "experts": "none: a dense model"
         if c.is_dense
         else f"{c.router.num_experts} of width {c.d_expert}, top {c.router.top_k}",
-        "router": f"softmax over {c.router.softmax}, gates {'sum to 1' if c.router.gates_sum_to_one else 'not renormalised'}",
+        "router": c.router.rule,
         "vocabulary": f"{c.vocab_size:,}, context {c.max_tokens:,} tokens",
     }
     if list(order) != sorted(order):

@@ -17,17 +17,9 @@ import numpy as np
 from grokscope.config import ModelConfig
 from grokscope.devices.memory import free_memory
 from grokscope.devices.sharding import Layout
+from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Scaled
 from grokscope.transformer.kernels import hopper
-from grokscope.transformer.weights import (
-    CONTRACTED,
-    BlockWeights,
-    Int8,
-    ModelWeights,
-    OutputFirst,
-    PerExpert,
-    block_from,
-    field_of,
-)
+from grokscope.transformer.weights import CONTRACTED, OUTER, BlockWeights, ModelWeights, block_from, field_of
 
 EXPERTS = ("moe.gate", "moe.up", "moe.down")
 
@@ -70,7 +62,8 @@ def placement(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = 
         layout = Layout(config, mesh)
         return Placement(lambda b: b, layout.block, lambda b: b, layout.array)
     if jax.default_backend() == "gpu":
-        hopper_form = _for_hopper if dtype == "bfloat16" and on_hopper() else lambda block: block
+        for_kernel = dtype == "bfloat16" and on_hopper() and _plain_units(config)
+        hopper_form = _for_hopper if for_kernel else lambda block: block
         return Placement(_pinned, _sent, hopper_form, lambda _, array: _outer_for_gpu(array, dtype))
     if jax.default_backend() == "cpu" and is_small(config):
         return Placement(lambda b: block_for_cpu(b, dtype), None, lambda b: b, lambda name, a: array_for_cpu(name, a, dtype))
@@ -97,7 +90,7 @@ def block_for_cpu(block: BlockWeights, dtype: str) -> BlockWeights:
 
 def weights_for_cpu(weights: ModelWeights, dtype: str) -> ModelWeights:
     """A whole model in that form."""
-    outer = {name: array_for_cpu(name, getattr(weights, name), dtype) for name in ("embed", "final_norm", "unembed")}
+    outer = {name: array_for_cpu(name, getattr(weights, name), dtype) for name in OUTER}
     return ModelWeights(blocks=[block_for_cpu(b, dtype) for b in weights.blocks], **outer)
 
 
@@ -108,7 +101,7 @@ def array_for_cpu(name: str, w: Any, dtype: str) -> Any:
     kept = jnp.dtype(dtype) if _has_bfloat16_units() else jnp.float32
 
     def rounded(part: Any) -> np.ndarray:
-        plain = part.to(jnp.dtype(dtype)) if isinstance(part, Int8) else np.asarray(part)
+        plain = part.to(jnp.dtype(dtype)) if isinstance(part, Quantised) else np.asarray(part)
         return plain.astype(dtype, copy=False).astype(kept, copy=False)
 
     if name not in EXPERTS:
@@ -138,15 +131,20 @@ def _sent(block: BlockWeights) -> BlockWeights:
 
 def _outer_for_gpu(array: Any, dtype: str) -> Any:
     """Tables rounded to the type of the arithmetic, as the reference rounds them at each use; the norm stays float32."""
-    if array is None or isinstance(array, Int8) or array.ndim == 1:
+    if array is None or isinstance(array, Quantised) or array.ndim == 1:
         return jax.tree.map(jnp.asarray, array)
     return jnp.asarray(np.asarray(array).astype(dtype))
+
+
+def _plain_units(config: ModelConfig) -> bool:
+    """Whether the experts are what the kernel computes: no biases, nothing clamped, sharpened or shifted."""
+    return (config.expert_bias, config.glu_alpha, config.glu_limit, config.glu_offset) == (False, 1.0, None, 0.0)
 
 
 def _for_hopper(block: BlockWeights) -> BlockWeights:
     """The experts outputs first, where they are int8 and of widths that the kernel takes."""
     gate, up, down = block.moe.gate, block.moe.up, block.moe.down
-    ok = all(isinstance(w, Int8) for w in (gate, up, down)) and block.moe.router is not None
+    ok = all(isinstance(w, Scaled) and w.is_int8 for w in (gate, up, down)) and block.moe.router is not None
     if not ok or gate.scales.shape[1] != 1 or up.scales.shape[1] != 1:
         return block
     if not hopper.fits(gate.shape[1], gate.shape[2], down.scales.shape[1]):

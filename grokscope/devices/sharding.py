@@ -6,6 +6,7 @@ The maths knows nothing of it: `jax.sharding` says where the parts lie, and the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,13 +15,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grokscope.config import ModelConfig
-from grokscope.transformer.weights import BlockWeights, Int8, Spread, block_from, field_of
+from grokscope.transformer.forms import Mxfp4, Scaled, Spread
+from grokscope.transformer.weights import BlockWeights, block_from, field_of
 
 AXES = ("data", "expert", "model")
 HEADS, WIDTH, EXPERT = ("expert", "model"), ("model",), ("expert",)
 SPLIT: dict[str, tuple[tuple[str, ...], ...]] = {
     "attn.q": ((), HEADS, ()), "attn.k": ((), HEADS, ()), "attn.v": ((), HEADS, ()), "attn.o": (HEADS, (), ()),
+    "attn.q_bias": (HEADS, ()), "attn.k_bias": (HEADS, ()), "attn.v_bias": (HEADS, ()),
     "moe.gate": (EXPERT, (), WIDTH), "moe.up": (EXPERT, (), WIDTH), "moe.down": (EXPERT, WIDTH, ()),
+    "moe.gate_bias": (EXPERT, WIDTH), "moe.up_bias": (EXPERT, WIDTH), "moe.down_bias": (EXPERT, ()),
+    "moe.shared_gate": ((), WIDTH), "moe.shared_up": ((), WIDTH), "moe.shared_down": (WIDTH, ()),
     "embed": (HEADS, ()), "unembed": (HEADS, ()),
 }  # fmt: skip
 """Field -> for each of its axes the axes of the mesh along which it is cut; what is not here lies whole on each device."""
@@ -48,7 +53,7 @@ class Layout:
     def __init__(self, config: ModelConfig, mesh: Mesh) -> None:
         if foreign := sorted(set(mesh.axis_names) - set(AXES)):
             raise ValueError(f"mesh: wanted axes of {', '.join(AXES)}, got {', '.join(map(str, foreign))}; make it with gs.mesh")
-        self.mesh, self.is_dense = mesh, config.is_dense
+        self.mesh = mesh
         self.sizes = {name: dict(mesh.shape).get(name, 1) for name in AXES}
         heads, width, expert = (self._size(axes) for axes in (HEADS, WIDTH, EXPERT))
         wrong = [
@@ -56,6 +61,7 @@ class Layout:
             for what, n, cut in (
                 ("num_heads", config.num_heads, heads), ("vocab_size", config.vocab_size, heads),
                 ("d_expert", config.d_expert, width), ("num_experts", max(config.router.num_experts, 1), expert),
+                ("d_shared", config.d_shared, width),
             )
             if n % cut
         ]  # fmt: skip
@@ -64,21 +70,28 @@ class Layout:
 
     def block(self, block: BlockWeights) -> BlockWeights:
         """Every array of a block on the mesh."""
-        return block_from(lambda name: self.array(name, field_of(block, name)))
+        is_dense = block.moe.router is None
+        made = block_from(lambda name: self.array(name, field_of(block, name)))
+        moe = made.moe
+        if is_dense:
+            return made
+        spread = {name: Spread(getattr(moe, name)) for name in ("gate", "up", "down")}
+        return replace(made, moe=replace(moe, **spread))
 
     def array(self, name: str, array: Any) -> Any:
         """One array by its field name."""
         if array is None:
             return None
         split = SPLIT.get(name, ((),) * len(array.shape))
-        if isinstance(array, Int8):
+        if isinstance(array, Scaled):
             rows = slice(array.lead, array.lead + array.rows)
             groups = split[rows][0]
             of_scales = (*split[: array.lead], groups, *split[rows.stop :])
-            made: Any = Int8(self._put(array.values, split), self._put(array.scales, of_scales), array.lead, array.rows)
-        else:
-            made = self._put(array, split)
-        return Spread(made) if name in ("moe.gate", "moe.up", "moe.down") and not self.is_dense else made
+            return Scaled(self._put(array.values, split), self._put(array.scales, of_scales), array.lead, array.rows, array.size)
+        if isinstance(array, Mxfp4):
+            as_lies = (split[0], split[2], split[1])
+            return Mxfp4(self._put(array.codes, as_lies), self._put(array.scales, as_lies))
+        return self._put(array, split)
 
     def rows(self, array: np.ndarray) -> jax.Array:
         """An array with a leading batch: texts side by side where they divide, else each device has all."""

@@ -10,8 +10,9 @@ from jaxtyping import Float
 
 from grokscope.model.model import Model
 from grokscope.prompt import Prompt
+from grokscope.transformer.forms import Array, Scaled, Weight
 from grokscope.transformer.forward import embed
-from grokscope.transformer.weights import Array, Int8, ModelWeights, Weight
+from grokscope.transformer.weights import ModelWeights
 
 Token = int | str
 """A token's id, or a text that is one token."""
@@ -87,6 +88,6 @@ def unembedding(w: ModelWeights) -> Weight:
 def rows_of(table: Weight, ids: Any, dtype: Any) -> Float[Array, "... D"]:
     """Rows of a table in float32, as the arithmetic in `dtype` sees them."""
     rows = (
-        embed(table, jnp.asarray(ids), 1.0, dtype) if isinstance(table, Int8) else jnp.asarray(table)[jnp.asarray(ids)]
+        embed(table, jnp.asarray(ids), 1.0, dtype) if isinstance(table, Scaled) else jnp.asarray(table)[jnp.asarray(ids)]
     )
     return rows.astype(jnp.float32)

@@ -10,14 +10,16 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from grokscope.config import ModelConfig
-from grokscope.experiments.asked import Token, need_experts, one_index, pieces_of, rows_of, token_id, unembedding
+from grokscope.experiments.asked import Token, need_experts, one_index, pieces_of, rows_of, token_id
 from grokscope.experiments.parts import frozen_norm
 from grokscope.model.model import Model
 from grokscope.prompt import Prompt, bucket
 from grokscope.transformer.experts import apply_experts
-from grokscope.transformer.ops import einsum, rms_norm
+from grokscope.transformer.ops import norm
 from grokscope.transformer.programs import Program
-from grokscope.transformer.weights import BlockWeights, Weight
+from grokscope.transformer.tap import Tap
+from grokscope.transformer.unembed import End
+from grokscope.transformer.weights import BlockWeights
 
 ROWS = 256
 """Tokens that go through all experts at a time."""
@@ -91,13 +93,13 @@ def _of_rows(
     """The answers for up to `size` tokens, filled up to so many."""
     n, dtype = len(seen["stream"]), model.dtype
     rows: Rows = {k: jnp.asarray(np.pad(a, [(0, size - n), (0, 0)], mode="edge")) for k, a in seen.items()}
-    table, norm = unembedding(model.weights), model.weights.final_norm
+    end = End.of(model.weights)
     if target is None:
-        ids = _best(table, norm, rows["last"].astype(dtype), config=model.config)
+        ids = _best(end, rows["last"].astype(dtype), config=model.config)
     else:
         ids = jnp.full(size, target, jnp.int32)
     last = rows["last"].astype(jnp.float32)
-    direction = rows_of(table, ids, dtype) * frozen_norm(last, norm, model.config.norm_eps) * model.config.logit_scale
+    direction = rows_of(end.table, ids, dtype) * frozen_norm(last, end.final_norm, model.config.norm_eps) * model.config.logit_scale
     found = _answers(w, rows, direction, config=model.config, dtype=dtype) | {"target_id": ids}
     if not outputs:
         del found["output"]
@@ -105,16 +107,15 @@ def _of_rows(
 
 
 @Program
-def _best(table: Weight, norm: Array, x: Float[Array, "N D"], *, config: ModelConfig) -> Int[Array, " N"]:
-    logits = einsum("ND,VD->NV", rms_norm(x, norm, config.norm_eps), table, jnp.float32)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+def _best(end: End, x: Float[Array, "N D"], *, config: ModelConfig) -> Int[Array, " N"]:
+    return jnp.argmax(end.logits(end.final(x, config), config), axis=-1).astype(jnp.int32)
 
 
 @Program
 def _answers(w: BlockWeights, rows: Rows, direction: Float[Array, "N D"], *, config: ModelConfig, dtype: str) -> Rows:
-    x = rms_norm(rows["stream"].astype(dtype), w.moe_norm_in, config.norm_eps)[None]
+    x = norm(rows["stream"].astype(dtype), w.moe_norm_in, w.moe_norm_in_bias, config)[None]
     every = jnp.broadcast_to(jnp.arange(config.router.num_experts), (*x.shape[:2], config.router.num_experts))
-    y = apply_experts(w.moe, x, every, jnp.ones(x.shape[:2], bool), config.activation)[0].astype(jnp.float32)
+    y = apply_experts(w.moe, x, every, jnp.ones(x.shape[:2], bool), config, Tap())[0].astype(jnp.float32)
 
     visited = rows["chosen"] >= 0
     at = jnp.maximum(rows["chosen"], 0)
@@ -124,10 +125,10 @@ def _answers(w: BlockWeights, rows: Rows, direction: Float[Array, "N D"], *, con
     own = (jnp.take_along_axis(rows["probs"], at, axis=1) * visited).sum(axis=-1, keepdims=True)
     gate = rows["probs"] * rows["gates"].sum(axis=-1, keepdims=True) / own
     d = direction * frozen_norm(together, w.moe_norm_out, config.norm_eps)
-    norm, length = jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(together, axis=-1, keepdims=True)
+    size, length = jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(together, axis=-1, keepdims=True)
     return {
-        "norm": norm,
-        "cosine": jnp.einsum("NED,ND->NE", y, together, precision="highest") / (norm * length),
+        "norm": size,
+        "cosine": jnp.einsum("NED,ND->NE", y, together, precision="highest") / (size * length),
         "gate": gate,
         "direct_effect": gate * jnp.einsum("NED,ND->NE", y, d, precision="highest"),
         "is_chosen": ((at[..., None] == every[0, :, None, :]) & visited[..., None]).any(axis=1),

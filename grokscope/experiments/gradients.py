@@ -13,17 +13,17 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from grokscope.config import ModelConfig
-from grokscope.experiments.asked import need_experts, one_index, token_id, unembedding
+from grokscope.experiments.asked import need_experts, one_index, token_id
 from grokscope.model.model import Model
 from grokscope.prompt import Prompt, bucket
 from grokscope.trace.trace import Trace
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.block import block
-from grokscope.transformer.ops import einsum, rms_norm
 from grokscope.transformer.primitives import Primitive
 from grokscope.transformer.programs import Program
 from grokscope.transformer.tap import Tap
-from grokscope.transformer.weights import BlockWeights, Weight
+from grokscope.transformer.unembed import End
+from grokscope.transformer.weights import BlockWeights
 
 TOKENS_IN_A_STEP = 2048
 """Tokens that go backwards through a block at a time: a block's derivative keeps all that the block computed."""
@@ -86,7 +86,7 @@ def _check(model: Model, reduce: str) -> None:
 
 def _labelled(config: ModelConfig, trace: Trace, found: dict[str, np.ndarray]) -> xr.Dataset:
     gates, chosen = trace["router.gates"], trace["router.experts"]
-    if config.router.gates_sum_to_one:  # what is not exactly 0 there is rounding
+    if config.router.renormalize:  # what is not exactly 0 there is rounding
         hot = (chosen.values[..., None] == np.arange(config.router.num_experts)).any(-2)
         found["router.logits"][~hot] = 0
     real = (trace.data["token_id"].values >= 0)[..., None]
@@ -103,9 +103,8 @@ def _labelled(config: ModelConfig, trace: Trace, found: dict[str, np.ndarray]) -
 
 
 def _unselected(config: ModelConfig) -> str:
-    if config.router.gates_sum_to_one:
-        how = "softmax over the chosen" if config.router.softmax == "chosen" else "gates divided by their sum"
-        return f"exactly zero: {how}"
+    if config.router.renormalize:
+        return "exactly zero: gates divided by their sum"
     how = "by way of the softmax over all experts, which is not renormalised"
     return f"{how}; near zero, for the post-norm takes a common scale of the gates away" if config.post_norms else how
 
@@ -156,7 +155,7 @@ def _through_end(model: Model, last: np.ndarray, asked: Asked) -> tuple[np.ndarr
             return np.pad(a, [(0, n - len(a)), (0, 0)])
 
         values, d_rows = _end(
-            unembedding(model.weights), model.weights.final_norm, jnp.asarray(filled(last[at]), model.dtype),
+            End.of(model.weights), jnp.asarray(filled(last[at]), model.dtype),
             filled(asked.ids[here]), filled(asked.coefficients[here]).astype(np.float32), config=model.config,
         )  # fmt: skip
         np.add.at(loss, at[0], np.asarray(values)[: len(at[0])])
@@ -166,10 +165,10 @@ def _through_end(model: Model, last: np.ndarray, asked: Asked) -> tuple[np.ndarr
 
 @Program
 def _end(
-    table: Weight, norm: Array, x: Float[Array, "N D"], ids: Int[Array, "N 2"], coefficients: Array, *, config: ModelConfig
+    end: End, x: Float[Array, "N D"], ids: Int[Array, "N 2"], coefficients: Array, *, config: ModelConfig
 ) -> tuple[Float[Array, " N"], Float[Array, "N D"]]:
     def values(x: Array) -> Array:
-        logits = einsum("ND,VD->NV", rms_norm(x, norm, config.norm_eps), table, jnp.float32) * config.logit_scale
+        logits = end.logits(end.final(x, config), config)
         log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         return (coefficients * jnp.concatenate([log_z, jnp.take_along_axis(logits, ids, axis=-1)], axis=-1)).sum(axis=-1)
 

@@ -12,13 +12,12 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from grokscope.config import ModelConfig
-from grokscope.experiments.asked import pieces_of, token_id, unembedding
+from grokscope.experiments.asked import pieces_of, token_id
 from grokscope.model.model import Model
 from grokscope.prompt import bucket
 from grokscope.trace.trace import Trace
-from grokscope.transformer.ops import einsum, rms_norm
 from grokscope.transformer.programs import Program
-from grokscope.transformer.weights import Weight
+from grokscope.transformer.unembed import End
 
 SITES = ("resid_pre", "resid_mid", "resid_post")
 ROWS = 256
@@ -121,15 +120,15 @@ def _rows(a: np.ndarray, size: int) -> np.ndarray:
 
 def _read(model: Model, x: np.ndarray, size: int, is_normed: bool = False) -> Array:
     """Streams of up to `size` tokens -> log-probabilities, N V."""
-    norm = None if is_normed else model.weights.final_norm
-    return _log_probs(unembedding(model.weights), norm, jnp.asarray(_rows(x, size), model.dtype), config=model.config)
+    rows = jnp.asarray(_rows(x, size), model.dtype)
+    return _log_probs(End.of(model.weights), rows, config=model.config, is_normed=is_normed)
 
 
 @Program
 def _log_probs(
-    table: Weight, norm: Array | None, x: Float[Array, "N D"], *, config: ModelConfig
+    end: End, x: Float[Array, "N D"], *, config: ModelConfig, is_normed: bool
 ) -> Float[Array, "N V"]:
-    logits = einsum("ND,VD->NV", rms_norm(x, norm, config.norm_eps), table, jnp.float32) * config.logit_scale
+    logits = end.logits(x if is_normed else end.final(x, config), config)
     return jax.nn.log_softmax(logits, axis=-1)
 
 

@@ -15,15 +15,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from grokscope.config import ModelConfig
-from grokscope.experiments.asked import unembedding
 from grokscope.model.model import Model
 from grokscope.prompt import Prompt, bucket
 from grokscope.transformer.attention import Sequence
+from grokscope.transformer.forms import plain
 from grokscope.transformer.forward import run_block, run_embed, run_unembed
 from grokscope.transformer.programs import Program
 from grokscope.transformer.router import EMPTY
 from grokscope.transformer.tap import Selection
-from grokscope.transformer.weights import BlockWeights, plain
+from grokscope.transformer.unembed import End
+from grokscope.transformer.weights import BlockWeights
 
 SEEN = ("attn.z", "resid_mid", "router.experts", "router.gates", "expert.out", "moe.out")
 
@@ -74,7 +75,7 @@ def stream_parts(model: Model, prompt: Prompt, position: int, layer: int | None 
     try:
         for number in range(c.num_layers if layer is None else layer + 1):
             w = next(blocks)
-            x, kept = run_block(w, x, seq, seen, config=c, sites=sites)
+            x, kept = run_block(w, x, seq, seen, config=c.block(number), sites=sites)
             made.append(jax.device_get(_written(w, kept, config=c, dtype=dtype)))
             if number == layer:
                 reader, stream = (np.asarray(w.moe_norm_in), np.asarray(w.moe.router)), kept["resid_mid"]
@@ -88,8 +89,7 @@ def stream_parts(model: Model, prompt: Prompt, position: int, layer: int | None 
         experts[-1], chosen[-1] = 0, EMPTY
         return Parts(embedded, heads, experts, chosen, np.asarray(stream[0, 0], np.float32), reader)
     x = x[:, position : position + 1]
-    w = model.weights
-    said = run_unembed(unembedding(w), w.final_norm, x, ((), Selection()), config=c, sites=("logits",))
+    said = run_unembed(End.of(model.weights), x, ((), Selection()), config=c, sites=("logits",))
     return Parts(
         embedded, heads, experts, chosen, np.asarray(x[0, 0], np.float32), None, np.asarray(said["logits"][0, 0])
     )

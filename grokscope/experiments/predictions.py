@@ -13,10 +13,11 @@ from jaxtyping import Array, Float, Int
 
 from grokscope.config import ModelConfig
 from grokscope.transformer.forward import Seen
-from grokscope.transformer.ops import einsum, rms_norm
+from grokscope.transformer.ops import einsum
 from grokscope.transformer.programs import Program
 from grokscope.transformer.tap import Tap
-from grokscope.transformer.weights import ModelWeights, Weight
+from grokscope.transformer.unembed import End
+from grokscope.transformer.weights import ModelWeights
 
 CHUNK = 512
 """Tokens whose logits exist at a time."""
@@ -31,7 +32,7 @@ def predict(
     """
     places, ids = (_filled(a) for a in at)
     with jax.default_matmul_precision("highest"):  # KL is a small difference of large numbers
-        made = _predict(_table(w), w.final_norm, x, seen, places, ids, config=config)
+        made = _predict(End.of(w), x, seen, places, ids, config=config)
     return {name: np.asarray(a)[: len(at[0])] for name, a in made.items()}
 
 
@@ -42,7 +43,7 @@ def expectation(
     likeliest id.
     """
     with jax.default_matmul_precision("highest"):
-        made = _expectation(_table(w), _filled(plain["final"]), _filled(plain["log_z"]), config=config)
+        made = _expectation(End.of(w), _filled(plain["final"]), _filled(plain["log_z"]), config=config)
     rows, best = (np.asarray(a)[: len(plain["log_z"])] for a in made)
     return rows, best
 
@@ -56,10 +57,6 @@ def divergence(
     return np.maximum(new["log_z"].astype(float) - plain["log_z"] - linear, 0)
 
 
-def _table(w: ModelWeights) -> Weight:
-    return w.embed if w.unembed is None else w.unembed
-
-
 def _filled(a: np.ndarray) -> np.ndarray:
     """In whole chunks, one at least: few sizes, few programs."""
     whole = CHUNK * max(1, -(-len(a) // CHUNK))
@@ -68,14 +65,14 @@ def _filled(a: np.ndarray) -> np.ndarray:
 
 @Program
 def _predict(
-    table: Weight, norm: Array, x: Array, seen: Seen, places: Int[Array, " N"], ids: Array, *, config: ModelConfig
+    end: End, x: Array, seen: Seen, places: Int[Array, " N"], ids: Array, *, config: ModelConfig
 ) -> dict[str, Array]:
     tap = Tap((), *seen)
-    rows = tap("final", rms_norm(x, norm, config.norm_eps)).reshape(-1, x.shape[-1])[places]
+    rows = tap("final", end.final(x, config)).reshape(-1, x.shape[-1])[places]
 
     def chunk(item: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         h, ids = item
-        logits = einsum("ND,VD->NV", h, table, jnp.float32) * config.logit_scale
+        logits = end.logits(h, config)
         top = logits.max(axis=-1)
         log_z = top + jnp.log(jnp.exp(logits - top[:, None]).sum(axis=-1))
         return jnp.take_along_axis(logits, ids, axis=-1) - log_z[:, None], log_z, top - log_z
@@ -87,12 +84,12 @@ def _predict(
 
 @Program
 def _expectation(
-    table: Weight, final: Array, log_z: Array, *, config: ModelConfig
+    end: End, final: Array, log_z: Array, *, config: ModelConfig
 ) -> tuple[Float[Array, "N D"], Int[Array, " N"]]:
     def chunk(item: tuple[Array, Array]) -> tuple[Array, Array]:
         h, total = item
-        logits = einsum("ND,VD->NV", h, table, jnp.float32) * config.logit_scale
-        rows = einsum("NV,VD->ND", jnp.exp(logits - total[:, None]), table, jnp.float32)
+        logits = end.logits(h, config)
+        rows = einsum("NV,VD->ND", jnp.exp(logits - total[:, None]), end.table, jnp.float32)
         return rows, jnp.argmax(logits, axis=-1)
 
     rows, best = jax.lax.map(chunk, (_in_chunks(final), _in_chunks(log_z)))

@@ -12,10 +12,11 @@ from jaxtyping import Array, Bool, Float
 
 from grokscope.analysis.expert_matrices import check_experts, each_layer
 from grokscope.analysis.measure import answer, interval, share
-from grokscope.config import ModelConfig
+from grokscope.block_config import BlockConfig
 from grokscope.transformer.experts import apply_experts
-from grokscope.transformer.ops import rms_norm
+from grokscope.transformer.ops import norm
 from grokscope.transformer.programs import Program
+from grokscope.transformer.tap import Tap
 from grokscope.transformer.weights import BlockWeights
 
 if TYPE_CHECKING:
@@ -162,8 +163,8 @@ def _every_expert(
 
 @Program
 def _answers(
-    w: BlockWeights, x: Float[Array, "B T D"], is_real: Bool[Array, "B T"], *, config: ModelConfig
+    w: BlockWeights, x: Float[Array, "B T D"], is_real: Bool[Array, "B T"], *, config: BlockConfig
 ) -> Float[Array, "B T E D"]:
     """What every expert answers to what enters the second half of a block, ungated."""
     experts = jnp.broadcast_to(jnp.arange(config.router.num_experts), (*x.shape[:2], config.router.num_experts))
-    return apply_experts(w.moe, rms_norm(x, w.moe_norm_in, config.norm_eps), experts, is_real, config.activation)
+    return apply_experts(w.moe, norm(x, w.moe_norm_in, w.moe_norm_in_bias, config), experts, is_real, config, Tap())

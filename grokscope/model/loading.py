@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -64,13 +63,12 @@ def load(
     else:
         shown = tqdm(layers, desc=f"loading {Path(name).name}", unit="layer", delay=1, leave=False, disable=None)
         blocks = [place.whole(source.block(n)) for n in shown]
-    read = ModelWeights(outer.pop("embed"), blocks, outer.pop("final_norm"), outer.pop("unembed"))
-    arrays = {f: place.outer(f, getattr(read, f)) for f in ("embed", "final_norm", "unembed")}
+    arrays = {name: place.outer(name, array) for name, array in outer.items()}
     if not hasattr(tokenizer, "encode"):
         tokenizer = _find_tokenizer(tokenizer, folder)
     about = {"path": str(where), "format": kind, "weights": "streamed" if streamed else "resident", "bytes": source.bytes}
     about |= {"files": source.fingerprint, "identity": source.identity}
-    return Model(config, dataclasses.replace(read, **arrays), tokenizer, dtype, Path(name).name, about, mesh)
+    return Model(config, ModelWeights(blocks=blocks, **arrays), tokenizer, dtype, Path(name).name, about, mesh)
 
 
 def fits(size: int, config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None) -> bool:

@@ -88,7 +88,7 @@ def read_routed_experts(
     if made.gates is not None:
         sites["router.gates"] = padded(check_gates(made), np.nan, np.float32)
         _best_first(sites)
-    unknown = [] if router else ["router.softmax", "router.renormalize", "router.logit_cap"]
+    unknown = [] if router else ["router.score", "router.renormalize", "router.logit_cap"]
     unknown += [] if made.num_experts else ["router.num_experts"]
     unknown += [] if made.gates is not None else ["router.gates", "slot order"]
     return recording_trace(sites, made, rule, unknown)

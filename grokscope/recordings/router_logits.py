@@ -124,11 +124,11 @@ def _route(logits: np.ndarray, rule: RouterConfig) -> tuple[np.ndarray, np.ndarr
             "logits: wanted numbers, got NaN, infinity, or a token without any; leave such tokens out by the mask"
         )
     weights = np.exp(logits - top)
-    probs = weights / weights.sum(axis=-1, keepdims=True)
+    probs = weights / weights.sum(axis=-1, keepdims=True) if rule.score == "softmax" else 1 / (1 + np.exp(-logits))
     experts = np.argsort(-probs, axis=-1, kind="stable")[..., : rule.top_k].astype(np.int32)
     best = np.take_along_axis(probs, experts, axis=-1)
     is_open = (best > 0) | np.isfinite(np.take_along_axis(logits, experts, axis=-1))
     experts, gates = np.where(is_open, experts, np.int32(-1)), best * is_open
-    if rule.gates_sum_to_one:
+    if rule.renormalize:
         gates = gates / np.maximum(gates.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
-    return logits, probs, experts, gates
+    return logits, probs, experts, gates * np.float32(rule.scale)

@@ -129,9 +129,10 @@ class _Session:
         self.rows, self.done = prompt.rows, np.zeros(prompt.batch, bool)
         self.longest = prompt.tokens + new
         check_memory(self.config, capture, (prompt.batch, self.longest), None)
-        # Keys and values must be captured everywhere to be remembered; the trace keeps what was asked for.
-        self.inner = Capture((*dict.fromkeys((*capture.sites, *kv_cache.SITES)),))
-        self.cache = kv_cache.KVCache.empty(self.config, prompt.batch, bucket(self.longest), jnp.dtype(model.dtype))
+        room = (prompt.batch, bucket(self.longest))
+        self.cache = kv_cache.KVCache.empty(self.config, room, jnp.dtype(model.dtype), self.edits)
+        # What is remembered must be captured everywhere; the trace keeps what was asked for.
+        self.inner = Capture((*dict.fromkeys((*capture.sites, *self.cache.kept)),))
         self.calls: list[tuple[int | None, Kept, np.ndarray, np.ndarray]] = []
 
     def prefill(self) -> jax.Array:
@@ -144,7 +145,7 @@ class _Session:
     def append(self, chosen: np.ndarray) -> None:
         """One more token of each text that goes on."""
         for row, token in enumerate(chosen.tolist()):
-            if self.done[row] or token == self.config.eos_id:
+            if self.done[row] or token in self.config.eos_ids:
                 self.done[row] = True
             else:
                 self.rows[row].append(token)

@@ -15,7 +15,7 @@ import numpy as np
 from grokscope.config import ModelConfig
 from grokscope.devices.sharding import Layout
 from grokscope.prompt import Encoder, Prompt, Tokenizer
-from grokscope.sites import SITES, Capture
+from grokscope.sites import SITES, Capture, parse_site
 from grokscope.trace.recorder import kept_layers
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.weights import ModelWeights
@@ -36,6 +36,11 @@ class Loaded:
     source: dict[str, Any] = field(default_factory=dict)
     mesh: Any = None
 
+    @property
+    def sites(self) -> list[str]:
+        """The places inside this model, in the order of the forward pass; see `grokscope.SITES`."""
+        return [s for s in SITES if not SITES[s].in_block or self.config.layers_with(s)]
+
     def encode(self, prompt: Any, truncate: bool = False) -> Prompt:
         """A prompt as token ids: a text, several texts, an int array [B, T] or lists of ids (see `Encoder`)."""
         config = self.config
@@ -46,14 +51,14 @@ class Loaded:
         made = Capture.of(sites, layers, **select)
         if made.layers is not None:  # from 0 on, checked: a negative one would match no block
             made = dataclasses.replace(made, layers=tuple(kept_layers(made, self.config)))
-        if self.config.is_dense:
-            asked = (
-                sites is not None and not isinstance(sites, Capture) and any("*" not in s for s in np.atleast_1d(sites))
-            )
-            if asked and all(SITES[s].needs_router for s in made.sites):
-                has = ", ".join(s for s in SITES if not SITES[s].needs_router)
-                raise ValueError(f"capture: a dense model has no {', '.join(made.sites)}; it has {has}")
-            made = dataclasses.replace(made, sites=tuple(s for s in made.sites if not SITES[s].needs_router))
+        has = [s for s in self.sites if not SITES[s].in_block or kept_layers(made, self.config, s)]
+        lacks = [s for s in made.sites if s not in has]
+        named = [] if sites is None or isinstance(sites, Capture) else [s for s in np.atleast_1d(sites) if "*" not in s]
+        if wrong := [s for s in lacks if any(parse_site(n)[0] == s for n in named)]:
+            where = "this model" if made.layers is None else f"layers {', '.join(map(str, made.layers))} of this model"
+            where = "a dense model" if self.config.is_dense else where
+            raise ValueError(f"capture: {where} has no {', '.join(wrong)}; it has {', '.join(has)}")
+        made = dataclasses.replace(made, sites=tuple(s for s in made.sites if s in has))
         limits = {
             "heads": self.config.num_heads,
             "experts": self.config.router.num_experts,

@@ -10,8 +10,9 @@ import numpy as np
 from grokscope.prompt import bucket
 from grokscope.sites import Capture
 from grokscope.transformer.attention import Sequence
-from grokscope.transformer.forward import Call, Record, Run, run_layers, run_logprobs
+from grokscope.transformer.forward import Call, Record, Run, run_layers
 from grokscope.transformer.tap import Selection
+from grokscope.transformer.unembed import End, run_logprobs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,8 +68,7 @@ def read_window(
     run = Run(model.config, jnp.dtype(model.dtype), Capture(sites), lambda _: (), Selection())
     w = model.weights
     x = run_layers(w, [Call(jnp.asarray(padded[0]), seq, run, record)]).get(0)
-    table = w.embed if w.unembed is None else w.unembed
-    return np.asarray(run_logprobs(table, w.final_norm, x, jnp.asarray(padded[1]), config=model.config))[0, :length]
+    return np.asarray(run_logprobs(End.of(w), x, jnp.asarray(padded[1]), config=model.config))[0, :length]
 
 
 def _bytes_of(model: Loaded, ids: list[int], text: str) -> Any:

@@ -10,28 +10,33 @@ import numpy as np
 from grokscope.config import ModelConfig
 from grokscope.sites import DIMS, SITES, Capture
 
+OF_VALUES = ("attn.v", "attn.z")
+"""Sites whose heads are as wide as values, which may be another width than that of queries and keys."""
+
 
 def shape_of(site: str, config: ModelConfig, capture: Capture, batch: int, tokens: int, slots: int) -> dict[str, int]:
     """A kept site's named shape in a trace of `batch` texts of up to `tokens`."""
     chosen = {"T": capture.tokens, "H": capture.heads, "E": capture.experts}
     sizes = {
         "B": batch, "T": tokens, "S": tokens, "D": config.d_model, "H": config.num_heads, "G": config.num_kv_heads,
-        "K": config.d_head, "E": config.router.num_experts, "A": slots, "V": config.vocab_size,
+        "K": config.value_width if site in OF_VALUES else config.d_head, "E": config.router.num_experts, "A": slots,
+        "F": config.d_expert, "V": config.vocab_size,
     }  # fmt: skip
-    shape = {"layer": len(kept_layers(capture, config))} if SITES[site].in_block else {}
+    shape = {"layer": len(kept_layers(capture, config, site))} if SITES[site].in_block else {}
     for letter in SITES[site].dims:
         selected = chosen.get(letter)
         shape[DIMS[letter]] = sizes[letter] if selected is None else len(selected)
     return shape
 
 
-def kept_layers(capture: Capture, config: ModelConfig) -> list[int]:
-    """The layers that a capture keeps, as numbers from 0. Raises ValueError for one that the model lacks."""
+def kept_layers(capture: Capture, config: ModelConfig, site: str = "resid_pre") -> list[int]:
+    """The layers of which a capture keeps a site, as numbers from 0. Raises ValueError for one that the model lacks."""
+    have = config.layers_with(site)
     if capture.layers is None:
-        return list(range(config.num_layers))
+        return list(have)
     if wrong := [n for n in capture.layers if not -config.num_layers <= n < config.num_layers]:
         raise ValueError(f"layers: wanted 0 to {config.num_layers - 1}, got {wrong}")
-    return sorted({n % config.num_layers for n in capture.layers})
+    return sorted({n % config.num_layers for n in capture.layers} & set(have))
 
 
 class Recorder:
@@ -43,7 +48,7 @@ class Recorder:
         """`once`: everything comes in one call, not in steps."""
         self.config, self.capture, self.once = config, capture, once
         self.lengths = np.asarray(lengths)
-        self.layers = kept_layers(capture, config)
+        self.layers = {site: kept_layers(capture, config, site) for site in capture.sites}
         whole = Capture(capture.sites, capture.layers, None, capture.heads, capture.experts)
         self.arrays: dict[str, np.ndarray] = {}
         self.dims: dict[str, tuple[str, ...]] = {}
@@ -70,7 +75,7 @@ class Recorder:
         for site, values in kept.items():
             if site not in self.arrays:
                 continue
-            out = self.arrays[site] if layer is None else self.arrays[site][self.layers.index(layer)]
+            out = self.arrays[site] if layer is None else self.arrays[site][self.layers[site].index(layer)]
             values = np.asarray(values)
             whole = self.once and len(lengths) == len(self.lengths)
             if whole and layer is None and values.dtype == out.dtype and positions.shape[1] == lengths.min():

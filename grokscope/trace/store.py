@@ -43,7 +43,7 @@ def save(trace: xr.Dataset, path: str | Path) -> None:
 
 def _encoding(array: xr.DataArray) -> dict[str, Any]:
     """A chunk for each layer, so that opening one layer reads one layer."""
-    if "layer" in array.dims and array.ndim > 1:
+    if {"layer", "moe_layer"} & set(array.dims) and array.ndim > 1:
         return {"chunks": (1, *array.shape[1:])}
     return {}
 

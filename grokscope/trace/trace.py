@@ -15,7 +15,7 @@ from grokscope.config import ModelConfig
 from grokscope.prompt import visible
 from grokscope.sites import SITES, parse_site
 from grokscope.trace import store
-from grokscope.trace.recorder import Recorder
+from grokscope.trace.recorder import OF_VALUES, Recorder, kept_layers
 from grokscope.trace.store import PROVENANCE
 
 
@@ -23,8 +23,10 @@ from grokscope.trace.store import PROVENANCE
 class Trace:
     """One run seen from inside: a Dataset with a variable for each kept site.
 
-    Dims are named as in `grokscope.sites.DIMS`, `layer` in front for the sites inside blocks. Coordinates: `layer`'s
-    numbers, `piece` and `token_id` [batch, token], `length` [batch]. Where a batch's texts differ in length, the cells
+    Dims are named as in `grokscope.sites.DIMS`, `layer` in front for the sites inside blocks; its numbers are the model's,
+    for router and experts those of the mixtures alone. (Where these are not all layers, `data` has a dim of its own for
+    them, `moe_layer`, and `d_value` where values have another width than d_head; a site's array has the usual names.)
+    Coordinates: `piece` and `token_id` [batch, token], `length` [batch]. Where a batch's texts differ in length, the cells
     beyond a text's end hold NaN (-1 in whole numbers): nothing was there, no statistic may count them.
     """
 
@@ -40,6 +42,8 @@ class Trace:
                 f"this trace did not keep {site!r} (it has {', '.join(self.sites)}); run again with capture=[{site!r}]"
             )
         array = self.data[site]
+        array = array.rename(moe_layer="layer") if "moe_layer" in array.dims else array
+        array = array.rename(d_value="d_head") if "d_value" in array.dims else array
         if layer is None:
             return array
         if "layer" not in array.dims:
@@ -80,7 +84,7 @@ class Trace:
     def __repr__(self) -> str:
         sizes = dict(self.data.sizes)
         lines = [f"Trace of {self.provenance['model']}: {sizes['batch']} text(s), up to {sizes['token']} tokens"]
-        lines += [f"  {s:<15} {' '.join(f'{d}={n}' for d, n in self.data[s].sizes.items())}" for s in self.sites]
+        lines += [f"  {s:<15} {' '.join(f'{d}={n}' for d, n in self[s].sizes.items())}" for s in self.sites]
         if edits := self.provenance["edits"]:
             lines.append(f"  edits: {'; '.join(edits)}")
         return "\n".join(lines)
@@ -89,7 +93,7 @@ class Trace:
         from html import escape
 
         rows = "".join(
-            f"<tr><td>{s}</td><td>{' × '.join(f'{d} {n}' for d, n in self.data[s].sizes.items())}</td>"
+            f"<tr><td>{s}</td><td>{' × '.join(f'{d} {n}' for d, n in self[s].sizes.items())}</td>"
             f"<td>{self.data[s].nbytes / 1e6:.2f} MB</td><td>{SITES[s].meaning}</td></tr>"
             for s in self.sites
         )
@@ -104,7 +108,7 @@ class Trace:
 
 def as_trace(recorder: Recorder, ids: np.ndarray, pieces: Sequence[Sequence[str]], provenance: dict[str, Any]) -> Trace:
     """What a recorder holds, with names; ids [B, T] and the pieces of each text."""
-    data = xr.Dataset({site: (recorder.dims[site], array) for site, array in recorder.arrays.items()})
+    data = xr.Dataset({site: (_dims(site, recorder), array) for site, array in recorder.arrays.items()})
     tokens = int(recorder.lengths.max())
     inside = np.arange(tokens) < recorder.lengths[:, None]
     padded = [[*row, *[""] * (tokens - len(row))] for row in pieces]
@@ -114,8 +118,8 @@ def as_trace(recorder: Recorder, ids: np.ndarray, pieces: Sequence[Sequence[str]
         piece=(("batch", "token"), np.array(padded, dtype=object)),
         length=("batch", recorder.lengths),
     )
-    if any("layer" in d for d in recorder.dims.values()):
-        data = data.assign_coords(layer=recorder.layers)
+    of_dims = {_dims(site, recorder)[0]: layers for site, layers in recorder.layers.items() if SITES[site].in_block}
+    data = data.assign_coords(of_dims)
     for dim, chosen in (("head", recorder.capture.heads), ("expert", recorder.capture.experts)):
         if dim in data.dims and chosen is not None:
             data = data.assign_coords({dim: list(chosen)})
@@ -123,6 +127,16 @@ def as_trace(recorder: Recorder, ids: np.ndarray, pieces: Sequence[Sequence[str]
         data = data.isel(token=list(recorder.capture.tokens))
     data.attrs[PROVENANCE] = json.dumps(provenance)
     return Trace(data)
+
+
+def _dims(site: str, recorder: Recorder) -> tuple[str, ...]:
+    """A Dataset has one size of each dim: sites of some layers alone, and values of another width, get dims of their own."""
+    config, dims = recorder.config, recorder.dims[site]
+    some = SITES[site].in_block and recorder.layers[site] != kept_layers(recorder.capture, config)
+    names = {"layer": "moe_layer"} if some else {}
+    if site in OF_VALUES and config.value_width != config.d_head:
+        names["d_head"] = "d_value"
+    return tuple(names.get(d, d) for d in dims)
 
 
 def open_trace(path: str | Path) -> Trace:

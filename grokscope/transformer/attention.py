@@ -1,4 +1,4 @@
-"""Grouped-query attention with soft-capped scores.
+"""Grouped-query attention: which earlier tokens each head reads, and what it reads of them.
 
 Query head h reads key/value head h // R. With G of them, the einsums carry (G, R) in place of H; sites carry H.
 """
@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grokscope.config import ModelConfig
+from grokscope.block_config import BlockConfig
+from grokscope.transformer.forms import pytree
 from grokscope.transformer.kernels import flash
-from grokscope.transformer.ops import einsum, rope, soft_cap
+from grokscope.transformer.ops import einsum, rms_norm, soft_cap
+from grokscope.transformer.rope import rotate
 from grokscope.transformer.tap import Tap
-from grokscope.transformer.weights import AttentionWeights, pytree
+from grokscope.transformer.weights import AttentionWeights
 
 MAPS = ("attn.scores", "attn.pattern")
 
@@ -27,7 +29,9 @@ QUERY_CHUNK = 256
 
 @pytree
 class Past:
-    """Keys and values of the tokens before this call's: B S G K."""
+    """What is remembered of the tokens before this call's: keys and values, B S G K; or, of latent attention whose keys and
+    values nobody edited, what they are made from, B S C, and the rotated key that all heads share, B S P.
+    """
 
     k: Array
     v: Array
@@ -50,47 +54,71 @@ class Sequence:
     """Whether the whole call is one device's: the compiler cannot share out a kernel of ours."""
 
     @property
+    def length(self) -> Int[Array, " B"]:
+        """How many tokens each text has, its past included."""
+        return jnp.max(jnp.where(self.is_real, self.positions, -1), axis=1) + 1
+
+    @property
     def is_real(self) -> Bool[Array, "B T"]:
         """Where a token stands rather than padding."""
         return self.segments > 0
 
-    def mask(self, start: int, stop: int) -> Bool[Array, "B T S"]:
-        """Whether the reading tokens `start` to `stop` may read each token of the past and each up to `stop`."""
+    def mask(self, start: int, stop: int, window: int | None) -> Bool[Array, "B T S"]:
+        """Whether the reading tokens `start` to `stop` may read each token of the past and each up to `stop`, of those no
+        more than `window` (itself counted) behind.
+        """
         readers, own = self.positions[:, start:stop, None], self.positions[:, None, :stop]
         same = self.segments[:, start:stop, None] == self.segments[:, None, :stop]
         allowed = same & (own <= readers) & self.is_real[:, None, :stop]
+        allowed = allowed if window is None else allowed & (own > readers - window)
         if self.past is None:
             return allowed
         past = (self.segments[:, start:stop, None] == self.past_segments[:, None, :]) & self.is_real[
             :, start:stop, None
         ]
+        past = past if window is None else past & (jnp.arange(past.shape[2]) > readers - window)
         return jnp.concatenate([past, allowed], axis=2)
 
 
 def attention(
-    w: AttentionWeights, x: Float[Array, "B T D"], seq: Sequence, config: ModelConfig, tap: Tap
+    w: AttentionWeights, x: Float[Array, "B T D"], seq: Sequence, config: BlockConfig, tap: Tap
 ) -> Float[Array, "B T D"]:
     """What the heads read and write, before the post-norm."""
-    q = tap("attn.q", rope(einsum("BTD,DHK->BTHK", x, w.q), seq.positions, config.rope_base))
-    k = tap("attn.k", rope(einsum("BTD,DGK->BTGK", x, w.k), seq.positions, config.rope_base))
-    v = tap("attn.v", einsum("BTD,DGK->BTGK", x, w.v))
+
+    def turned(h: Float[Array, "B T N K"], scale: Array | None) -> Float[Array, "B T N K"]:
+        """Queries or keys normed and clipped, and turned by their positions."""
+        if scale is not None and not config.qk_norm_last:
+            h = rms_norm(h, scale, config.norm_eps)
+        h = rotate(_clip(h, config.qkv_clip), seq.positions, seq.length, config.rope)
+        return rms_norm(h, scale, config.norm_eps) if scale is not None and config.qk_norm_last else h
+
+    q = tap("attn.q", turned(einsum("BTD,DHK->BTHK", x, w.q, bias=w.q_bias), w.q_norm))
+    k = tap("attn.k", turned(einsum("BTD,DGK->BTGK", x, w.k, bias=w.k_bias), w.k_norm))
+    v = tap("attn.v", _clip(einsum("BTD,DGK->BTGK", x, w.v, bias=w.v_bias), config.qkv_clip))
     if seq.past is not None:
         k = jnp.concatenate([seq.past.k, k], axis=1)
         v = jnp.concatenate([seq.past.v, v], axis=1)
-    z = tap("attn.z", attend(q, k, v, seq, config, tap))
-    return einsum("BTHK,HKD->BTD", z, w.o)
+    z = tap("attn.z", attend(q, k, v, w.sinks, seq, config, tap))
+    return einsum("BTHK,HKD->BTD", z, w.o, bias=w.o_bias)
 
 
-def attend(q: Array, k: Array, v: Array, seq: Sequence, config: ModelConfig, tap: Tap) -> Float[Array, "B T H K"]:
-    """The mixture of values that each query head reads.
+def _clip(x: Array, limit: float | None) -> Array:
+    return x if limit is None else jnp.clip(x, -limit, limit)
+
+
+def attend(
+    q: Array, k: Array, v: Array, sinks: Float[Array, " H"] | None, seq: Sequence, config: BlockConfig, tap: Tap
+) -> Float[Array, "B T H K"]:
+    """The mixture of values that each query head reads; what its sink takes is read from nobody.
 
     Queries go in chunks that read the tokens up to their own end, so that half of B H T S is never computed, and all of
     it is never there unless it is kept. Where scores or pattern are edited they are whole.
     """
     edited = tap.edits(*MAPS)
     kept = [] if edited else [site for site in MAPS if tap.keeps(site)]
-    cap = config.attention_cap
-    fused = seq.one_device and jax.default_backend() == "gpu" and flash.fits(q, k, cap)
+    cap, window = config.attention_cap, config.window
+    plain = sinks is None and window is None and k.shape[-1] == v.shape[-1]
+    fused = seq.one_device and jax.default_backend() == "gpu" and plain and flash.fits(q, k, cap)
     if fused and not edited and not kept and seq.past is None:
         return flash.flash_attend(q, k, v, seq.segments, config.attention_scale, cap)
     tokens, past = q.shape[1], k.shape[1] - q.shape[1]
@@ -104,15 +132,15 @@ def attend(q: Array, k: Array, v: Array, seq: Sequence, config: ModelConfig, tap
         stop = min(start + chunk, tokens)
         read = slice(0, past + stop)
         scores = _scores(q[:, :, start:stop], k[:, :, read], config)
-        mask = seq.mask(start, stop)[:, None]
+        mask = seq.mask(start, stop, window)[:, None]
         if edited:
-            weights = _exp(tap("attn.scores", scores), mask, bounded=False)
-            weights = tap("attn.pattern", weights / _at_least_tiny(weights.sum(axis=-1, keepdims=True)))
+            weights, sunk = _exp(tap("attn.scores", scores), mask, sinks, bounded=False)
+            weights = tap("attn.pattern", weights / _at_least_tiny(weights.sum(axis=-1, keepdims=True) + sunk))
             parts.append(_mix(weights, v)[..., :-1])
             continue
-        weights = _exp(scores, mask, bounded=cap is not None)
+        weights, sunk = _exp(scores, mask, sinks, bounded=cap is not None)
         z = _mix(weights, v[:, :, read])
-        total = _at_least_tiny(z[..., -1:])
+        total = _at_least_tiny(z[..., -1:] + sunk)
         parts.append(z[..., :-1] / total)
         for site in kept:
             whole = scores if site == "attn.scores" else weights / total
@@ -122,20 +150,28 @@ def attend(q: Array, k: Array, v: Array, seq: Sequence, config: ModelConfig, tap
     return jnp.swapaxes(jnp.concatenate(parts, axis=2), 1, 2).astype(v.dtype)
 
 
-def _scores(q: Float[Array, "B H T K"], k: Float[Array, "B G S K"], config: ModelConfig) -> Float[Array, "B H T S"]:
+def _scores(q: Float[Array, "B H T K"], k: Float[Array, "B G S K"], config: BlockConfig) -> Float[Array, "B H T S"]:
     b, h, t, d = q.shape
     grouped = q.reshape(b, k.shape[1], -1, d)
     scores = jnp.einsum("BGNK,BGSK->BGNS", grouped, k, preferred_element_type=jnp.float32).reshape(b, h, t, -1)
     return soft_cap(scores * config.attention_scale, config.attention_cap)
 
 
-def _exp(scores: Float[Array, "B H T S"], mask: Bool[Array, "B 1 T S"], bounded: bool) -> Float[Array, "B H T S"]:
-    """What the softmax divides by its sum; 0 where nothing may be read. Capped scores need no maximum taken off."""
-    if not bounded:
-        largest = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=-jnp.inf)
-        # What is not read is set before the exponential too: its infinity there would be NaN in the derivative.
-        scores = jnp.where(mask, scores - jax.lax.stop_gradient(jnp.maximum(largest, LOWEST)), 0)
-    return jnp.where(mask, jnp.exp(scores), 0)
+def _exp(
+    scores: Float[Array, "B H T S"], mask: Bool[Array, "B 1 T S"], sinks: Float[Array, " H"] | None, bounded: bool
+) -> tuple[Float[Array, "B H T S"], Float[Array, "B H T 1"] | float]:
+    """What the softmax divides by its sum, 0 where nothing may be read, and what the sinks add to that sum. Capped scores
+    need no maximum taken off.
+    """
+    sink = None if sinks is None else sinks.astype(jnp.float32)[:, None, None]
+    if bounded and sink is None:
+        return jnp.where(mask, jnp.exp(scores), 0), 0.0
+    largest = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=-jnp.inf)
+    largest = largest if sink is None else jnp.maximum(largest, sink)
+    largest = jax.lax.stop_gradient(jnp.maximum(largest, LOWEST))
+    # What is not read is set before the exponential too: its infinity there would be NaN in the derivative.
+    weights = jnp.where(mask, jnp.exp(jnp.where(mask, scores - largest, 0)), 0)
+    return weights, 0.0 if sink is None else jnp.exp(sink - largest)
 
 
 def _mix(weights: Float[Array, "B H T S"], v: Float[Array, "B G S K"]) -> Float[Array, "B H T K"]:

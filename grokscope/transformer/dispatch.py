@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from grokscope.transformer.weights import pytree
+from grokscope.transformer.forms import pytree
 
 
 @pytree

@@ -153,7 +153,8 @@ class ReplaceExpert:
 class Replay:
     """The routing of a trace or a recording, token for token; acts on the choice, gates are this run's own.
 
-    experts: a trace, or an array [T, L, A] as inference servers return it (L counts the model's layers in order);
+    experts: a trace, or an array [T, L, A] as inference servers return it (L counts the model's layers in order, all or
+    the mixtures alone);
     -1 leaves the model's own choice.
     """
 
@@ -171,17 +172,17 @@ class Replay:
             known, layers = recorded.values, [int(layer) for layer in recorded["layer"].values]
         else:
             known = np.moveaxis(np.asarray(recorded), 1, 0)[:, None]
-            layers = list(range(config.num_layers))
+            layers = list(range(config.num_layers) if len(known) == config.num_layers else config.moe_layers)
         if known.shape[0] != len(layers) or known.shape[-1] != config.router.top_k:
             raise ValueError(
-                f"Replay: wanted [tokens, {config.num_layers} layers, {config.router.top_k} slots], got {np.shape(recorded)}"
+                f"Replay: wanted [tokens, {config.num_moe_layers} layers, {config.router.top_k} slots], got {np.shape(recorded)}"
             )
         if known.max() >= config.router.num_experts:
             raise ValueError(f"Replay: wanted experts 0 to {config.router.num_experts - 1}, got {int(known.max())}")
         wanted = indices(self.layers, config.num_layers, "layer", self)
         made: list[Edit] = []
         for layer, values in zip(layers, known, strict=True):
-            if layer in wanted:
+            if layer in wanted and layer in config.moe_layers:
                 made.append(_ReplayLayer("router.experts", values, layer, self.tokens))
         return made
 

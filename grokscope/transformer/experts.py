@@ -10,52 +10,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grokscope.block_config import BlockConfig
 from grokscope.transformer.dispatch import Plan, combine, dispatch, plan_blocks
+from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Scaled, Spread, Weight
 from grokscope.transformer.kernels import hopper
 from grokscope.transformer.ops import einsum
-from grokscope.transformer.weights import Int8, MoEWeights, OutputFirst, PerExpert, Spread, Weight
-
-Activation = Literal["gelu", "silu"]
-
-
-def glu(gate: Weight, up: Weight, down: Weight, x: Float[Array, "M D"], activation: Activation) -> Float[Array, "M D"]:
-    """One expert: (act(x gate) * x up) down in float32, as the reference adds them up; gelu is the tanh form."""
-    act = partial(jax.nn.gelu, approximate=True) if activation == "gelu" else jax.nn.silu
-    h = act(einsum("MD,DF->MF", x, gate, jnp.float32)) * einsum("MD,DF->MF", x, up, jnp.float32)
-    return einsum("MF,FD->MD", h.astype(x.dtype), down, jnp.float32)
-
-
-def glu_left(
-    gate: Array, up: Array, down: Array, x: Float[Array, "M D"], activation: Activation
-) -> Float[Array, "M D"]:
-    """The same from matrices that lie output first (F D, F D, D F), each the left operand of its product.
-
-    Weights wider than the rows are not narrowed: the products of rounded numbers are the same, and on a CPU without
-    bfloat16 units float32 is twice as fast. The barriers keep XLA from folding the transposes back into the products.
-    """
-
-    def times(w: Array, rows: Array) -> Array:
-        contract_last = (((1,), (1,)), ((), ()))
-        product = jax.lax.dot_general(w, rows.astype(w.dtype), contract_last, preferred_element_type=jnp.float32)
-        return jax.lax.optimization_barrier(product)
-
-    act = partial(jax.nn.gelu, approximate=True) if activation == "gelu" else jax.nn.silu
-    h = (act(times(gate, x)) * times(up, x)).T.astype(x.dtype)
-    return times(down, h).T
+from grokscope.transformer.tap import Tap
+from grokscope.transformer.unit import Matrices, Step, answer, hidden, kernel_act, left, unit
+from grokscope.transformer.weights import MoEWeights
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def through_kernel(
-    weights: tuple[OutputFirst, ...], x: Float[Array, "N D"], plan: Plan, slots: int, activation: Activation
+    weights: tuple[OutputFirst, ...], x: Float[Array, "N D"], plan: Plan, slots: int, config: BlockConfig
 ) -> Float[Array, "M D"]:
     """Every row through its expert by the Hopper kernel, M = N times slots; backwards through the form of a stack."""
-    act = _act(activation)
+    act = kernel_act(config)
     where = (plan.expert_of_block, plan.num_blocks)
     places = hopper.columns_of(x, plan.row_of_place, slots)
     h = hopper.grouped_matmul(weights[:2], places, *where, lambda sums: act(sums[0]) * sums[1], x.dtype)
@@ -65,33 +41,39 @@ def through_kernel(
 
 
 def _kernel_forward(
-    weights: Any, x: Array, plan: Plan, slots: int, activation: Activation
+    weights: Any, x: Array, plan: Plan, slots: int, config: BlockConfig
 ) -> tuple[Array, tuple[Any, Array, Plan]]:
-    return through_kernel(weights, x, plan, slots, activation), (weights, x, plan)
+    return through_kernel(weights, x, plan, slots, config), (weights, x, plan)
 
 
-def _kernel_backward(slots: int, activation: Activation, saved: Any, dy: Array) -> tuple[None, Array, None]:
-    weights, x, plan = saved
-    return None, jax.vjp(lambda x: _through_blocks(weights, x, plan, slots, activation), x)[1](dy)[0], None
+def _kernel_backward(slots: int, config: BlockConfig, saved: Any, dy: Array) -> tuple[None, Array, None]:
+    (gate, up, down), x, plan = saved
+    matrices = (gate, up, None, None, down, None)
+    return None, jax.vjp(lambda x: _through_blocks(unit, matrices, x, plan, slots, config), x)[1](dy)[0], None
 
 
 through_kernel.defvjp(_kernel_forward, _kernel_backward)
 
 
-def _act(activation: Activation) -> Callable[[Array], Array]:
-    """gelu is the tanh form, written with one exponential: x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))."""
-    if activation == "silu":
-        return lambda x: x / (1 + jnp.exp(-x))
-    return lambda x: x / (1 + jnp.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
-
-
-def dense(w: MoEWeights, x: Float[Array, "B T D"], activation: Activation) -> Float[Array, "B T D"]:
+def dense(w: MoEWeights, x: Float[Array, "B T D"], config: BlockConfig) -> Float[Array, "B T D"]:
     """The block's only expert over every token."""
-    weights = (w.gate, w.up, w.down)
-    if isinstance(w.gate, PerExpert):
-        rows = glu_left(*(m.parts[0] for m in weights), x.reshape(-1, x.shape[-1]), activation)
-        return rows.reshape(x.shape).astype(x.dtype)
-    return glu(*_pick(weights, 0), x.reshape(-1, x.shape[-1]), activation).reshape(x.shape).astype(x.dtype)
+    matrices, rows = _matrices(w), x.reshape(-1, x.shape[-1])
+    apart = isinstance(w.gate, PerExpert)
+    y = unit(_part(matrices, 0), rows, config, left) if apart else unit(_pick(matrices, 0), rows, config)
+    return y.reshape(x.shape).astype(x.dtype)
+
+
+def shared(w: MoEWeights, x: Float[Array, "B T D"], config: BlockConfig) -> Float[Array, "B T D"]:
+    """What the experts answer that every token visits, float32; gated by a logit of its own where the config says so."""
+    matrices = (w.shared_gate, w.shared_up, None, None, w.shared_down, None)
+    y = unit(matrices, x.reshape(-1, x.shape[-1]), config).reshape(x.shape)
+    if w.shared_router is None:
+        return y
+    return jax.nn.sigmoid(einsum("BTD,D->BT", x, w.shared_router, jnp.float32))[..., None] * y
+
+
+def _matrices(w: MoEWeights) -> Matrices:
+    return (w.gate, w.up, w.gate_bias, w.up_bias, w.down, w.down_bias)
 
 
 def apply_experts(
@@ -99,46 +81,62 @@ def apply_experts(
     x: Float[Array, "B T D"],
     experts: Int[Array, "B T A"],
     is_real: Bool[Array, "B T"],
-    activation: Activation,
+    config: BlockConfig,
+    tap: Tap,
 ) -> Float[Array, "B T A D"]:
     """What each chosen expert answers, ungated; zeros in empty slots and at padding."""
     b, t, slots = experts.shape
     d, num_experts = x.shape[-1], w.gate.shape[0]
-    rows = b * t * slots
+    rows, x = b * t * slots, x.reshape(-1, d)
     chosen = jnp.where(is_real[..., None] & (experts >= 0), experts, num_experts).reshape(-1)
-    weights = (w.gate, w.up, w.down)
-    on_hopper = isinstance(w.gate, OutputFirst) and x.dtype == jnp.bfloat16
+    seen = tap.keeps("expert.act") or tap.edits("expert.act")
+    on_hopper = isinstance(w.gate, OutputFirst) and x.dtype == jnp.bfloat16 and not seen
     if on_hopper and rows <= hopper.FEW:
-        return hopper.row_by_row(weights, x.reshape(-1, d), chosen, _act(activation)).reshape(b, t, slots, d)
+        return hopper.row_by_row((w.gate, w.up, w.down), x, chosen, kernel_act(config)).reshape(b, t, slots, d)
 
     size = hopper.block_size(rows, num_experts) if on_hopper else _block_size(rows, num_experts)
-    plan = plan_blocks(chosen, num_experts, size)
-    form = through_kernel if on_hopper else _through_blocks
-    return form(weights, x.reshape(-1, d), plan, slots, activation).reshape(b, t, slots, d)
+    plan, matrices = plan_blocks(chosen, num_experts, size), _matrices(w)
+    if on_hopper:
+        y = through_kernel((w.gate, w.up, w.down), x, plan, slots, config)
+    elif seen:  # in two steps, since only one of an expert's two products leaves the blocks
+        h = _through_blocks(hidden, matrices[:4], x, plan, slots, config).reshape(b, t, slots, -1)
+        h = tap("expert.act", h, experts=experts).reshape(rows, -1)
+        y = _through_blocks(answer, matrices[4:], h, plan, 1, config)
+    else:
+        y = _through_blocks(unit, matrices, x, plan, slots, config)
+    return y.reshape(b, t, slots, d)
 
 
 def _through_blocks(
-    weights: tuple[Weight, ...], x: Float[Array, "N D"], plan: Plan, slots: int, activation: Activation
-) -> Float[Array, "M D"]:
+    step: Step, matrices: Matrices, x: Float[Array, "N P"], plan: Plan, slots: int, config: BlockConfig
+) -> Float[Array, "M Q"]:
     """Every row through its expert, in whatever form the weights are; rows of no place are zeros."""
     blocks = dispatch(x, plan, slots).reshape(plan.expert_of_block.shape[0], -1, x.shape[-1])
-    return combine(_in_blocks(weights, blocks, plan, activation).reshape(-1, x.shape[-1]), plan)
+    y = _in_blocks(step, matrices, blocks, plan, config)
+    return combine(y.reshape(-1, y.shape[-1]), plan)
 
 
-def _in_blocks(weights: tuple[Weight, ...], blocks: Float[Array, "N M D"], plan: Plan, activation: Activation) -> Array:
-    gate = weights[0]
-    if isinstance(gate, Spread):
-        return _all_at_once(weights, blocks, plan, activation)
-    if isinstance(gate, PerExpert):
-        return _one_by_one(_of_parts(weights, activation), blocks, plan)
-    if isinstance(gate, OutputFirst):
-        weights = tuple(w.as_int8() for w in weights)
+def _in_blocks(
+    step: Step, matrices: Matrices, blocks: Float[Array, "N M P"], plan: Plan, config: BlockConfig
+) -> Float[Array, "N M Q"]:
+    first = matrices[0]
+    if isinstance(first, Spread):
+        return _all_at_once(step, matrices, blocks, plan, config)
+    if isinstance(first, PerExpert):
+        branches = [partial(step, _part(matrices, e), config=config, times=left) for e in range(first.shape[0])]
+        return _one_by_one(lambda expert, rows: jax.lax.switch(expert, branches, rows), blocks, plan)
+    matrices = tuple(w.as_scaled() if isinstance(w, OutputFirst) else w for w in matrices)
     _, size, d = blocks.shape
-    f = gate.shape[2]
+    f = matrices[0].shape[2]
     if 3 * d * f <= size * (2 * d + 3 * f):
         # A copy of its expert's weights for every block is smaller than the activations: all blocks in one product.
-        return jax.vmap(lambda m, rows: glu(*m, rows, activation))(_pick(weights, plan.expert_of_block), blocks)
-    return _one_by_one(_of_stack(weights, activation), blocks, plan)
+        return jax.vmap(lambda m, rows: step(m, rows, config))(_pick(matrices, plan.expert_of_block), blocks)
+    return _one_by_one(lambda expert, rows: step(_pick(matrices, expert), rows, config), blocks, plan)
+
+
+def _part(matrices: Matrices, expert: int) -> Matrices:
+    """One expert's matrices, of those that lie apart."""
+    return tuple(w.parts[expert] if isinstance(w, PerExpert) else None if w is None else w[expert] for w in matrices)
 
 
 def _block_size(rows: int, num_experts: int) -> int:
@@ -148,17 +146,18 @@ def _block_size(rows: int, num_experts: int) -> int:
     return 512 if rows >= 16_384 else min(64, max(2, 2 * math.ceil(0.75 * rows / num_experts)))
 
 
-def _pick(weights: Any, expert: Array | int) -> Any:
-    """The weights of one expert, or of a list of them in front."""
+def _pick(matrices: Matrices, expert: Array | int) -> Matrices:
+    """The matrices of one expert, or of a list of them in front."""
 
     def pick(w: Weight) -> Weight:
-        return w[expert] if isinstance(w, Int8) or isinstance(expert, int) or expert.ndim == 0 else _pick_many(w, expert)
+        one = isinstance(w, Quantised) or isinstance(expert, int) or expert.ndim == 0
+        return w[expert] if one else _pick_many(w, expert)
 
-    return jax.tree.map(pick, weights, is_leaf=lambda w: isinstance(w, Int8))
+    return tuple(None if w is None else pick(w) for w in matrices)
 
 
 @jax.custom_vjp
-def _pick_many(w: Float[Array, "E P Q"], experts: Int[Array, " N"]) -> Float[Array, "N P Q"]:
+def _pick_many(w: Float[Array, "E ..."], experts: Int[Array, " N"]) -> Float[Array, "N ..."]:
     return w[experts]
 
 
@@ -169,54 +168,42 @@ def _pick_many_forward(w: Array, experts: Array) -> tuple[Array, tuple[Array, Ar
 def _pick_many_backward(saved: tuple[Array, Array], dw: Array) -> tuple[Array, None]:
     like, experts = saved
     hot = jax.nn.one_hot(experts, like.shape[0], dtype=dw.dtype)
-    return jnp.einsum("NE,NPQ->EPQ", hot, dw, preferred_element_type=jnp.float32).astype(like.dtype), None
+    return jnp.einsum("NE,N...->E...", hot, dw, preferred_element_type=jnp.float32).astype(like.dtype), None
 
 
 _pick_many.defvjp(_pick_many_forward, _pick_many_backward)
 
 
-Unit = Callable[[Array, Array], Array]
-"""(expert, rows) -> what that expert answers."""
-
-
-def _of_stack(weights: Any, activation: Activation) -> Unit:
-    return lambda expert, rows: glu(*_pick(weights, expert), rows, activation)
-
-
-def _of_parts(weights: tuple[PerExpert, ...], activation: Activation) -> Unit:
-    branches = [
-        partial(glu_left, *matrices, activation=activation)
-        for matrices in zip(*(w.parts for w in weights), strict=True)
-    ]
-    return lambda expert, rows: jax.lax.switch(expert, branches, rows)
-
-
-def _one_by_one(unit: Unit, blocks: Float[Array, "N M D"], plan: Plan) -> Float[Array, "N M D"]:
-    """Block after block; those that no row needed are skipped."""
+def _one_by_one(
+    unit: Callable[[Array, Array], Array], blocks: Float[Array, "N M P"], plan: Plan
+) -> Float[Array, "N M Q"]:
+    """Block after block, each by `unit`, which gets its expert's number and its rows; those that no row needed are skipped."""
+    shape = jax.eval_shape(unit, plan.expert_of_block[0], blocks[0])
 
     def step(_: None, item: tuple[Array, Array, Array]) -> tuple[None, Array]:
         index, expert, rows = item
-        return None, jax.lax.cond(
-            index < plan.num_blocks, unit, lambda _, r: jnp.zeros(r.shape, jnp.float32), expert, rows
-        )
+        skip = lambda *_: jnp.zeros(shape.shape, shape.dtype)  # noqa: E731
+        return None, jax.lax.cond(index < plan.num_blocks, unit, skip, expert, rows)
 
     return jax.lax.scan(step, None, (jnp.arange(blocks.shape[0]), plan.expert_of_block, blocks))[1]
 
 
 def _all_at_once(
-    weights: tuple[Spread, ...], blocks: Float[Array, "N M D"], plan: Plan, activation: Activation
-) -> Float[Array, "N M D"]:
+    step: Step, matrices: Matrices, blocks: Float[Array, "N M P"], plan: Plan, config: BlockConfig
+) -> Float[Array, "N M Q"]:
     """The n-th block of every expert in one product, n after n: no expert's weights leave their device."""
-    stacks = [w.stack for w in weights]
+    stacks = tuple(w.stack if isinstance(w, Spread) else w for w in matrices)
     first = jnp.cumsum(plan.blocks_of_expert) - plan.blocks_of_expert
 
-    def unit(arrays: Any, rows: Array) -> Array:
-        forms = [Int8(a.values, a.scales, 0, 1) if isinstance(a, Int8) else a for a in arrays]
-        return glu(*forms, rows, activation)
+    def of_each(arrays: Matrices, rows: Array) -> Array:
+        forms = [Scaled(a.values, a.scales, 0, 1, a.size) if isinstance(a, Scaled) else a for a in arrays]
+        return step(tuple(forms), rows, config)
 
     def turn(n: Array, y: Array) -> Array:
         at = jnp.where(n < plan.blocks_of_expert, first + n, blocks.shape[0])
-        out = jax.vmap(unit)(stacks, blocks.at[at].get(mode="fill", fill_value=0))
+        out = jax.vmap(of_each)(stacks, blocks.at[at].get(mode="fill", fill_value=0))
         return y.at[at].set(out, mode="drop")
 
-    return jax.lax.fori_loop(0, plan.blocks_of_expert.max(), turn, jnp.zeros(blocks.shape, jnp.float32))
+    like = jax.eval_shape(jax.vmap(of_each), stacks, jnp.zeros((first.shape[0], *blocks.shape[1:]), blocks.dtype))
+    nothing = jnp.zeros((blocks.shape[0], *like.shape[1:]), like.dtype)
+    return jax.lax.fori_loop(0, plan.blocks_of_expert.max(), turn, nothing)

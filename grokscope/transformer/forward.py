@@ -7,7 +7,6 @@ So weights may come from memory or from a stream, and an edit moved to another l
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
@@ -17,15 +16,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from grokscope.block_config import BlockConfig
 from grokscope.config import ModelConfig
 from grokscope.sites import Capture
 from grokscope.transformer.attention import Past, Sequence
 from grokscope.transformer.block import block
-from grokscope.transformer.ops import einsum, rms_norm
+from grokscope.transformer.forms import Scaled, Weight
 from grokscope.transformer.programs import Program
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.tap import Selection, Tap
-from grokscope.transformer.weights import BlockWeights, Int8, ModelWeights, Weight
+from grokscope.transformer.unembed import End
+from grokscope.transformer.weights import BlockWeights, ModelWeights
 
 Kept = dict[str, Array]
 Record = Callable[[int | None, Kept], None]
@@ -57,8 +58,8 @@ class Call:
 
 def embed(table: Weight, tokens: Int[Array, "B T"], scale: float, dtype: Any) -> Float[Array, "B T D"]:
     """The rows of the table for these ids, rounded to `dtype`, then scaled in it."""
-    if isinstance(table, Int8):
-        rows = Int8(table.values[tokens], table.scales[tokens], tokens.ndim, table.rows).to(dtype)
+    if isinstance(table, Scaled):
+        rows = Scaled(table.values[tokens], table.scales[tokens], tokens.ndim, table.rows, table.size).to(dtype)
     else:
         rows = table[tokens].astype(dtype)
     return rows * jnp.asarray(scale, dtype)
@@ -75,7 +76,7 @@ def run_embed(
 
 @Program
 def run_block(
-    w: BlockWeights, x: Array, seq: Sequence, seen: Seen, *, config: ModelConfig, sites: tuple[str, ...]
+    w: BlockWeights, x: Array, seq: Sequence, seen: Seen, *, config: BlockConfig, sites: tuple[str, ...]
 ) -> tuple[Array, Kept]:
     """One block, and what its sites kept."""
     tap = Tap(sites, *seen)
@@ -83,14 +84,12 @@ def run_block(
 
 
 @Program
-def run_unembed(
-    table: Weight, norm: Array, x: Array, seen: Seen, *, config: ModelConfig, sites: tuple[str, ...]
-) -> Kept:
+def run_unembed(end: End, x: Array, seen: Seen, *, config: ModelConfig, sites: tuple[str, ...]) -> Kept:
     """The last norm and the logits, float32; the logits are not computed where nobody wants them."""
     tap = Tap(sites, *seen)
-    x = tap("final", rms_norm(x, norm, config.norm_eps))
+    x = tap("final", end.final(x, config))
     if tap.keeps("logits"):
-        tap("logits", einsum("BTD,VD->BTV", x, table, jnp.float32) * config.logit_scale)
+        tap("logits", end.logits(x, config))
     return tap.kept
 
 
@@ -213,33 +212,16 @@ def _through(w: BlockWeights, x: Array, layer: int, call: Call) -> tuple[Array, 
     if call.pasts is not None:
         seq = dataclasses.replace(seq, past=call.pasts[layer])
     seen = (run.edits_at(layer), run.selection)
-    return run_block(w, x, seq, seen, config=run.config, sites=run.capture.at(layer))
+    config = run.config.block(layer)
+    return run_block(w, x, seq, seen, config=config, sites=run.capture.at(layer))
 
 
 def run_end(weights: ModelWeights, x: Array, run: Run, record: Record) -> Kept:
     """From the last block's stream to the final sites; gives what it recorded."""
-    table = weights.embed if weights.unembed is None else weights.unembed
     sites = tuple(s for s in run.capture.outside() if s != "embed")
     edits = run.edits_at(None)
     if not sites:
         return {}
-    kept = gathered(run_unembed(table, weights.final_norm, x, (edits, run.selection), config=run.config, sites=sites))
+    kept = gathered(run_unembed(End.of(weights), x, (edits, run.selection), config=run.config, sites=sites))
     record(None, kept)
     return kept
-
-
-@Program
-def run_logprobs(
-    table: Weight, norm: Array, x: Array, targets: Int[Array, "B T"], *, config: ModelConfig
-) -> Float[Array, "B T"]:
-    """The log-probability, in nats, of each target after the token at its place; logits exist for 512 tokens at a time."""
-
-    def chunk(item: tuple[Array, Array]) -> Array:
-        rows, answers = item
-        logits = einsum("ND,VD->NV", rows, table, jnp.float32) * config.logit_scale
-        return jnp.take_along_axis(logits, answers[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
-
-    rows = rms_norm(x, norm, config.norm_eps).reshape(-1, x.shape[-1])
-    size = math.gcd(rows.shape[0], 512)
-    found = jax.lax.map(chunk, (rows.reshape(-1, size, x.shape[-1]), targets.reshape(-1, size)))
-    return found.reshape(targets.shape)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from grokscope.config import ModelConfig
-from grokscope.transformer.weights import pytree
+from grokscope.transformer.forms import pytree
 
 NOWHERE = np.iinfo(np.int32).max
 """The position of an empty place in a cache."""

@@ -8,7 +8,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from grokscope.transformer.weights import CONTRACTED, BlockWeights, Int8, ModelWeights, block_from, field_of
+from grokscope.transformer.forms import Quantised, Scaled
+from grokscope.transformer.weights import CONTRACTED, OUTER, BlockWeights, ModelWeights, block_from, field_of
 
 ROW_GROUPS = {"attn.o": 8, "moe.down": 8}
 """How many groups of input rows have scales of their own, where they divide evenly; 1 elsewhere. In the release each is
@@ -20,24 +21,22 @@ def quantize(weights: ModelWeights) -> ModelWeights:
 
     The embedding, which the release keeps in float32, is int8 with a scale for each row.
     """
-    unembed = None if weights.unembed is None else to_int8("unembed", weights.unembed)
-    blocks = [quantize_block(b) for b in weights.blocks]
-    return ModelWeights(to_int8("embed", weights.embed), blocks, np.asarray(weights.final_norm, np.float32), unembed)
+    outer = {name: _int8(name, getattr(weights, name)) for name in OUTER}
+    return ModelWeights(blocks=[quantize_block(b) for b in weights.blocks], **outer)
 
 
 def quantize_block(block: BlockWeights) -> BlockWeights:
     """One layer of `quantize`."""
-
-    def array(name: str) -> Any:
-        value = field_of(block, name)
-        if value is None or isinstance(value, Int8):
-            return value
-        return to_int8(name, value) if name in CONTRACTED else np.asarray(value, np.float32)
-
-    return block_from(array)
+    return block_from(lambda name: _int8(name, field_of(block, name)))
 
 
-def to_int8(name: str, array: Any) -> Int8:
+def _int8(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, Quantised):
+        return value
+    return to_int8(name, value) if name in CONTRACTED else np.asarray(value, np.float32)
+
+
+def to_int8(name: str, array: Any) -> Scaled:
     """One array by its field name: symmetric, the largest of a group at 127, scales rounded to bfloat16 first."""
     lead, rows = CONTRACTED[name]
     array = np.asarray(array, np.float32)
@@ -49,14 +48,14 @@ def to_int8(name: str, array: Any) -> Int8:
     largest = np.abs(grouped).max(axis=lead + 1)
     scales = np.maximum(largest / 127, 1e-12).astype(ml_dtypes.bfloat16)
     values = np.rint(grouped / np.expand_dims(scales.astype(np.float32), lead + 1))
-    return Int8(np.clip(values, -127, 127).astype(np.int8).reshape(shape), scales, lead, rows)
+    return Scaled(np.clip(values, -127, 127).astype(np.int8).reshape(shape), scales, lead, rows)
 
 
 def dequantize(weights: ModelWeights, dtype: Any) -> ModelWeights:
     """Every matrix as a plain array of `dtype`; worth its memory where a model is small and runs often."""
 
     def array(value: Any) -> Any:
-        if isinstance(value, Int8):
+        if isinstance(value, Quantised):
             return value.to(dtype)
         if dataclasses.is_dataclass(value):
             return type(value)(*(array(getattr(value, f.name)) for f in dataclasses.fields(value)))

@@ -58,11 +58,13 @@ class Edit:
     def check(self, config: ModelConfig) -> None:
         """Raise ValueError where this model has nothing that the edit could change."""
         site = SITES[self.site]
-        if site.needs_router and config.is_dense:
-            raise ValueError(f"{self}: a dense model has no {self.site}; edit resid_mid or moe.out")
         if not site.in_block and self.layers is not None:
             raise ValueError(f"{self}: {self.site} lies outside the layers; leave layers out")
-        indices(self.layers, config.num_layers, "layer", self)
+        wanted = indices(self.layers, config.num_layers, "layer", self)
+        if site.in_block and not set(wanted) & set(have := config.layers_with(self.site)):
+            where = "a dense model" if config.is_dense else f"layers {wanted}" if have else "this model"
+            others = f", or layers {list(have)}" if have else ""
+            raise ValueError(f"{self}: {where} has no {self.site}; edit resid_mid or moe.out{others}")
 
     def lower(self, place: Place, layer: int | None) -> Primitive | None:
         """This edit for one layer (None: outside the blocks) of one call; None where it has nothing to do there."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from grokscope.sites import SITES
-from grokscope.transformer.weights import pytree
+from grokscope.transformer.forms import pytree
 
 
 @pytree
@@ -46,6 +46,12 @@ class Tap:
                 x = edit.apply(x, x if site == "router.experts" else experts)
         if site in self._sites:
             self.kept[site] = _select(x, SITES[site].dims, self._selection)
+        return x
+
+    def remember(self, name: str, x: Array) -> Array:
+        """Keep x, which is no site, where the run asked for it; gives x back."""
+        if name in self._sites:
+            self.kept[name] = x
         return x
 
     def keeps(self, site: str) -> bool:

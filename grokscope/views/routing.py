@@ -91,10 +91,9 @@ def routing_view(trace: Trace, row: int = 0, values: Values | None = None) -> Ro
 def rule_of(trace: Trace) -> str:
     """The router's rule in a few words; what a recording does not know is not claimed."""
     rule, unknown = trace.config.router, (trace.provenance.get("recording") or {}).get("unknown", [])
-    if "router.softmax" in unknown:
+    if "router.score" in unknown:
         return f"top {rule.top_k} of {rule.num_experts}; the recording does not say the router's rule"
-    gates = "renormalised" if rule.renormalize or rule.softmax == "chosen" else "not renormalised"
-    return f"top {rule.top_k} of {rule.num_experts}, softmax over {rule.softmax}, gates {gates}"
+    return rule.rule
 
 
 def _heads(trace: Trace) -> list[int]:

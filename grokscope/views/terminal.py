@@ -71,5 +71,4 @@ def legend(router: RouterConfig) -> Text:
     text = Text("experts ")
     for e in range(min(router.num_experts, 16)):
         text.append(f"{e} ", style=PALETTE[e % len(PALETTE)])
-    text.append(f"· bar = gate · top {router.top_k} after softmax over {router.softmax}")
-    return text.append("" if router.gates_sum_to_one else ", gates not renormalised")
+    return text.append(f"· bar = gate · {router.rule}")

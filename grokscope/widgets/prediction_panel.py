@@ -109,13 +109,13 @@ def _lens_logits(bench: Bench, token: int) -> tuple[Sequence[int], np.ndarray]:
     from grokscope.sites import Capture
     from grokscope.transformer.forward import run_unembed
     from grokscope.transformer.tap import Selection
+    from grokscope.transformer.unembed import End
 
     model = model_of(bench)
     layers, stream = _stream(bench, model, token)
-    table = model.weights.embed if model.weights.unembed is None else model.weights.unembed
     x = jnp.asarray(stream[None], jnp.dtype(model.dtype))
-    seen = ((), Selection())
-    kept = run_unembed(table, model.weights.final_norm, x, seen, config=model.config, sites=Capture(("logits",)).sites)
+    seen, sites = ((), Selection()), Capture(("logits",)).sites
+    kept = run_unembed(End.of(model.weights), x, seen, config=model.config, sites=sites)
     return layers, np.asarray(kept["logits"][0])
 
 

@@ -15,9 +15,9 @@ from grokscope.analysis.geometry import router_expert_coupling, router_geometry
 from grokscope.analysis.weight_similarity import expert_weight_similarity
 from grokscope.config import RouterConfig
 from grokscope.devices.placement import weights_for_cpu
+from grokscope.transformer.forms import OutputFirst, PerExpert, Spread, plain
 from grokscope.transformer.quantize import quantize, to_int8
 from grokscope.transformer.stream import Streamed
-from grokscope.transformer.weights import OutputFirst, PerExpert, Spread, plain
 from tests.conftest import TINY, make
 
 RNG = np.random.default_rng(3)

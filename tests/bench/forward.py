@@ -30,15 +30,15 @@ def serve_ours(dtype: str) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from grokscope.config import ModelConfig, RouterConfig
+    from grokscope.config import ModelConfig, RopeConfig, RouterConfig
     from grokscope.devices.placement import weights_for_cpu
     from grokscope.model.model import Model
     from grokscope.transformer.weights import random_weights
 
     config = ModelConfig(
         vocab_size=32_000, d_model=512, num_layers=8, num_heads=8, num_kv_heads=4, d_head=64, d_expert=1408,
-        max_tokens=4096, router=RouterConfig(softmax="chosen"), attention_scale=0.125, attention_cap=None,
-        post_norms=False, activation="silu", tied_embedding=False, rope_base=1e6,
+        max_tokens=4096, router=RouterConfig(renormalize=True), attention_scale=0.125, attention_cap=None,
+        post_norms=False, activation="silu", tied_embedding=False, rope=RopeConfig(base=1e6),
     )  # fmt: skip
     model = Model(config, weights_for_cpu(random_weights(config), dtype), None, dtype)
     square = jnp.ones((1024, 1024))

@@ -29,17 +29,10 @@ from grokscope.devices import placement
 from grokscope.model.model import Model
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.block import moe
+from grokscope.transformer.forms import Scaled
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.tap import Tap
-from grokscope.transformer.weights import (
-    CONTRACTED,
-    BlockWeights,
-    Int8,
-    ModelWeights,
-    MoEWeights,
-    block_from,
-    block_shapes,
-)
+from grokscope.transformer.weights import CONTRACTED, BlockWeights, ModelWeights, MoEWeights, block_from
 
 GROK = gs.GROK_1
 D, F, E, A = GROK.d_model, GROK.d_expert, 8, 2
@@ -79,7 +72,7 @@ def random_block(seed: int = 0) -> BlockWeights:
         groups = 8 if name in ("attn.o", "moe.down") else 1
         size = np.prod(shape[lead : lead + rows]) ** -0.5 / 74
         scales = jnp.full((*shape[:lead], groups, *shape[lead + rows :]), size, jnp.bfloat16)
-        return Int8(_random(shape, seed + len(name)), scales, lead, rows)
+        return Scaled(_random(shape, seed + len(name)), scales, lead, rows)
 
     return block_from(array)
 
@@ -99,7 +92,7 @@ def _reference(w: MoEWeights, x: jax.Array, experts: jax.Array, gates: jax.Array
     """The released model's formulation: every expert over every token and slot, the chosen picked by a one-hot product."""
     rows, hot = jnp.repeat(x, A, axis=0), jax.nn.one_hot(experts.reshape(-1), E)
 
-    def each(m: Int8, rows: jax.Array, spec: str) -> jax.Array:
+    def each(m: Scaled, rows: jax.Array, spec: str) -> jax.Array:
         return jnp.einsum("tek,te->tk", jnp.einsum(spec, rows, m.to(jnp.bfloat16)), hot)
 
     h = jax.nn.gelu(each(w.gate, rows, "td,edk->tek")) * each(w.up, rows, "td,edk->tek")

@@ -26,20 +26,11 @@ from grokscope.devices.placement import _for_hopper, on_hopper, placement
 from grokscope.devices.sharding import Layout
 from grokscope.model.model import Model
 from grokscope.transformer.attention import Sequence
+from grokscope.transformer.forms import Scaled, Spread
 from grokscope.transformer.forward import run_block
 from grokscope.transformer.quantize import quantize
 from grokscope.transformer.tap import Selection
-from grokscope.transformer.weights import (
-    CONTRACTED,
-    BlockWeights,
-    Int8,
-    ModelWeights,
-    Spread,
-    block_from,
-    block_shapes,
-    field_of,
-    random_weights,
-)
+from grokscope.transformer.weights import CONTRACTED, BlockWeights, ModelWeights, block_from, field_of, random_weights
 
 SMALL = dataclasses.replace(
     GROK, vocab_size=1024, d_model=256, num_layers=4, num_heads=16, num_kv_heads=8, d_head=32, d_expert=512, max_tokens=512,
@@ -84,7 +75,7 @@ def wanted(name: str, shape: tuple[int, ...] | None) -> Any:
     lead, rows = CONTRACTED[name]
     groups = 8 if name in ("attn.o", "moe.down") else 1
     scales = (*shape[:lead], groups, *shape[lead + rows :])
-    return Int8(jax.ShapeDtypeStruct(shape, jnp.int8), jax.ShapeDtypeStruct(scales, jnp.bfloat16), lead, rows)
+    return Scaled(jax.ShapeDtypeStruct(shape, jnp.int8), jax.ShapeDtypeStruct(scales, jnp.bfloat16), lead, rows)
 
 
 def made(config: gs.ModelConfig, mesh: Any) -> Model:

@@ -18,7 +18,8 @@ from grokscope.checkpoints import grok1, native
 from grokscope.checkpoints.inspecting import as_dict
 from grokscope.checkpoints.mapped_safetensors import stretches
 from grokscope.devices.memory import free_memory
-from grokscope.transformer.weights import CONTRACTED, Int8, block_shapes, field_of
+from grokscope.transformer.forms import Scaled
+from grokscope.transformer.weights import CONTRACTED, field_of
 from tests import released
 from tests.cli.test_cli import grokscope
 from tests.peak import in_a_fresh_process
@@ -170,7 +171,7 @@ def write_one_layer(folder: Path, config: gs.ModelConfig) -> None:
 
 def same(ours: object, theirs: object) -> bool:
     """Type, shape and bytes, 64 MiB at a time."""
-    if isinstance(ours, Int8):
+    if isinstance(ours, Scaled):
         return same(ours.values, theirs.values) and same(ours.scales, theirs.scales)  # type: ignore[attr-defined]
     a, b = (np.asarray(x) for x in (ours, theirs))
     x, y = (memoryview(array.reshape(-1).view(np.uint8)) for array in (a, b))

@@ -25,7 +25,7 @@ CONFIGS = {
     "bare": replace(TINY, post_norms=False, router=RouterConfig(num_experts=5, top_k=3)),
     "mixtral": replace(
         TINY, post_norms=False, attention_cap=None, activation="silu", tied_embedding=False,
-        router=RouterConfig(num_experts=5, top_k=2, softmax="chosen"),
+        router=RouterConfig(num_experts=5, top_k=2, renormalize=True),
     ),
     "renormalized": replace(TINY, router=RouterConfig(num_experts=5, top_k=2, renormalize=True, logit_cap=3.0)),
     "one": replace(TINY, num_layers=1, router=RouterConfig(num_experts=5, top_k=1)),

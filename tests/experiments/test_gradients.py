@@ -21,7 +21,7 @@ RULES = {
     "bare": replace(TINY, post_norms=False),
     "mixtral": replace(
         TINY, post_norms=False, attention_cap=None, activation="silu", tied_embedding=False,
-        router=RouterConfig(num_experts=5, top_k=2, softmax="chosen"),
+        router=RouterConfig(num_experts=5, top_k=2, renormalize=True),
     ),
     "renormalized": replace(TINY, post_norms=False, router=RouterConfig(num_experts=5, top_k=3, renormalize=True)),
     "one": replace(TINY, post_norms=False, router=RouterConfig(num_experts=5, top_k=1, logit_cap=7.0)),
@@ -73,7 +73,7 @@ def test_unselected_experts_have_a_gradient_as_the_rule_says(rule):
     unselected = ~(found.chosen.values[..., None] == np.arange(5)).any(-2)
     size = np.abs(found.d_loss_d_logit.values[unselected]).max()
     scale = np.abs(found.d_loss_d_gate.values).max()
-    if RULES[rule].router.gates_sum_to_one:
+    if RULES[rule].router.renormalize:
         assert size == 0
         assert "exactly zero" in found.attrs["unselected"]
     else:

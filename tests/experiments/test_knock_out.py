@@ -23,7 +23,7 @@ from tests.conftest import TINY, make
 
 E = gs.edits
 MODEL = make()
-MIXTRAL = make(replace(TINY, post_norms=False, router=RouterConfig(num_experts=5, top_k=2, softmax="chosen")))
+MIXTRAL = make(replace(TINY, post_norms=False, router=RouterConfig(num_experts=5, top_k=2, renormalize=True)))
 RENORMALISED = make(replace(TINY, post_norms=False, router=RouterConfig(num_experts=5, top_k=3, renormalize=True)))
 RULES = [MODEL, MIXTRAL, RENORMALISED]
 NAMES = ["grok", "mixtral", "renormalised"]

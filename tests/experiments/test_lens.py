@@ -15,7 +15,7 @@ from tests.conftest import TINY, make
 CONFIGS = {
     "grok": TINY,
     "mixtral": replace(
-        TINY, post_norms=False, tied_embedding=False, router=RouterConfig(num_experts=5, top_k=2, softmax="chosen")
+        TINY, post_norms=False, tied_embedding=False, router=RouterConfig(num_experts=5, top_k=2, renormalize=True)
     ),
     "dense": replace(TINY, router=RouterConfig(num_experts=1, top_k=1)),
 }

@@ -23,7 +23,7 @@ def test_size_and_shape(pocket):
     assert config.router == gs.GROK_1.router
     for field in (
         "norm_eps",
-        "rope_base",
+        "rope",
         "attention_cap",
         "logit_scale",
         "post_norms",

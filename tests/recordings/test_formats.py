@@ -97,7 +97,7 @@ def test_every_format_is_read_as_written(how, texts, ids, tmp_path):
     np.testing.assert_array_equal(trace.data["token_id"], ids if known else -1)
     assert trace.pieces[0][1] == (f"[{ids[0, 1]}]" if known else "[1]")
     said = trace.provenance["recording"]["unknown"]
-    assert ("router.softmax" in said) == ("router" not in others) and "slot order" in said and "model" in said
+    assert ("router.score" in said) == ("router" not in others) and "slot order" in said and "model" in said
 
 
 @pytest.mark.parametrize("how", ["array", "SGLang base64", "SGLang recorder", "CSV"])

@@ -14,11 +14,12 @@ from grokscope.config import RouterConfig
 from grokscope.recordings.routed_experts import read_routed_experts
 from grokscope.recordings.router_logits import read_router_logits
 from grokscope.transformer.router import route
+from grokscope.transformer.weights import MoEWeights
 from tests.recordings.made import RULE, b64, bare, npy, one_pass, put, recorder
 
 
 @pytest.mark.parametrize("rule", [
-    RULE, RouterConfig(num_experts=5, top_k=3, softmax="chosen"), RouterConfig(num_experts=5, top_k=2, logit_cap=2.0),
+    RULE, RouterConfig(num_experts=5, top_k=3, renormalize=True), RouterConfig(num_experts=5, top_k=2, logit_cap=2.0),
     RouterConfig(num_experts=5, top_k=1, renormalize=True),
 ])  # fmt: skip
 def test_the_rule_is_the_models(rule):
@@ -27,7 +28,7 @@ def test_the_rule_is_the_models(rule):
     logits[0, 1, [1, 3]] = logits[0, 1].max() + 1
     logits[1, 2, :4] = -np.inf
     tap = _Keep()
-    experts, gates = route(jnp.eye(5), jnp.asarray(np.where(np.isinf(logits), -1e30, logits)), rule, tap)
+    experts, gates = route(MoEWeights(jnp.eye(5), None, None, None), jnp.asarray(np.where(np.isinf(logits), -1e30, logits)), rule, tap)
     trace = read_router_logits([np.where(np.isinf(logits), np.float32(-1e30), logits).reshape(14, 5)], rule, np.ones((2, 7)))
     np.testing.assert_array_equal(trace["router.experts"][0], experts)
     np.testing.assert_allclose(trace["router.gates"][0], gates, rtol=1e-6, atol=1e-7)

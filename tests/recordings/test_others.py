@@ -58,7 +58,7 @@ def test_recordings_of_one_model_add_up_whatever_file_they_came_in(texts, tmp_pa
     np.save(tmp_path / "a.npy", texts[0])
     one, two = (gs.RoutingCounters.from_trace(read_routed_experts(x, num_experts=5)) for x in (texts[0], tmp_path / "a.npy"))
     assert (one + two).tokens == 2 * one.tokens
-    assert one.spec.router["softmax"] is None, "nobody said"
+    assert one.spec.router["score"] is None, "nobody said"
     known = read_routed_experts(texts[0], router=RouterConfig(num_experts=5, top_k=2))
     with pytest.raises(ValueError, match="router"):
         one + gs.RoutingCounters.from_trace(known)

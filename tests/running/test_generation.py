@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import grokscope as gs
-from grokscope.sites import SITES
 from grokscope.transformer.sampling import nucleus
 from tests.conftest import GOLDENS
 
@@ -26,7 +25,7 @@ def test_the_trace_equals_that_of_the_whole_text(tiny, edits):
     made = tiny.generate(PROMPTS, 6, temperature=1.0, seed=5, capture=["*"], edits=edits)
     assert [len(t) for t in made.tokens] == [11, 13]
     whole = tiny.trace(made.tokens, ["*"], edits=edits)
-    for site in SITES:
+    for site in tiny.sites:
         a, b = made.trace[site].values, whole[site].values
         if site == "router.experts":
             np.testing.assert_array_equal(a, b)

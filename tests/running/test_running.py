@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grokscope as gs
-from grokscope.config import GROK_1, RouterConfig
+from grokscope.config import GROK_1, RopeConfig, RouterConfig
 from grokscope.devices.memory import check_memory, plan
 from grokscope.prompt import Prompt, bucket
-from grokscope.sites import SITES, Capture
+from grokscope.sites import Capture
 from grokscope.transformer.forward import run_block, run_embed, run_unembed
 from tests.conftest import TINY, make
 
@@ -25,7 +25,7 @@ def test_each_row_of_a_batch_gives_what_it_gives_alone(tiny):
     together = tiny.trace(ROWS, ["*"])
     for row, ids in enumerate(ROWS):
         alone = tiny.trace([ids], ["*"])
-        for site in SITES:
+        for site in tiny.sites:
             a, b = together[site].isel(batch=row), alone[site].isel(batch=0)
             a = a.isel({d: slice(0, len(ids)) for d in ("token", "source") if d in a.dims})
             if site == "router.experts":
@@ -69,7 +69,7 @@ def test_the_plan_is_what_the_trace_takes(tiny, ids):
     for options in ({}, {"layers": [1], "heads": [0, 5], "tokens": [2]}):
         planned = tiny.plan(ids, ["*"], **options)
         trace = tiny.trace(ids, ["*"], **options)
-        assert planned["bytes"].to_dict() == {s: trace[s].nbytes for s in SITES}
+        assert planned["bytes"].to_dict() == {s: trace[s].nbytes for s in tiny.sites}
 
 
 def test_grok_1_s_routing_is_small_and_its_attention_is_refused_with_what_would_fit():
@@ -169,7 +169,7 @@ def test_every_config_field_matters(ids):
     """A field that nothing reads would be a lie."""
     clean = make().trace(ids)["logits"].values
     changes = {
-        "norm_eps": 0.5, "rope_base": 50.0, "attention_scale": 0.9, "attention_cap": 0.3, "embed_scale": 1.0,
+        "norm_eps": 0.5, "rope": RopeConfig(base=50.0), "attention_scale": 0.9, "attention_cap": 0.3, "embed_scale": 1.0,
         "logit_scale": 1.0, "activation": "silu", "post_norms": False,
         "router": RouterConfig(num_experts=5, top_k=2, renormalize=True),
     }  # fmt: skip

@@ -282,7 +282,8 @@ def test_a_recording_has_what_it_has(recording, tmp_path):
         assert stats[["gate_sum", "gate_mean", "probability_mean"]].isna().all(axis=None)
         assert stats.groupby("layer")["count"].sum().tolist() == [44, 44]
         run = json.loads((tmp_path / f"{format}-True" / "run.json").read_text(encoding="utf-8"))
-        assert run["router"] == {"num_experts": 5, "top_k": 2, "softmax": None, "renormalize": None, "logit_cap": None}
+        unsaid = {name: run["router"][name] for name in ("score", "renormalize", "logit_cap")}
+        assert unsaid == dict.fromkeys(unsaid) and (run["router"]["num_experts"], run["router"]["top_k"]) == (5, 2)
         assert {"routing_entropy", "router_margin", "context_dependence", "domain_information"} <= set(run["skipped"])
         assert "wanted token ids" in run["skipped"]["context_dependence"]
         assert not set(run["skipped"]) & {m.split(".")[0] for m in found["metrics"]["metric"]}
@@ -473,7 +474,7 @@ def test_duckdb_reads_joins_and_groups(traced, tmp_path, format):
         "and abs(s.gate_sum - coalesce(r.gates, 0)) < 1e-6) from $expert_stats s left join rows r using (layer, expert)"
     )
     assert grouped == [(10, True)]
-    assert sql("select schema, num_experts, top_k, n_documents, n_tokens, router::json->>'softmax' from $runs") == [
-        (schema.SCHEMA, 5, 2, 3, 22, "all")
+    assert sql("select schema, num_experts, top_k, n_documents, n_tokens, router::json->>'score' from $runs") == [
+        (schema.SCHEMA, 5, 2, 3, 22, "softmax")
     ]
     assert sql("select count(*) from $metrics where metric = 'expert_load' and stratum is null and value is not null") == [(10,)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -135,13 +136,7 @@ def test_tables_survive_commas_quotes_newlines_and_formulas(pocket, tmp_path):
     assert ours["token"].notna().all()
     pd.testing.assert_frame_equal(ours.drop(columns="token"), typed.drop(columns="token"), check_dtype=False)
     run = json.loads((tmp_path / "csv" / "run.json").read_text(encoding="utf-8"))
-    assert run["config"]["router"] == {
-        "num_experts": 8,
-        "top_k": 2,
-        "softmax": "all",
-        "renormalize": False,
-        "logit_cap": None,
-    }
+    assert run["config"]["router"] == dataclasses.asdict(gs.GROK_1.router)
 
 
 @given(st.text())

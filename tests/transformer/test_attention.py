@@ -38,13 +38,13 @@ def inputs():
 def test_chunks_give_what_the_whole_gives(cap, monkeypatch):
     q, k, v, seq, _ = inputs()
     config = replace(CONFIG, attention_cap=cap)
-    whole = attend(q, k, v, seq, config, Tap(["attn.pattern"]))
+    whole = attend(q, k, v, None, seq, config, Tap(["attn.pattern"]))
     monkeypatch.setattr(attention, "QUERY_CHUNK", 37)
     tap = Tap(["attn.pattern", "attn.scores"])
-    np.testing.assert_allclose(attend(q, k, v, seq, config, tap), whole, atol=5e-5)
+    np.testing.assert_allclose(attend(q, k, v, None, seq, config, tap), whole, atol=5e-5)
     assert tap.kept["attn.pattern"].shape == (B, H, T, T)
     np.testing.assert_allclose(tap.kept["attn.pattern"].sum(-1), 1, atol=1e-5)
-    np.testing.assert_allclose(attend(q, k, v, seq, config, Tap()), whole, atol=5e-5)
+    np.testing.assert_allclose(attend(q, k, v, None, seq, config, Tap()), whole, atol=5e-5)
 
 
 def test_the_gpu_kernel_and_its_derivative():
@@ -57,7 +57,7 @@ def test_the_gpu_kernel_and_its_derivative():
         return (flash_attend(q, k, v, seq.segments, CONFIG.attention_scale, 30.0, True) * g).sum()
 
     def plain(q, k, v):
-        return (attend(q, k, v, seq, CONFIG, Tap()) * g).sum()
+        return (attend(q, k, v, None, seq, CONFIG, Tap()) * g).sum()
 
     np.testing.assert_allclose(kernel(q, k, v), plain(q, k, v), rtol=1e-5)
     for got, wanted in zip(jax.grad(kernel, (0, 1, 2))(q, k, v), jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
@@ -68,13 +68,13 @@ def test_8192_tokens_that_nobody_looks_at_are_never_a_square():
     q = jax.ShapeDtypeStruct((1, 8192, H, K), jnp.bfloat16)
     kv = jax.ShapeDtypeStruct((1, 8192, G, K), jnp.bfloat16)
     seq = Sequence(*(jax.ShapeDtypeStruct((1, 8192), jnp.int32),) * 2)
-    lowered = jax.jit(lambda q, k, v, s: attend(q, k, v, s, CONFIG, Tap())).lower(q, kv, kv, seq)
+    lowered = jax.jit(lambda q, k, v, s: attend(q, k, v, None, s, CONFIG, Tap())).lower(q, kv, kv, seq)
     assert "8192x8192" not in lowered.as_text()
 
 
 def test_a_token_that_may_read_nothing_gives_nothing():
     q, k, v, seq, _ = inputs()
     padded = replace(seq, segments=jnp.where(jnp.arange(T) < 100, 1, 0)[None].repeat(B, 0))
-    out = attend(q, k, v, padded, CONFIG, Tap())
+    out = attend(q, k, v, None, padded, CONFIG, Tap())
     assert np.isfinite(out).all()
     assert (np.asarray(out)[:, 100:] == 0).all()

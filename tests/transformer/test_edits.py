@@ -31,7 +31,7 @@ def run(*edits, capture=("*",)):
     return MODEL.trace(IDS, list(capture), edits=edits)
 
 
-def same(a, b, sites=SITES, **where):
+def same(a, b, sites=MODEL.sites, **where):
     for site in sites:
         x, y = (t[site].isel({k: v for k, v in where.items() if k in t[site].dims}).values for t in (a, b))
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5, equal_nan=True, err_msg=site)
@@ -42,7 +42,7 @@ def test_no_edits_change_nothing():
 
 
 @few
-@given(site=st.sampled_from([s for s in SITES if s != "router.experts"]), layer=layers)
+@given(site=st.sampled_from([s for s in MODEL.sites if s != "router.experts"]), layer=layers)
 def test_scaling_by_one_and_replacing_by_itself_change_nothing(site, layer):
     where = layer if SITES[site].in_block else None
     same(CLEAN, run(E.Scale(site, 1.0, where)))
@@ -71,9 +71,9 @@ def test_a_banned_expert_is_never_chosen(banned, layer, reroute):
 @given(site=stream, layer=layers, token=tokens, strength=st.floats(-3, 3))
 def test_an_edit_reaches_neither_the_layers_below_nor_the_tokens_before(site, layer, token, strength):
     t = run(E.Add(site, strength, layer, token))
-    for name in [s for s in SITES if SITES[s].in_block]:
+    for name in [s for s in MODEL.sites if SITES[s].in_block]:
         same(CLEAN, t, [name], layer=slice(0, layer))
-    with_tokens = [s for s in SITES if "T" in SITES[s].dims]
+    with_tokens = [s for s in MODEL.sites if "T" in SITES[s].dims]
     same(CLEAN, t, with_tokens, token=slice(0, token))
 
 

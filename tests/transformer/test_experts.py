@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 import grokscope as gs
 from grokscope.checkpoints import native
 from grokscope.transformer.dispatch import combine, dispatch, plan_blocks
-from grokscope.transformer.experts import apply_experts, glu
+from grokscope.transformer.experts import apply_experts, unit
+from grokscope.transformer.forms import PerExpert, plain, woven
 from grokscope.transformer.kernels import hopper
 from grokscope.transformer.quantize import to_int8
-from grokscope.transformer.weights import MoEWeights, PerExpert, plain, woven
+from grokscope.transformer.tap import Tap
+from grokscope.transformer.weights import MoEWeights
+from tests.conftest import TINY
 
 D, F, E, A = 19, 29, 5, 2
 
@@ -31,13 +35,20 @@ def weights(d=D, f=F, int8=False):
     return MoEWeights(None, **made)
 
 
+GELU = TINY.block(0)
+
+
+def glu(gate, up, down, x):
+    return unit((gate, up, None, None, down, None), x, GELU)
+
+
 def slowly(w, x, experts, real):
     out = np.zeros((*experts.shape, x.shape[-1]), np.float32)
     plain = [np.asarray(a.to(jnp.float32) if hasattr(a, "to") else a) for a in (w.gate, w.up, w.down)]
     for at in np.ndindex(experts.shape):
         e = experts[at]
         if e >= 0 and real[at[:2]]:
-            out[at] = np.asarray(glu(*(jnp.asarray(a[e]) for a in plain), x[at[:2]][None], "gelu"))[0]
+            out[at] = np.asarray(glu(*(jnp.asarray(a[e]) for a in plain), x[at[:2]][None]))[0]
     return out
 
 
@@ -50,7 +61,7 @@ def test_any_load_empty_slots_and_padding(experts, padded):
     experts = np.array(experts, np.int32)[None]
     real = np.arange(experts.shape[1])[None] < max(1, experts.shape[1] - padded)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((1, experts.shape[1], D)), jnp.float32)
-    out = apply_experts(weights(), x, jnp.asarray(experts), jnp.asarray(real), "gelu")
+    out = apply_experts(weights(), x, jnp.asarray(experts), jnp.asarray(real), GELU, Tap())
     np.testing.assert_allclose(out, slowly(weights(), x, experts, real), atol=1e-5)
 
 
@@ -67,7 +78,7 @@ def test_a_thousand_tokens(load, int8):
     w = weights(f=24 if int8 else F, int8=int8)
     assert not int8 or w.down.scales.shape == (E, 8, D)
     real = np.ones((1, 331), bool)
-    out = apply_experts(w, x, jnp.asarray(experts, jnp.int32), jnp.asarray(real), "gelu")
+    out = apply_experts(w, x, jnp.asarray(experts, jnp.int32), jnp.asarray(real), GELU, Tap())
     np.testing.assert_allclose(out, slowly(w, x, experts, real), atol=2e-5)
 
 
@@ -80,10 +91,10 @@ def test_gradients_are_those_of_the_plain_formula(tokens):
     real = jnp.ones((1, tokens), bool)
 
     def ours(w, x):
-        return (apply_experts(w, x, experts, real, "gelu") * target).mean()
+        return (apply_experts(w, x, experts, real, GELU, Tap()) * target).mean()
 
     def plainly(w, x):
-        every = jnp.stack([glu(w.gate[e], w.up[e], w.down[e], x[0], "gelu") for e in range(E)])
+        every = jnp.stack([glu(w.gate[e], w.up[e], w.down[e], x[0]) for e in range(E)])
         return (every[experts[0], jnp.arange(tokens)[:, None]][None] * target).mean()
 
     for got, wanted in zip(
@@ -102,7 +113,7 @@ def test_the_form_for_a_cpu_is_the_same_model(activation):
     x = jnp.asarray(rng.standard_normal((1, 53, D)), jnp.float32)
     experts = jnp.asarray(rng.integers(-1, E, (1, 53, A)), jnp.int32)
     real = jnp.ones((1, 53), bool)
-    one, two = (apply_experts(m, x, experts, real, activation) for m in (w, apart))
+    one, two = (apply_experts(m, x, experts, real, replace(GELU, activation=activation), Tap()) for m in (w, apart))
     np.testing.assert_allclose(one, two, atol=1e-5)
     assert apart.gate.shape == w.gate.shape
     np.testing.assert_array_equal(plain(apart.down, jnp.float32), w.down)
@@ -111,8 +122,6 @@ def test_the_form_for_a_cpu_is_the_same_model(activation):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loading_for_a_cpu_changes_no_number(dtype):
     """The embedded model as its int8 arrays, and in the form that `load` gives it here."""
-    from dataclasses import replace
-
     loaded = gs.load(dtype=dtype)
     as_stored = replace(loaded, weights=jax.tree.map(jnp.asarray, native.load(Path(loaded.source["path"]), loaded.config)))
     text = "One model, two forms. 床前明月光"

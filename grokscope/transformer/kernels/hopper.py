@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
-from grokscope.transformer.weights import OutputFirst, woven
+from grokscope.transformer.forms import OutputFirst, woven
 
 if TYPE_CHECKING:
     from grokscope.transformer.kernels.hopper_kernel import Finish

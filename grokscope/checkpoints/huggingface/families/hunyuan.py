@@ -1,0 +1,49 @@
+"""Hunyuan-A13B: queries and keys are normed after they are turned; one shared expert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grokscope.checkpoints.huggingface.families.llama import LAYER, Family, common, named, router, shared, units
+from grokscope.checkpoints.huggingface.families.qwen import EXPERTS
+from grokscope.checkpoints.huggingface.fields import Fields
+from grokscope.checkpoints.huggingface.tensors import Table
+from grokscope.config import BlockConfig
+
+_OF_EACH_LAYER = ("moe_topk", "num_shared_expert", "moe_intermediate_size")
+
+
+def _config(f: Fields) -> dict[str, Any]:
+    """Three numbers are given for each layer; the release has one value of each."""
+    for name in _OF_EACH_LAYER:
+        value = f.get(name, default=1)
+        if isinstance(value, list) and value and len(set(map(str, value))) == 1:
+            f.values[name] = value[0]
+    f.values.setdefault("num_key_value_heads", f.get("num_attention_heads"))
+    made = common(f)
+    f.must("use_qk_norm", True, default=True)
+    f.must("use_cla", False, default=False)
+    f.get("use_mixed_mlp_moe")
+    f.must("num_shared_expert", 1, default=1)
+    width = f.size("intermediate_size")
+    if f.get("moe_intermediate_size", default=width) != width:
+        f.refuse("moe_intermediate_size", f"what intermediate_size says ({width}), which the released code reads")
+    rule = router(f, per_token=("moe_topk", "num_experts_per_tok"), renormalize=True)
+    biases = "qkvo" if f.flag("attention_bias", False) else ""
+    return made | {
+        "router": rule, "d_expert": width, "d_shared": width, "qk_norm": "head",
+        "qk_norm_last": True, "attention_bias": biases,
+    }  # fmt: skip
+
+
+def _table(block: BlockConfig) -> Table:
+    norms = {"attn.q_norm": "self_attn.query_layernorm.weight", "attn.k_norm": "self_attn.key_layernorm.weight"}
+    return (
+        named(LAYER)
+        | units(block, EXPERTS, "mlp.gate.wg", ("mlp.gate.weight",))
+        | shared("mlp.shared_mlp")
+        | named(norms)
+    )
+
+
+FAMILIES = {"hunyuan_v1_moe": Family(_config, _table)}
