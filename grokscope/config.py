@@ -7,6 +7,7 @@ these fields, never in its name.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,7 +146,7 @@ class ModelConfig(BlockConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return dataclasses.asdict(self)
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def _repr_html_(self) -> str:
         """For a notebook: what a reader asks first, then every field. All values are numbers and known words."""

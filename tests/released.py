@@ -96,7 +96,7 @@ def reference_shape(field: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def parameters(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     """File -> (our field, the shape that it has there)."""
     fields = {theirs: ours for ours, theirs in grok1.layer_names(config).items()}
-    shapes = block_shapes(config) | {"embed": (config.vocab_size, config.d_model), "final_norm": (config.d_model,)}
+    shapes = config.block(0).shapes | {"embed": (config.vocab_size, config.d_model), "final_norm": (config.d_model,)}
     found = {}
     for name, file in grok1.file_names(config).items():
         special = {grok1.EMBED: "embed", grok1.FINAL_NORM: "final_norm"}

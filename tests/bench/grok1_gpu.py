@@ -64,7 +64,7 @@ def random_block(seed: int = 0) -> BlockWeights:
     """A layer as the release has it: int8, bfloat16 scales at which activations stay near 1, float32 norms and router."""
 
     def array(name: str) -> Any:
-        shape = block_shapes(GROK)[name]
+        shape = GROK.block(0).shapes[name]
         if name not in CONTRACTED:
             fill = jax.random.normal(jax.random.key(seed), shape) / D**0.5 if name == "moe.router" else jnp.ones(shape)
             return fill

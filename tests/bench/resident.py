@@ -81,7 +81,7 @@ def wanted(name: str, shape: tuple[int, ...] | None) -> Any:
 def made(config: gs.ModelConfig, mesh: Any) -> Model:
     """The model on a mesh, or on the one device."""
     layout = Made(config, mesh or gs.mesh())
-    shapes = block_shapes(config)
+    shapes = config.block(0).shapes
 
     def block(_: int) -> BlockWeights:
         whole = block_from(lambda name: layout.array(name, wanted(name, shapes[name])))

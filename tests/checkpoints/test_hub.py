@@ -75,7 +75,7 @@ def test_what_is_fetched(monkeypatch, tmp_path):
 
     listed = [
         "config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors", "tokenizer.model", "README.md",
-        "modeling_x.py", "pytorch_model.bin", "consolidated.00.pt", "consolidated.safetensors", "tokenizer.json", "x.pkl",
+        "modeling_x.py", "pytorch_model.bin", "original/model.safetensors", "metal/model.bin", "consolidated.00.pt", "consolidated.safetensors", "tokenizer.json", "x.pkl",
     ]  # fmt: skip
     fetched = []
 
@@ -85,4 +85,4 @@ def test_what_is_fetched(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert huggingface.download("owner/name") == tmp_path
-    assert fetched == listed[:4]
+    assert fetched == [*listed[:4], "tokenizer.json"]

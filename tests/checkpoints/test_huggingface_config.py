@@ -20,21 +20,22 @@ def change(folder: Path, **values) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model_type", "qwen3_moe", 'wanted model_type "mixtral".*qwen3_moe'),
-        ("model_type", "absent", 'wanted model_type "mixtral".*None'),
+        ("model_type", "gemma", "computed here, got model_type .gemma.*read_router_logits"),
+        ("model_type", "absent", "computed here, got model_type None"),
+        ("model_type", "qwen3_next", "a hybrid: most of its layers"),
         ("hidden_act", "gelu", 'hidden_act: wanted "silu", got .gelu.'),
-        ("sliding_window", 36, r"sliding_window: wanted null, or max_position_embeddings \(37\).*got 36"),
         ("sliding_window", "many", "sliding_window: .*many"),
-        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}, "rope_parameters: .*yarn"),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope_scaling: .*linear"),
-        ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}, "rope_parameters: .*whole head"),
-        ("rope_parameters", ["default"], "rope_parameters: .*default"),
-        ("rope_parameters", {"rope_type": "default"}, "rope_theta: wanted a positive number, got None"),
+        ("rope_parameters", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, "rope_scaling: type: .*dynamic"),
+        ("rope_scaling", {"type": "cubic", "factor": 2.0}, "rope_scaling: .*cubic"),
+        ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}, "partial_rotary_factor: .*whole head"),
+        ("rope_parameters", ["default"], "rope_scaling: .*default"),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 0}, "rope_theta: wanted a positive number.*got 0"),
+        ("final_logit_softcapping", 30.0, "final_logit_softcapping: wanted none in this architecture, got 30.0"),
         ("rms_norm_eps", float("nan"), "rms_norm_eps: wanted a positive number, got nan"),
         ("rms_norm_eps", 10**400, "rms_norm_eps: wanted a positive number"),
         ("num_local_experts", 1, "num_local_experts: wanted 2 to"),
         ("num_local_experts", 10**9, "num_local_experts: wanted 2 to"),
-        ("num_hidden_layers", 10**9, "num_local_experts: wanted 2 to 0"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers: wanted 1 to 10,000"),
         ("num_experts_per_tok", 6, "num_experts_per_tok: wanted 1 to 5, got 6"),
         ("num_key_value_heads", 4, r"num_attention_heads: wanted a multiple of num_key_value_heads \(4\), got 6"),
         ("head_dim", 7, "head_dim: wanted an even number"),
@@ -52,8 +53,8 @@ def test_configs_that_are_refused(copy, field, value, message):
 
 
 def test_all_that_is_wrong_with_a_config_is_named_at_once(copy):
-    change(copy, hidden_act="relu", sliding_window=3, rms_norm_eps=0)
-    with pytest.raises(CheckpointError, match=r"(?s)hidden_act.*sliding_window.*rms_norm_eps"):
+    change(copy, hidden_act="relu", sliding_window=-3, rms_norm_eps=0)
+    with pytest.raises(CheckpointError, match=r"(?s)(?=.*hidden_act)(?=.*sliding_window)(?=.*rms_norm_eps)"):
         huggingface.read_config(copy)
 
 
@@ -68,9 +69,12 @@ def test_config_files_that_are_none(copy, content):
 
 def test_fields_that_may_vary(copy):
     before = huggingface.read_config(copy)
+    change(copy, sliding_window=36)
+    assert huggingface.read_config(copy).window == 36
     change(copy, sliding_window=37, eos_token_id=[5, 2], pad_token_id=7, rope_parameters="absent", rope_theta=321.0)
     config = huggingface.read_config(copy)
-    assert (config.eos_id, config.pad_id, config.rope.base) == (5, 7, 321.0)
+    assert config.window is None and config.eos_ids == (5, 2)
+    assert (config.eos_id, config.pad_id, config.rope.base) == ((5, 2), 7, 321.0)
     change(copy, head_dim=None, hidden_size=48)
     assert huggingface.read_config(copy).d_head == 8
     assert (before.norm_eps, before.rope.base, before.router.renormalize, before.tied_embedding) == (

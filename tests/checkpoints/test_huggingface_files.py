@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from grokscope.checkpoints import CheckpointError, huggingface, recognise
+from grokscope.checkpoints.huggingface import files as files_of
 from grokscope.checkpoints.mapped_safetensors import map_arrays
 from tests.checkpoints.hub import CASES, FOLDER, STACKED, assert_same, ours
 
@@ -196,8 +197,8 @@ def test_an_index_that_leads_elsewhere_opens_nothing(copy, hostile, monkeypatch)
         write(place / "stolen.safetensors", {name: np.zeros((31, 13), np.float32)})
     index(copy, files | {name: hostile})
     opened = []
-    read = huggingface.read_header
-    monkeypatch.setattr(huggingface, "read_header", lambda path: (opened.append(path), read(path))[1])
+    read = files_of.read_header
+    monkeypatch.setattr(files_of, "read_header", lambda path: (opened.append(path), read(path))[1])
     (problem,) = [p for p in wrong(copy) if "refused" in p]
     assert repr(hostile) in problem
     assert {p.name for p in opened} <= set(files.values())

@@ -115,7 +115,7 @@ def test_our_format_at_full_size_opens_without_reading_it(tmp_path):
     """65 sparse files; `load` maps 316 GB."""
     rows = {"attn.o": 8, "moe.down": 8}
     layer: dict[str, np.ndarray] = {}
-    for name, shape in block_shapes(gs.GROK_1).items():
+    for name, shape in gs.GROK_1.block(0).shapes.items():
         if name in CONTRACTED:
             lead, contracted = CONTRACTED[name]
             scales = (*shape[:lead], rows.get(name, 1), *shape[lead + contracted :])
@@ -199,7 +199,7 @@ def test_one_layer_of_grok_1_from_pickle_to_trace(tmp_path):
         print(f"convert: {made['bytes'] / 1e9:.3f} GB of its own, {made['seconds']} s")
         assert made["bytes"] < LAYER / 10, "it is passed on from file to file"
         theirs, ours = grok1.load(source / "ckpt-0", config), native.load(out, config)
-        for field in block_shapes(config):
+        for field in config.block(0).shapes:
             assert same(field_of(ours.blocks[0], field), field_of(theirs.blocks[0], field)), field
         assert same(ours.embed, theirs.embed)
         assert same(ours.final_norm, theirs.final_norm)

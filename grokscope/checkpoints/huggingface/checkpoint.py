@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from grokscope.checkpoints.huggingface.families import FAMILIES, Family
-from grokscope.checkpoints.huggingface.fields import MOST_EXPERTS, Fields, json_object
+from grokscope.checkpoints.huggingface.fields import Fields, json_object
 from grokscope.checkpoints.huggingface.files import INDEX, SINGLE, arrays_of, headers
 from grokscope.checkpoints.huggingface.tensors import Layout, Stored, Table, Tensor, read
 from grokscope.checkpoints.pickled_array import CheckpointError
@@ -44,11 +44,6 @@ def read_config(path: Path) -> ModelConfig:
     config = None
     try:
         made = family.config(fields)
-        experts = made["router"].num_experts * made["num_layers"]
-        if experts > MOST_EXPERTS:
-            fields.problems.append(
-                f"experts: wanted at most {MOST_EXPERTS:,} in all layers, got {experts:,}: not supported"
-            )
         fields.problems += fields.unread()
         _quantised(fields)
         config = None if fields.problems else ModelConfig(**made)
@@ -85,7 +80,7 @@ def _quantised(fields: Fields) -> tuple[int, int] | None:
     if method == "fp8" and asked.get("fmt", "e4m3") == "e4m3" and len(sizes) == 2:
         return sizes[0], sizes[1]
     if method != "mxfp4":
-        fields.refuse("quantization_config", "none, mxfp4, or fp8 e4m3 in blocks", asked)
+        fields.refuse("quantization_config", "plain floats, mxfp4, or fp8 e4m3 in blocks", asked)
     return None
 
 

@@ -14,6 +14,8 @@ from grokscope.checkpoints.pickled_array import CheckpointError
 
 MOST_EXPERTS = 100_000
 """In all layers together; a config that asks for more is a mistake, or meant to exhaust the memory."""
+MOST_LAYERS = 10_000
+"""The same of layers."""
 
 _UNREAD: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,), "attention_multiplier": (), "attn_logit_softcapping": (0,), "clip_qkv": (),
@@ -46,6 +48,11 @@ def json_object(file: Path) -> dict[str, Any]:
     return values
 
 
+def _same(value: Any, other: Any) -> bool:
+    """Equal, where 1 is not true."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
 class Fields:
     """The values of a config.json; each reading method takes a name and what holds where the file says nothing."""
 
@@ -68,8 +75,8 @@ class Fields:
         value = self.get(*names, default=default)
         if type(value) is not int or not least <= value <= most:
             name = next((n for n in names if self.values.get(n) is not None), names[0])
-            limit = "" if most == 2**31 else f" up to {most:,}"
-            self.refuse(name, f"a {'positive ' if least == 1 else ''}whole number{limit}", value)
+            limits = f"a whole number from {least}" if most == 2**31 else f"{least} to {most:,}"
+            self.refuse(name, "a positive whole number" if (least, most) == (1, 2**31) else limits, value)
             return max(least, 1)
         return value
 
@@ -94,7 +101,7 @@ class Fields:
     def must(self, name: str, *allowed: Any, default: Any = None) -> Any:
         """One of some values, since no other is computed here."""
         value = self.get(name, default=default)
-        if not any(type(value) is type(a) and value == a for a in allowed):
+        if not any(_same(value, a) for a in allowed):
             words = " or ".join("null" if a is None else json.dumps(a) for a in allowed)
             self.problems.append(f"{name}: wanted {words}, got {value!r}: not supported")
         return value
@@ -122,5 +129,5 @@ class Fields:
         """Problems of the fields that nobody read and that say something about the arithmetic."""
         for name in sorted(set(self.values) & set(_UNREAD) - self._read):
             value = self.values[name]
-            if value is not None and not any(type(value) is type(a) and value == a for a in _UNREAD[name]):
+            if value is not None and not any(_same(value, a) for a in _UNREAD[name]):
                 yield f"{name}: wanted none in this architecture, got {value!r}: not supported"

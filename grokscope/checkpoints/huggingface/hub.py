@@ -38,13 +38,13 @@ def download(hub_id: str) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{hub_id}: wanted a directory here or a model of the Hugging Face hub, found neither (or it is private); check "
-            "the name, or set HF_TOKEN"
+            f"{hub_id}: wanted a directory here or a model of the Hugging Face hub, got neither (the hub has no such "
+            "model, or it is private); check the name, or set HF_TOKEN"
         ) from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{hub_id}: wanted the hub or its cache, there is no answer from the one and no such model in the other; go "
-            "online, or `hf download` it where there is a network and give its directory"
+            f"{hub_id}: wanted a directory here or a model of the Hugging Face hub, got neither (the hub does not answer, "
+            "and its cache has no such model); go online, or `hf download` it where there is a network and give its directory"
         ) from error
     except Exception as error:  # the hub's client lets those of its HTTP library through, too
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -36,7 +36,7 @@ def rope_of(f: Fields, width: int, *, share: float | None = None, base: float) -
         f.refuse("head_dim", "an even number (rotary halves), of which as many entries are turned", width)
         rotated = 2
     inner = Fields(scaling)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = scaling.get("rope_type", "default")
     reader, unknown = _KINDS.get(kind if isinstance(kind, str) else None), sorted(set(scaling) - _KNOWN)
     if reader is None or unknown:
         what = f"rope_type {', '.join(_KINDS)}" if reader is None else f"no {', '.join(unknown)}"
@@ -58,6 +58,7 @@ def _scaling(f: Fields) -> dict[str, Any]:
         if not isinstance(given, dict) or any(isinstance(v, dict) for v in given.values()):
             f.refuse("rope_scaling", "one set of numbers for all layers", given)
             return {}
+    old, new = ({"rope_type" if k == "type" and "rope_type" not in s else k: v for k, v in s.items()} for s in (old, new))
     if differs := sorted(name for name in set(old) & set(new) if old[name] != new[name]):
         f.refuse("rope_scaling", "what rope_parameters says", {name: old[name] for name in differs})
     return new | old

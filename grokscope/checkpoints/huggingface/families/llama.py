@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from grokscope.checkpoints.huggingface.fields import Fields
+from grokscope.checkpoints.huggingface.fields import MOST_EXPERTS, MOST_LAYERS, Fields
 from grokscope.checkpoints.huggingface.rope_fields import rope_of
 from grokscope.checkpoints.huggingface.tensors import Table, Tensor
 from grokscope.config import BlockConfig, RouterConfig
@@ -53,7 +53,7 @@ def common(
     f.must("hidden_act", "silu", default="silu")
     vocab = f.size("vocab_size")
     return {
-        "vocab_size": vocab, "d_model": width, "num_layers": f.size("num_hidden_layers"), "num_heads": heads,
+        "vocab_size": vocab, "d_model": width, "num_layers": f.size("num_hidden_layers", most=MOST_LAYERS), "num_heads": heads,
         "num_kv_heads": kv_heads, "d_head": head, "max_tokens": f.size("max_position_embeddings"),
         "norm_eps": f.number("rms_norm_eps"), "tied_embedding": f.flag("tie_word_embeddings", tied),
         "bos_id": f.token("bos_token_id", vocab), "eos_id": f.token("eos_token_id", vocab, several=True),
@@ -64,7 +64,8 @@ def common(
 
 def router(f: Fields, *names: str, per_token: tuple[str, ...] = ("num_experts_per_tok",), **rule: Any) -> RouterConfig:
     """The router, whose number of experts goes by one of these names."""
-    experts = f.size(*names, "num_local_experts", "num_experts", least=2)
+    most = MOST_EXPERTS // f.size("num_hidden_layers", most=MOST_LAYERS)
+    experts = f.size(*names, "num_local_experts", "num_experts", least=2, most=most)
     return RouterConfig(num_experts=experts, top_k=f.size(*per_token, most=experts), **rule)
 
 
