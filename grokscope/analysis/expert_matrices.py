@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jax
 import numpy as np
 
-from grokscope.transformer.forms import OutputFirst, PerExpert, Scaled, Spread, Weight, woven
+from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Scaled, Spread, Weight, woven
 from grokscope.transformer.weights import BlockWeights
 
 if TYPE_CHECKING:
@@ -23,16 +23,19 @@ def each_layer(
 ) -> tuple[list[int], list[T]]:
     """(numbers of the layers, what `measure` says of each block). A streamed layer is let go before the next one comes.
 
-    layers: from the end where negative, all by default; brought in their order in the model. Raises TypeError for what is
-    not a model, ValueError for a dense one and for layers that it lacks.
+    layers: from the end where negative, all with a router by default; brought in their order in the model. Raises TypeError
+    for what is not a model, ValueError for a dense one and for layers that it lacks or that are dense.
     """
     check_experts(model, analysis)
-    total, blocks = model.config.num_layers, model.weights.blocks
-    if layers is None:
+    total, blocks, moe = model.config.num_layers, model.weights.blocks, model.config.moe_layers
+    if layers is None and len(moe) == total:
         return list(range(total)), list(map(measure, blocks))  # map keeps no block, a loop's name would
+    layers = moe if layers is None else layers
     if not len(layers) or not all(-total <= n < total for n in layers):
         raise ValueError(f"layers: wanted some of 0 to {total - 1}, got {list(layers)}; name those that the model has")
     chosen = sorted({int(n) % total for n in layers})
+    if dense := sorted(set(chosen) - set(moe)):
+        raise ValueError(f"layers: wanted some of {list(moe)}, which have a router, got {dense}")
     return chosen, [measure(blocks[n]) for n in chosen]
 
 
@@ -45,9 +48,9 @@ def check_experts(model: Loaded, analysis: str) -> None:
 
 
 def host(x: Any) -> np.ndarray:
-    """A plain or int8 array as float32 in host memory."""
-    x = Scaled(np.asarray(x.values), np.asarray(x.scales), x.lead, x.rows) if isinstance(x, Scaled) else np.asarray(x)
-    return x.to(np.float32) if isinstance(x, Scaled) else x.astype(np.float32)
+    """A plain or quantised array as float32 in host memory."""
+    x = jax.tree.map(np.asarray, x)
+    return x.to(np.float32) if isinstance(x, Quantised) else x.astype(np.float32)
 
 
 def row_chunks(w: Weight, size: int = 2**24) -> Iterator[tuple[int, np.ndarray]]:
@@ -77,8 +80,10 @@ def _reader(w: Weight) -> Callable[[int, slice], np.ndarray]:
         return lambda e, at: np.asarray(w.parts[e])[:, at].T.astype(np.float32)
     if isinstance(w, OutputFirst):
         return lambda e, at: _scaled(_unwoven(_of(w.values, e)[:, at].T), _of(w.scales, e), at, w.shape[1])
-    if isinstance(w, Scaled):
+    if isinstance(w, Scaled) and w.size is None:
         return lambda e, at: _scaled(_of(w.values, e)[at], _of(w.scales, e), at, w.shape[1])
+    if isinstance(w, Quantised):
+        return lambda e, at: jax.tree.map(np.asarray, w[e]).to(np.float32)[at]
     return lambda e, at: _of(w, e)[at].astype(np.float32)
 
 

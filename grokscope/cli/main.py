@@ -62,7 +62,8 @@ def trace(  # noqa: PLR0913 - one a flag
     pieces = loaded.pieces(encoded)
     experts, gates = (recorder.arrays[s][:, 0] for s in ("router.experts", "router.gates"))
     console.print(legend(recorder.config.router), soft_wrap=True)
-    for line in draw(RoutingPicture(experts, gates, pieces[0], recorder.layers, recorder.config.router), console.width):
+    layers = recorder.layers["router.experts"]
+    for line in draw(RoutingPicture(experts, gates, pieces[0], layers, recorder.config.router), console.width):
         console.print(line, no_wrap=True, crop=False, soft_wrap=True)
     if out is not None:
         from grokscope.tables.export import export

@@ -12,7 +12,6 @@ from grokscope.model.model import Model
 from grokscope.prompt import Prompt
 from grokscope.transformer.forms import Array, Scaled, Weight
 from grokscope.transformer.forward import embed
-from grokscope.transformer.weights import ModelWeights
 
 Token = int | str
 """A token's id, or a text that is one token."""
@@ -66,6 +65,14 @@ def need_experts(model: Model, who: str) -> None:
         )
 
 
+def moe_layer(model: Model, layer: Any, who: str) -> int:
+    """The number of a layer that has a router."""
+    here, moe = one_index(layer, model.config.num_layers, "layer", who), model.config.moe_layers
+    if here not in moe:
+        raise ValueError(f"{who}: layer: wanted one of {list(moe)}, which have a router, got {here}, which is dense")
+    return here
+
+
 def pieces_of(model: Model, ids: Any) -> np.ndarray:
     """What a reader sees of each id, in the shape of `ids`; the number in brackets where the tokenizer has no piece of
     it, nothing for -1.
@@ -78,11 +85,6 @@ def pieces_of(model: Model, ids: Any) -> np.ndarray:
 
     names = [piece(i) for i in different.tolist()]
     return np.array(names, dtype=object)[where].reshape(np.shape(ids))
-
-
-def unembedding(w: ModelWeights) -> Weight:
-    """The table that logits come from, V D."""
-    return w.embed if w.unembed is None else w.unembed
 
 
 def rows_of(table: Weight, ids: Any, dtype: Any) -> Float[Array, "... D"]:

@@ -9,22 +9,22 @@ import xarray as xr
 
 from grokscope.experiments.asked import (
     Token,
+    moe_layer,
     need_experts,
     one_index,
     one_text,
     pieces_of,
     rows_of,
     token_id,
-    unembedding,
 )
-from grokscope.experiments.parts import Parts, stream_parts
+from grokscope.experiments.parts import Parts, before_norm, stream_parts
 from grokscope.model.model import Model
 from grokscope.prompt import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_PARTS = {"embed": "embed", "attention": "head", "experts": "expert"}
+_PARTS = {"embed": "embed", "attention": "head", "experts": "expert", "shared": "shared", "bias": "bias"}
 """Variable -> what a row of it is called in the table."""
 
 
@@ -33,10 +33,11 @@ def logit_attribution(
 ) -> xr.Dataset:
     """Direct logit attribution at one position: what each part of the model added to a logit there.
 
-    `embed` (), `attention` (layer, head), `experts` (layer, slot) with the coordinate `chosen`, who filled the slot; their
-    sum `total` () and the model's own `logit` (). In a dense model there is one slot. target: a token (an id or a text of
-    one token), a pair for the logit of the first less that of the second, or None for the model's best token there. text:
-    one, of which the tokens up to `position` are run.
+    `embed` (), `attention` (layer, head), `experts` (layer, slot) with the coordinate `chosen`, who filled the slot,
+    and where the model has them `shared` (layer: shared experts, and the units of dense layers among mixtures) and
+    `bias` (); their sum `total` () and the model's own `logit` (), before any cap. In a dense model there is one slot.
+    target: a token (an id or a text of one token), a pair for the logit of the first less that of the second, or None
+    for the model's best token there. text: one, of which the tokens up to `position` are run.
 
     The last norm and, in Grok-1, both post-norms of every block are frozen at what they were in this run: a part's value is
     part . (post-norm's scale / rms) * (last norm's scale / rms) * unembedding. So the parts add up to the logit, to 1e-4 in
@@ -58,11 +59,15 @@ def logit_attribution(
     parts = stream_parts(model, prompt, at)
     ids = [int(parts.logits.argmax()) if i is None else i for i in named]
     sign = np.array([1.0, -1.0])[: len(ids)]
-    rows = np.asarray(rows_of(unembedding(model.weights), ids, model.dtype), np.float64)
-    c = model.config
-    direction = (sign @ rows) * np.asarray(model.weights.final_norm, float) * _inverse_rms(parts.stream, c.norm_eps)
+    c, w = model.config, model.weights
+    read = sign @ np.asarray(rows_of(w.table, ids, model.dtype), np.float64) * c.logit_scale
+    direction = np.asarray(before_norm(*(np.asarray(a, np.float64) for a in (read, parts.stream, w.final_norm)), c))
+    constant = 0.0 if w.final_norm_bias is None else read @ np.asarray(w.final_norm_bias, np.float64)
+    constant += 0.0 if w.unembed_bias is None else c.logit_scale * (sign @ np.asarray(w.unembed_bias, np.float64)[ids])
+    said = parts.logits[ids].astype(float)
+    said = said if c.final_cap is None else c.final_cap * np.arctanh(said / c.final_cap)
     return _labelled(
-        model, prompt, at, parts, direction * c.logit_scale, {"logit": sign @ parts.logits[ids]},
+        model, prompt, at, parts, direction, {"logit": sign @ said, "constant": constant},
         target=ids if len(ids) == 2 else ids[0], target_piece=" - ".join(pieces_of(model, ids)),
     )  # fmt: skip
 
@@ -72,9 +77,10 @@ def router_attribution(
 ) -> xr.Dataset:
     """Which heads and experts pushed a router's logits: of every expert of `layer`, or of one.
 
-    `embed` (expert), `attention` (expert, layer, head), `experts` (expert, layer, slot), their sum `total` (expert), the
-    router's own `logit` (expert) before any cap, and `chosen` (layer, slot), who filled the slots below; with `expert` that
-    dimension is gone. The heads of `layer` itself write before its router, its experts after: these are 0, chosen -1.
+    `embed` (expert), `attention` (expert, layer, head), `experts` (expert, layer, slot), and `shared` and `bias` as in
+    `logit_attribution`, their sum `total` (expert), the router's own `logit` (expert) before any cap, and `chosen`
+    (layer, slot), who filled the slots below; with `expert` that dimension is gone. The heads of `layer` itself write
+    before its router, its experts after: these are 0, chosen -1.
 
     The router is linear in the normed stream: with that norm, and the post-norms below, frozen as in `logit_attribution`,
     the parts add up to the logit to 1e-4 in float32 (in bfloat16 to about 1 % of the largest parts). Equation: w_e .
@@ -86,12 +92,15 @@ def router_attribution(
     need_experts(model, who)
     prompt = one_text(model, text, who)
     at = one_index(position, prompt.tokens, "position", who)
-    here = one_index(layer, model.config.num_layers, "layer", who)
+    here = moe_layer(model, layer, who)
     only = None if expert is None else one_index(expert, model.config.router.num_experts, "expert", who)
     parts = stream_parts(model, prompt, at, here)
-    norm, router = (a.astype(float) for a in parts.reader)
-    direction = norm[:, None] * _inverse_rms(parts.stream, model.config.norm_eps) * router
-    found = _labelled(model, prompt, at, parts, direction, {"logit": parts.stream @ direction}, router_layer=here)
+    w, router = parts.reader, parts.reader.moe.router
+    direction = np.asarray(before_norm(router.T, parts.stream.astype(float), w.moe_norm_in, model.config)).T
+    constant = 0.0 if w.moe_norm_in_bias is None else w.moe_norm_in_bias @ router
+    constant = constant if w.moe.router_bias is None else constant + w.moe.router_bias
+    said = {"logit": parts.stream @ direction + constant, "constant": constant}
+    found = _labelled(model, prompt, at, parts, direction, said, router_layer=here)
     return found if only is None else found.isel(expert=only)
 
 
@@ -103,11 +112,11 @@ def attribution_table(found: xr.Dataset, top: int | None = None) -> pd.DataFrame
     """
     import pandas as pd
 
-    if missing := [name for name in (*_PARTS, "total") if name not in found]:
+    if missing := [name for name in ("embed", "attention", "experts", "total") if name not in found]:
         raise ValueError(
             f"attribution_table: wanted the answer of logit_attribution or router_attribution, got one without {missing[0]}"
         )
-    frames = [_rows(found[name], found["total"]).assign(part=part) for name, part in _PARTS.items()]
+    frames = [_rows(found[name], found["total"]).assign(part=part) for name, part in _PARTS.items() if name in found]
     table = pd.concat(frames, ignore_index=True)
     table = table[~(table["chosen"] < 0)]
     table = table[[n for n in ("expert", "part", "layer", "head", "slot", "chosen", "value", "share") if n in table]]
@@ -127,27 +136,22 @@ def _rows(array: xr.DataArray, total: xr.DataArray) -> pd.DataFrame:
     return xr.Dataset({"value": array, "share": array / whole}).to_dataframe().reset_index()
 
 
-def _inverse_rms(x: np.ndarray, eps: float) -> float:
-    return float((np.mean(x.astype(float) ** 2) + eps) ** -0.5)
-
-
 def _labelled(
     model: Model, prompt: Prompt, at: int, parts: Parts, direction: np.ndarray, logit: dict[str, Any], **about: Any
 ) -> xr.Dataset:
-    embed, heads, experts = parts.along(direction)
-    lead = ("expert",) if embed.ndim else ()
-    dims = {
-        "embed": lead,
-        "attention": (*lead, "layer", "head"),
-        "experts": (*lead, "layer", "slot"),
-        "total": lead,
-        "logit": lead,
-    }
-    total = embed + heads.sum((-2, -1)) + experts.sum((-2, -1))
-    arrays = dict(zip(dims, (embed, heads, experts, total, logit["logit"]), strict=True))
+    arrays = parts.along(direction)
+    arrays["bias"] = arrays["bias"] + logit["constant"]
+    for name in ("shared", "bias"):
+        if not np.any(arrays[name]):
+            del arrays[name]
+    lead = ("expert",) if arrays["embed"].ndim else ()
+    inner = {"attention": ("layer", "head"), "experts": ("layer", "slot"), "shared": ("layer",)}
+    dims = {name: (*lead, *inner.get(name, ())) for name in (*arrays, "total", "logit")}
+    sums = [a.sum(tuple(range(len(lead), a.ndim))) for a in arrays.values()]
+    arrays |= {"total": np.sum(sums, axis=0), "logit": logit["logit"]}
     coords = {"layer": np.arange(len(parts.heads)), "chosen": (("layer", "slot"), parts.chosen)}
     if lead:
-        coords["expert"] = np.arange(len(embed))
+        coords["expert"] = np.arange(len(arrays["embed"]))
     about |= {"model": model.name, "dtype": model.dtype, "position": at, "piece": model.pieces(prompt)[0][at]}
     about["norms"] = "frozen at their values in this run"
     return xr.Dataset({name: (dims[name], a) for name, a in arrays.items()}, coords, about)

@@ -9,12 +9,13 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Int
 
+from grokscope.block_config import BlockConfig
 from grokscope.config import ModelConfig
-from grokscope.experiments.asked import Token, need_experts, one_index, pieces_of, rows_of, token_id
-from grokscope.experiments.parts import frozen_norm
+from grokscope.experiments.asked import Token, moe_layer, need_experts, one_index, pieces_of, rows_of, token_id
+from grokscope.experiments.parts import before_norm
 from grokscope.model.model import Model
 from grokscope.prompt import Prompt, bucket
-from grokscope.transformer.experts import apply_experts
+from grokscope.transformer.experts import apply_experts, shared
 from grokscope.transformer.ops import norm
 from grokscope.transformer.programs import Program
 from grokscope.transformer.tap import Tap
@@ -34,8 +35,9 @@ def counterfactual_experts(
 
     All (batch, token, expert): `norm` ||y_e|| of its output before the gate; `cosine` of y_e with what the experts gave
     together, sum_chosen g y, before any post-norm; `gate`, the one that it has, or would have beside the chosen: its
-    probability, times what the rule multiplies the chosen's by; `direct_effect`, what gate * y_e would add to the target's
-    logit there, with this layer's post-norm and the last norm frozen as they were; `is_chosen`. `target_id` (batch, token).
+    score, times what the rule multiplies the chosen's by (where rivals alone make the gates, a stand-in);
+    `direct_effect`, what gate * y_e would add to the target's logit there, with this layer's post-norm and the last
+    norm frozen as they were; `is_chosen`. `target_id` (batch, token).
     outputs=True: also `output` (batch, token, expert, d_model), y_e itself, 4 B T E D bytes.
 
     text: one or several. positions: the tokens to ask about, all by default; negative ones need texts of one length.
@@ -50,7 +52,7 @@ def counterfactual_experts(
     who = "counterfactual_experts"
     need_experts(model, who)
     c = model.config
-    here = one_index(layer, c.num_layers, "layer", who)
+    here = moe_layer(model, layer, who)
     named = None if target is None else token_id(model, target, who)
     prompt = model.encode(text)
     positions = None if positions is None else _positions(prompt, positions, who)
@@ -94,13 +96,15 @@ def _of_rows(
     n, dtype = len(seen["stream"]), model.dtype
     rows: Rows = {k: jnp.asarray(np.pad(a, [(0, size - n), (0, 0)], mode="edge")) for k, a in seen.items()}
     end = End.of(model.weights)
-    if target is None:
-        ids = _best(end, rows["last"].astype(dtype), config=model.config)
-    else:
-        ids = jnp.full(size, target, jnp.int32)
+    best = _best(end, rows["last"].astype(dtype), config=model.config) if target is None else target
+    ids = jnp.broadcast_to(jnp.asarray(best, jnp.int32), size)
     last = rows["last"].astype(jnp.float32)
-    direction = rows_of(end.table, ids, dtype) * frozen_norm(last, end.final_norm, model.config.norm_eps) * model.config.logit_scale
-    found = _answers(w, rows, direction, config=model.config, dtype=dtype) | {"target_id": ids}
+    direction = (
+        before_norm(rows_of(end.table, ids, dtype), last, end.final_norm, model.config) * model.config.logit_scale
+    )
+    found = _answers(w, rows, direction, config=model.config.block(model.config.moe_layers[0]), dtype=dtype) | {
+        "target_id": ids
+    }
     if not outputs:
         del found["output"]
     return {name: np.asarray(a)[:n] for name, a in found.items()}
@@ -112,7 +116,7 @@ def _best(end: End, x: Float[Array, "N D"], *, config: ModelConfig) -> Int[Array
 
 
 @Program
-def _answers(w: BlockWeights, rows: Rows, direction: Float[Array, "N D"], *, config: ModelConfig, dtype: str) -> Rows:
+def _answers(w: BlockWeights, rows: Rows, direction: Float[Array, "N D"], *, config: BlockConfig, dtype: str) -> Rows:
     x = norm(rows["stream"].astype(dtype), w.moe_norm_in, w.moe_norm_in_bias, config)[None]
     every = jnp.broadcast_to(jnp.arange(config.router.num_experts), (*x.shape[:2], config.router.num_experts))
     y = apply_experts(w.moe, x, every, jnp.ones(x.shape[:2], bool), config, Tap())[0].astype(jnp.float32)
@@ -123,15 +127,22 @@ def _answers(w: BlockWeights, rows: Rows, direction: Float[Array, "N D"], *, con
         "NA,NAD->ND", rows["gates"], jnp.take_along_axis(y, at[..., None], axis=1), precision="highest"
     )
     own = (jnp.take_along_axis(rows["probs"], at, axis=1) * visited).sum(axis=-1, keepdims=True)
-    gate = rows["probs"] * rows["gates"].sum(axis=-1, keepdims=True) / own
-    d = direction * frozen_norm(together, w.moe_norm_out, config.norm_eps)
+    hot = (at[..., None] == every[0, :, None, :]) & visited[..., None]
+    gate = jnp.where(
+        hot.any(axis=1),
+        (rows["gates"][..., None] * hot).sum(axis=1),
+        rows["probs"] * rows["gates"].sum(axis=-1, keepdims=True) / own,
+    )
+    whole = together + (shared(w.moe, x, config)[0] if config.d_shared else 0)
+    d = config.residual_scale * config.branch_scale * direction
+    d = d if w.moe_norm_out is None else before_norm(d, config.branch_scale * whole, w.moe_norm_out, config)
     size, length = jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(together, axis=-1, keepdims=True)
     return {
         "norm": size,
         "cosine": jnp.einsum("NED,ND->NE", y, together, precision="highest") / (size * length),
         "gate": gate,
         "direct_effect": gate * jnp.einsum("NED,ND->NE", y, d, precision="highest"),
-        "is_chosen": ((at[..., None] == every[0, :, None, :]) & visited[..., None]).any(axis=1),
+        "is_chosen": hot.any(axis=1),
         "output": y,
     }
 

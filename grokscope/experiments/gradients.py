@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Int
 
+from grokscope.block_config import BlockConfig
 from grokscope.config import ModelConfig
 from grokscope.experiments.asked import need_experts, one_index, token_id
 from grokscope.model.model import Model
@@ -86,7 +87,7 @@ def _check(model: Model, reduce: str) -> None:
 
 def _labelled(config: ModelConfig, trace: Trace, found: dict[str, np.ndarray]) -> xr.Dataset:
     gates, chosen = trace["router.gates"], trace["router.experts"]
-    if config.router.renormalize:  # what is not exactly 0 there is rounding
+    if _unselected(config).startswith("exactly"):  # what is not 0 there is rounding
         hot = (chosen.values[..., None] == np.arange(config.router.num_experts)).any(-2)
         found["router.logits"][~hot] = 0
     real = (trace.data["token_id"].values >= 0)[..., None]
@@ -103,7 +104,12 @@ def _labelled(config: ModelConfig, trace: Trace, found: dict[str, np.ndarray]) -
 
 
 def _unselected(config: ModelConfig) -> str:
-    if config.router.renormalize:
+    rule = config.router
+    if rule.near is not None:
+        return "by way of the softmax over near rivals"
+    if rule.score == "sigmoid":
+        return "exactly zero: each score is a sigmoid of its own logit"
+    if rule.renormalize:
         return "exactly zero: gates divided by their sum"
     how = "by way of the softmax over all experts, which is not renormalised"
     return f"{how}; near zero, for the post-norm takes a common scale of the gates away" if config.post_norms else how
@@ -180,7 +186,7 @@ def _through_layers(model: Model, prompt: Prompt, trace: Trace, d_last: np.ndarr
     """The derivatives at the router's sites, layer after layer from the last; whatever stands at padding."""
     c, width = model.config, bucket(prompt.tokens)
     entering = [trace["embed"].values, *trace["resid_post"].values[:-1]]
-    shape = (c.num_layers, prompt.batch, prompt.tokens)
+    shape = (c.num_moe_layers, prompt.batch, prompt.tokens)
     found = {"router.gates": np.zeros((*shape, c.router.top_k)), "router.logits": np.zeros((*shape, c.router.num_experts))}
     groups = list(_groups(prompt.batch, width))
     segments = prompt.segments(width)
@@ -193,9 +199,9 @@ def _through_layers(model: Model, prompt: Prompt, trace: Trace, d_last: np.ndarr
                 here = segments[rows]
                 seq = Sequence(jnp.broadcast_to(jnp.arange(width), here.shape), jnp.asarray(here))
                 x = _filled(entering[layer][rows], width, model.dtype)
-                d_x[n], parts = _back(w, x, seq, d_x[n], config=c)
+                d_x[n], parts = _back(w, x, seq, d_x[n], config=c.block(layer))
                 for site, part in parts.items():
-                    found[site][layer, rows] = np.asarray(part)[:, : prompt.tokens]
+                    found[site][c.moe_layers.index(layer), rows] = np.asarray(part)[:, : prompt.tokens]
             del w  # a streamed layer leaves before the one after the next is sent
     finally:
         if model.is_streamed:
@@ -215,10 +221,11 @@ def _filled(x: np.ndarray, width: int, dtype: str) -> Float[Array, "B T D"]:
 
 @Program
 def _back(
-    w: BlockWeights, x: Array, seq: Sequence, d_x: Array, *, config: ModelConfig
+    w: BlockWeights, x: Array, seq: Sequence, d_x: Array, *, config: BlockConfig
 ) -> tuple[Array, dict[str, Array]]:
     """Backwards through one block: to its input, and to zeros that are added at the router's sites."""
     widths = {"router.gates": config.router.top_k, "router.logits": config.router.num_experts}
+    widths = {} if config.is_dense else widths
     nothing = {site: jnp.zeros((*x.shape[:2], n), jnp.float32) for site, n in widths.items()}
     everywhere = jnp.ones((1, 1, 1), bool)
 

@@ -66,7 +66,8 @@ class _KnockOuts:
     def __init__(self, plain: Paired, modes: tuple[str, ...], layers: list[int], experts: list[int], draws: int) -> None:
         self.plain, self.modes, self.layers, self.experts, self.draws = plain, modes, layers, experts, draws
         # [L, E, N]: the slot in which a predicted token visits the expert, or EMPTY.
-        visits = plain.chosen[layers][:, plain.row, plain.token][:, None] == np.array(experts)[:, None, None]
+        chosen = np.stack([plain.chosen[n] for n in layers])
+        visits = chosen[:, plain.row, plain.token][:, None] == np.array(experts)[:, None, None]
         self.slot = np.where(visits.any(-1), visits.argmax(-1), EMPTY)
         self.n_selected = (self.slot != EMPTY).sum(-1)
 
@@ -129,7 +130,7 @@ class _KnockOuts:
         slots = self.slot[layer, expert]
         slots = rng.permutation(slots[slots != EMPTY])
         tokens = rng.choice(len(self.plain.row), len(slots), replace=False)
-        where = np.zeros(self.plain.chosen.shape[1:], bool)
+        where = np.zeros(self.plain.chosen[self.layers[layer]].shape, bool)
         where[self.plain.row[tokens], self.plain.token[tokens], slots] = True
         return where
 

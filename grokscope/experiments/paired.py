@@ -63,7 +63,8 @@ class Paired:
     """`texts` through `model` without edits; `measure` runs them again with edits. `who` asks, for errors.
 
     row, token: [N], where the N tokens stand that have a next one to predict; nll: [N], that one's, without edits. chosen,
-    logits: the plain routing, [L, B, T, A] and [L, B, T, E]; means, with `outputs`: as `grokscope.expert_means` has it.
+    choice: the plain routing by the number of a layer, [B, T, A] and what top-k saw (logits where nothing sets it apart),
+    [B, T, E]; means, with `outputs`: as `grokscope.expert_means` has it.
     """
 
     def __init__(self, model: Model, texts: Any, who: str, *, outputs: bool = False) -> None:
@@ -79,13 +80,16 @@ class Paired:
             jax.sharding.SingleDeviceSharding(jax.local_devices()[0], memory_kind="pinned_host") if pinned else None
         )
         config = model.config
-        routing = Capture(() if config.is_dense else ("router.logits", "router.experts"))
+        seen = "router.choice" if config.router.has_choice else "router.logits"
+        routing = Capture(() if config.is_dense else (seen, "router.experts"))
         routed = Routed(config, routing, self.prompt.lengths.tolist(), config.router.top_k)
         capture = Capture((*routing.sites, "expert.out")) if outputs else routing
         self._calls = list(calls_of(model, config, self.prompt, capture, (), routed))
         self._left = Left(self._home)
         run_layers(model.weights, self._calls, self._left)
-        self.chosen, self.logits = routed.arrays.get("router.experts"), routed.arrays.get("router.logits")
+        self.chosen, self.choice = (
+            dict(zip(config.moe_layers, routed.arrays.get(site, ()), strict=False)) for site in ("router.experts", seen)
+        )
         self.means = routed.means() if outputs else None
         self._ids = self.prompt.ids[self.row, self.token + 1][:, None]
         self._plain = self._read([self._left.get(n) for n in range(len(self._calls))], self._calls, ())
@@ -148,7 +152,10 @@ class Paired:
         """Layers by number, from 0, each once. Raises ValueError for one that is not there, and where there is no router."""
         if self.model.config.is_dense:
             raise ValueError(f"{self.who}: wanted a mixture of experts, got a dense model; edit its streams with effect")
-        return sorted(set(indices(wanted, self.model.config.num_layers, "layers", self.who)))
+        moe, named = self.model.config.moe_layers, indices(wanted, self.model.config.num_layers, "layers", self.who)
+        if wanted is not None and (dense := sorted(set(named) - set(moe))):
+            raise ValueError(f"{self.who}: layers: wanted some of {list(moe)}, which have a router, got {dense}")
+        return sorted(set(named) & set(moe))
 
     def _through(self, variants: Sequence[Sequence[Any]]) -> list[Difference]:
         calls, levels = [], []

@@ -51,7 +51,12 @@ def expectation(
 def divergence(
     plain: dict[str, np.ndarray], new: dict[str, np.ndarray], expected: np.ndarray, config: ModelConfig
 ) -> Float[np.ndarray, " N"]:
-    """KL(plain || new) in nats, at least 0; to about 1e-5, the rounding of log Z in float32."""
+    """KL(plain || new) in nats, at least 0; to about 1e-5, the rounding of log Z in float32.
+
+    Raises ValueError where logits are capped: they are no linear function of the stream then.
+    """
+    if config.final_cap is not None:
+        raise ValueError("KL: wanted logits that are linear in the last stream, got a model that caps them; compare traces")
     moved = new["final"].astype(np.float32) - plain["final"].astype(np.float32)
     linear = config.logit_scale * np.einsum("ND,ND->N", expected, moved)
     return np.maximum(new["log_z"].astype(float) - plain["log_z"] - linear, 0)

@@ -73,7 +73,7 @@ def swap_runner_up(
 
 def _swap(plain: Paired, layer: int, draw: int | None) -> np.ndarray:
     """[B, T]: the best expert that was not chosen, or one of those drawn at random."""
-    logits, chosen = plain.logits[layer], plain.chosen[layer]
+    logits, chosen = plain.choice[layer], plain.chosen[layer]
     score = np.nan_to_num(logits) if draw is None else np.random.default_rng([layer, draw]).random(logits.shape)
     taken = (chosen[..., None] == np.arange(logits.shape[-1])).any(-2)
     return np.where(taken, -np.inf, score).argmax(-1)
@@ -84,7 +84,7 @@ def _margins(plain: Paired, layers: list[int], slot: int, swaps: dict[Any, np.nd
     at, out = (plain.row, plain.token), []
     for n, layer in enumerate(layers):
         pair = np.stack([plain.chosen[layer][..., slot], swaps[n, None]], -1)[at]
-        logits = np.take_along_axis(plain.logits[layer][at], np.maximum(pair, 0), -1)
+        logits = np.take_along_axis(plain.choice[layer][at], np.maximum(pair, 0), -1)
         out.append(logits[:, 0] - logits[:, 1])
     return np.array(out, float)
 
@@ -149,5 +149,5 @@ def _random_route(plain: Paired, layer: int, k: int, draw: int) -> np.ndarray:
     """[B, T, slots]: k experts in random order; where the model has more slots, the others stay empty."""
     router = plain.model.config.router
     rng = np.random.default_rng([layer, k, draw])
-    order = rng.random((*plain.chosen.shape[1:3], router.num_experts)).argsort(-1)
+    order = rng.random((*plain.chosen[layer].shape[:2], router.num_experts)).argsort(-1)
     return np.pad(order[..., :k], ((0, 0), (0, 0), (0, max(0, router.top_k - k))), constant_values=EMPTY)

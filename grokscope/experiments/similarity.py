@@ -138,12 +138,13 @@ def _every_expert(
 ) -> tuple[list[int], list[T]]:
     """(layers, what `measure` says of each one's answers and the number of texts): a plain run, then each layer alone."""
     check_experts(model, analysis)
+    layers = model.config.moe_layers if layers is None else layers
     trace = model.trace(prompt, ["resid_mid", "router.probs"], layers)
     inside = np.arange(trace.data.sizes["token"]) < trace.data["length"].values[:, None]
     text, token = np.nonzero(inside)
     if len(text) < 2:
         raise ValueError(f"{analysis}: wanted 2 tokens or more, got {len(text)}; give a longer text")
-    width = model.config.router.num_experts * model.config.d_model
+    width, kind = model.config.router.num_experts * model.config.d_model, model.config.block(model.config.moe_layers[0])
     at_once = min(1024, max(2, AT_ONCE // width))
     parts = np.array_split(np.arange(len(text)), max(1, len(text) // at_once))  # none with a token alone
     size = max(map(len, parts))
@@ -154,7 +155,7 @@ def _every_expert(
             rows = np.zeros((1, size, x.shape[-1]), np.float32)
             rows[0, : len(part)] = x[text[part], token[part]]
             is_real = np.arange(size)[None] < len(part)
-            y = _answers(block, jnp.asarray(rows, model.dtype), jnp.asarray(is_real), config=model.config)
+            y = _answers(block, jnp.asarray(rows, model.dtype), jnp.asarray(is_real), config=kind)
             y = np.asarray(y)[0, : len(part)].astype(float)
             yield Answers(y, probs[text[part], token[part]], text[part])
 

@@ -60,7 +60,7 @@ class Routed(Recorder):
 
     def __init__(self, *of_recorder: Any) -> None:
         super().__init__(*of_recorder, once=True)
-        shape = (self.config.num_layers, self.config.router.num_experts)
+        shape = (self.config.num_moe_layers, self.config.router.num_experts)
         self._sums, self._counts = np.zeros((*shape, self.config.d_model)), np.zeros(shape)
 
     def record(
@@ -76,9 +76,10 @@ class Routed(Recorder):
         if "expert.out" in kept:
             real = positions < self.lengths[first_row : first_row + len(positions), None]
             chosen, out = (np.asarray(kept[site])[real] for site in ("router.experts", "expert.out"))
+            row = self.config.moe_layers.index(layer)
             for e in range(self.config.router.num_experts):
-                self._sums[layer, e] += out[chosen == e].sum(0, dtype=np.float64)
-                self._counts[layer, e] += (chosen == e).sum()
+                self._sums[row, e] += out[chosen == e].sum(0, dtype=np.float64)
+                self._counts[row, e] += (chosen == e).sum()
 
     def means(self) -> xr.DataArray:
         """What `grokscope.expert_means` says of the same run: an expert that was never chosen gets the mean of its layer."""
@@ -86,7 +87,7 @@ class Routed(Recorder):
         own = self._sums / np.maximum(self._counts, 1)[..., None]
         means = np.where(self._counts[..., None] > 0, own, whole[:, None])
         return xr.DataArray(
-            means.astype(np.float32), dims=("layer", "expert", "d_model"), coords={"layer": np.arange(len(means))}
+            means.astype(np.float32), dims=("layer", "expert", "d_model"), coords={"layer": list(self.config.moe_layers)}
         )
 
 

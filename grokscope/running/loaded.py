@@ -51,6 +51,8 @@ class Loaded:
         made = Capture.of(sites, layers, **select)
         if made.layers is not None:  # from 0 on, checked: a negative one would match no block
             made = dataclasses.replace(made, layers=tuple(kept_layers(made, self.config)))
+        if made.layers == ():
+            raise ValueError(f"layers: wanted some of 0 to {self.config.num_layers - 1}, got none")
         has = [s for s in self.sites if not SITES[s].in_block or kept_layers(made, self.config, s)]
         lacks = [s for s in made.sites if s not in has]
         named = [] if sites is None or isinstance(sites, Capture) else [s for s in np.atleast_1d(sites) if "*" not in s]

@@ -71,6 +71,8 @@ class Edit:
         site = SITES[self.site]
         if site.in_block == (layer is None):
             return None
+        if layer is not None and layer not in place.config.layers_with(self.site):
+            return None
         if layer is not None and layer not in indices(self.layers, place.config.num_layers, "layer", self):
             return None
         dims = site.dims

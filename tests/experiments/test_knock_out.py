@@ -132,7 +132,7 @@ def test_an_expert_that_was_never_chosen_changes_nothing():
 def test_the_control_has_as_many_visits_in_the_same_slots_of_different_tokens():
     plain = Paired(RENORMALISED, RAGGED, "test", outputs=True)
     work = _KnockOuts(plain, ("zero", "mean", "reroute", "drop"), [0, 2], [1, 3, 4], 2)
-    predicted = np.zeros(plain.chosen.shape[1:3], bool)
+    predicted = np.zeros(plain.chosen[0].shape[:2], bool)
     predicted[plain.row, plain.token] = True
     for n, layer in enumerate((0, 2)):
         for e, expert in enumerate((1, 3, 4)):
