@@ -47,6 +47,10 @@ class RopeConfig:
             raise wanted("scaling", '"linear", "yarn", "llama3", "longrope" or None', self.scaling)
         if self.width is not None and (self.width < 2 or self.width % 2):
             raise wanted("width", "an even number (rotary halves)", self.width)
+        if self.scaling == "longrope" and not len(self.short) == len(self.long) > 0:
+            raise wanted("short", "as many numbers as `long`, one a plane", self.short)
+        if not self.turns[0] > self.turns[1] > 0:
+            raise wanted("turns", "a larger and a smaller positive number", self.turns)
         if self.scaling in ("yarn", "llama3", "longrope") and self.original_tokens < 1:
             raise wanted("original_tokens", f"a positive number beside {self.scaling}", self.original_tokens)
 
@@ -72,11 +76,11 @@ class BlockConfig:
     attention_bias: Literal["", "qkv", "qkvo"] = ""
     """Which projections have biases."""
     qk_norm: Literal["head", "all"] | None = None
-    """Whether queries and keys are normed, each head by itself or all heads as one vector."""
+    """Whether queries and keys are normed by their root mean square, each head by itself or all heads as one vector."""
     qk_norm_last: bool = False
     """After the rotation, not before."""
     qkv_clip: float | None = None
-    """Queries, keys and values are clamped to +- this, after the norm."""
+    """Queries, keys and values are clamped to +- this, before the rotation (after a norm that comes before it)."""
     sinks: bool = False
     """Whether each head has a logit that joins the sum of its softmax and nothing else: rows sum to less than 1."""
     window: int | None = None
@@ -103,7 +107,7 @@ class BlockConfig:
     glu_alpha: float = 1.0
     """The gate half becomes act(alpha x) / alpha."""
     glu_limit: float | None = None
-    """The gate half is clamped from above and the other from both sides, before anything else."""
+    """The gate half is clamped from above and the other from both sides, biases included, before anything else."""
     glu_offset: float = 0.0
     """Added to the other half before the two are multiplied."""
 
@@ -131,6 +135,10 @@ class BlockConfig:
                 raise wanted(
                     name, " or ".join(f'"{w}"' if isinstance(w, str) else str(w) for w in words), getattr(self, name)
                 )
+        if self.d_shared and self.is_dense:
+            raise wanted("d_shared", "0 in a dense model", self.d_shared)
+        if self.rope.scaling == "longrope" and len(self.rope.short) != self.rope_width // 2:
+            raise wanted("rope.short", f"{self.rope_width // 2} numbers, one a plane", self.rope.short)
         if self.kv_rank is None and self.q_rank is not None:
             raise wanted("q_rank", "kv_rank beside it (latent attention)", self.q_rank)
         plain = (self.attention_bias, self.qk_norm, self.qkv_clip, self.num_kv_heads) == (

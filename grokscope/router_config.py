@@ -31,7 +31,7 @@ class RouterConfig:
     scale: float = 1.0
     """Multiplies the gates, after renormalising."""
     logit_cap: float | None = None
-    """c in c tanh(logits / c); Grok-1 has none."""
+    """c in c tanh(logits / c), bias included; Grok-1 has none. router.logits are what comes of it."""
     logit_bias: bool = False
     """Whether the logits have a bias."""
     choice_bias: bool = False
@@ -41,7 +41,8 @@ class RouterConfig:
     group); an expert of another group scores 0 ("best") or minus infinity ("best_two") in the choice, as released."""
     near: float | None = None
     """Sparsemixer: slot by slot, the best logit z is compared with those of (z - other) / max(|other|, z) <= near, and its
-    gate is the softmax over these alone; the next slot's pool lacks it. Gates are then often exactly 1."""
+    gate is the softmax over these alone; the next slot's pool lacks it. Gates are then often exactly 1. The choice is by the
+    logits; renormalize and scale act as ever."""
 
     @property
     def gate_sum(self) -> float | None:
@@ -76,6 +77,7 @@ class RouterConfig:
         if self.groups is not None:
             groups, kept, how = self.groups
             if how not in ("best", "best_two") or not 1 <= kept <= groups or self.num_experts % groups:
-                raise wanted(
-                    "groups", f'(a divisor of {self.num_experts}, some of them, "best" or "best_two")', self.groups
-                )
+                parts = f'(a divisor of {self.num_experts}, some of them, "best" or "best_two")'
+                raise wanted("groups", parts, self.groups)
+            if kept * self.num_experts // groups < self.top_k:
+                raise wanted("groups", f"{self.top_k} experts (top_k) or more in those that are kept", self.groups)

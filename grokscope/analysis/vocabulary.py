@@ -94,7 +94,7 @@ def _predicted(trace: Trace, analysis: str) -> list[np.ndarray]:
     if "logits" not in trace.data:
         raise ValueError(f"{analysis}: wanted a trace with the model's logits, got one without; add 'logits' to capture")
     logits = trace.data["logits"].transpose("batch", "token", "vocab").values
-    there = (trace.data["router.experts"].transpose("batch", "token", "layer", "slot").values >= 0).any((-1, -2))
+    there = (trace["router.experts"].transpose("batch", "token", "layer", "slot").values >= 0).any((-1, -2))
     if np.isnan(logits[there]).any():
         raise ValueError(f"{analysis}: wanted logits without NaN, got some; trace the text again")
     return [z[t].argmax(-1) for z, t in zip(logits, there, strict=True)]

@@ -191,11 +191,11 @@ def documents_of(
         at = data["token"].values if "token" in data.coords else np.arange(data.sizes["token"])
         inside = np.ones(len(at), bool) if length is None else at < length
         parts = {
-            name: data[f"router.{name}"].isel(batch=row).transpose("token", "layer", dim).values[inside]
+            name: trace[f"router.{name}"].isel(batch=row).transpose("token", "layer", dim).values[inside]
             for name, dim in last.items()
             if f"router.{name}" in data
         }
-        chosen = data["router.experts"].isel(batch=row).transpose("token", "layer", "slot").values[inside]
+        chosen = trace["router.experts"].isel(batch=row).transpose("token", "layer", "slot").values[inside]
         if recorded:  # of a run of our own it would be a token that was sent nowhere
             chosen = np.where(partly_unset(chosen)[:, None, None], -1, chosen)
         ids = data["token_id"].values[row][inside] if told["token_ids"] else None
@@ -209,7 +209,7 @@ def documents_of(
         )
         if contributions:
             kept = np.isin(at, doc.positions) & inside
-            doc = replace(doc, output_norms=_norms(data["expert.out"].isel(batch=row), kept, chosen[kept[inside]], doc))
+            doc = replace(doc, output_norms=_norms(trace["expert.out"].isel(batch=row), kept, chosen[kept[inside]], doc))
         yield doc
 
 

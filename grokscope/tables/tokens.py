@@ -67,7 +67,7 @@ def rows_of(trace: Trace) -> Rows:
     def flat(site: str, last: str) -> np.ndarray | None:
         if site not in data:
             return None
-        return data[site].transpose("batch", "token", "layer", last).values[inside][:, order]
+        return trace[site].transpose("batch", "token", "layer", last).values[inside][:, order]
 
     prompt, column = np.nonzero(inside)
     ids = data["token_id"].values[inside] if "token_id" in data.coords else np.full(len(prompt), -1)

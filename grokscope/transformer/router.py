@@ -31,7 +31,9 @@ def route(
     probs = tap("router.probs", score(logits))
     choice = jnp.where((probs <= 0) & jnp.isneginf(logits), -jnp.inf, probs)
     if rule.has_choice:
-        choice = logits if rule.near is not None else choice
+        if rule.near is not None:  # rivals are near by their logits, which are those of the edited probabilities
+            edited = tap.edits("router.probs")
+            choice = jnp.log(probs) + jax.nn.logsumexp(logits, axis=-1, keepdims=True) if edited else logits
         choice = choice if w.choice_bias is None else choice + w.choice_bias
         choice = tap("router.choice", choice if rule.groups is None else _of_best_groups(choice, *rule.groups))
     best, experts = jax.lax.top_k(choice, rule.top_k)

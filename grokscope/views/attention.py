@@ -73,7 +73,7 @@ class Attention:
     @cached_property
     def heads(self) -> list[int]:
         """The numbers of the heads that were kept."""
-        found = self.text.trace.data[self.sites[0]]
+        found = self.text.trace[self.sites[0]]
         return [int(h) for h in (found["head"].values if "head" in found.coords else range(found.sizes["head"]))]
 
     @cached_property
@@ -89,7 +89,8 @@ class Attention:
     def rows(self, layer: int, tokens: Sequence[int] | np.ndarray, heads: slice = slice(None)) -> np.ndarray:
         """[H, t, S] for kept tokens, rising; S up to the last one's own position, 0 for what comes after a token.
 
-        From queries and keys: softmax over s <= t of c tanh(q . k scale / c), head h with key/value head h // R.
+        From queries and keys: softmax over s <= t (and within the layer's window) of c tanh(q . k scale / c), head h with
+        key/value head h // R.
         """
         tokens = np.asarray(tokens)
         at = self.positions[tokens]
@@ -99,7 +100,10 @@ class Attention:
             found = kept[:, tokens, :stop] if len(tokens) != 1 else kept[:, tokens[0], None, :stop]
         else:
             found = self._scores(layer, tokens, heads, stop)
-        return found if self.sites == ("attn.pattern",) else _softmax(found, np.arange(stop) <= at[:, None])
+        if self.sites == ("attn.pattern",):
+            return found
+        window = self.text.trace.config.block(layer).window or stop
+        return _softmax(found, (np.arange(stop) <= at[:, None]) & (np.arange(stop) > at[:, None] - window))
 
     def _scores(self, layer: int, tokens: np.ndarray, heads: slice, stop: int) -> np.ndarray:
         config = self.text.trace.config
@@ -122,7 +126,7 @@ class Attention:
         if (site, layer) not in self._layers:
             while len(self._layers) > 1:
                 del self._layers[next(iter(self._layers))]
-            found = self.text.trace.data[site].isel(batch=self.text.row).sel(layer=layer)
+            found = self.text.trace[site].isel(batch=self.text.row).sel(layer=layer)
             dims = {"attn.q": "token head d_head", "attn.k": "kv_head source d_head"}.get(site, "head token source")
             array = found.transpose(*dims.split()).values
             self._layers[site, layer] = np.ascontiguousarray(array) if site == "attn.k" else array
@@ -197,7 +201,8 @@ def _usable(text: Text) -> list[tuple[str, ...]]:
     """What the pattern can be taken from, best first: not from before an edit of it."""
     edits = " ".join(text.trace.provenance["edits"])
     found: list[tuple[str, ...]] = [("attn.pattern",)]
-    if "attn.pattern" not in edits:
+    # What a sink takes is in no site but the pattern.
+    if "attn.pattern" not in edits and not text.trace.config.sinks:
         found += [("attn.scores",)] if "attn.scores" in edits else [("attn.q", "attn.k"), ("attn.scores",)]
     return found
 

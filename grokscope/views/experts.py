@@ -139,7 +139,8 @@ def part(text: Text, layers: list[int]) -> Trace:
         np.isfinite(text.array("router.gates", "token", "slot", layer=n)).all() for n in layers
     )
     sites = ["router.experts", *(["router.gates"] if gates else [])]
-    return Trace(data[sites].isel(batch=[text.row]).sel(layer=layers).drop_vars(["token_id", "piece"], errors="ignore"))
+    kept = data[sites].isel(batch=[text.row]).drop_vars(["token_id", "piece"], errors="ignore")
+    return Trace(kept.sel({"moe_layer" if "moe_layer" in kept.dims else "layer": layers}))
 
 
 def _f4(values: xr.DataArray | np.ndarray) -> np.ndarray:

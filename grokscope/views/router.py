@@ -70,7 +70,7 @@ def router_view(text: Text, token: int) -> RouterView:
 
 
 def _whole(text: Text, site: str) -> bool:
-    return text.has(site) and text.trace.data[site].sizes["expert"] == text.trace.config.router.num_experts
+    return text.has(site) and text.trace[site].sizes["expert"] == text.trace.config.router.num_experts
 
 
 def margins_of(scores: np.ndarray, experts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,7 +118,7 @@ def _missing(text: Text, logits: bool, any_scores: bool, gates: bool) -> str | N
     kept = [s for s in SCORES if text.has(s)]
     lacks = [] if gates else ["the gates"]
     if not any_scores and kept:
-        few, whole = text.trace.data[kept[0]].sizes["expert"], text.trace.config.router.num_experts
+        few, whole = text.trace[kept[0]].sizes["expert"], text.trace.config.router.num_experts
         return f"The trace kept {few} of {whole} experts, so there is nothing to rank: trace without experts=."
     if not any_scores:
         lacks = ["logits and probabilities", *lacks]

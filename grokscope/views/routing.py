@@ -53,7 +53,7 @@ class Text:
 
     def array(self, site: str, *dims: str, **at: int) -> np.ndarray:
         """A site of this text over `dims`; `at` chooses places by index, of `layer` by number."""
-        data = self.trace.data[site].isel(batch=self.row)
+        data = self.trace[site].isel(batch=self.row)
         if "layer" in at:
             data = data.sel(layer=at.pop("layer"))
         if "token" not in at:
@@ -176,7 +176,7 @@ def _surprise(text: Text, expert: int) -> Plane:
 def _all_experts(*sites: str) -> Callable[[Text], bool]:
     def there(text: Text) -> bool:
         whole = text.trace.config.router.num_experts
-        return all(text.has(s) and text.trace.data[s].sizes.get("expert", whole) == whole for s in sites)
+        return all(text.has(s) and text.trace[s].sizes.get("expert", whole) == whole for s in sites)
 
     return there
 
