@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from grokscope.counters.counters import RoutingCounters
     from grokscope.devices.sharding import mesh
     from grokscope.model.model import Model
-    from grokscope.prompt import visible
     from grokscope.recordings.routed_experts import read_routed_experts
     from grokscope.recordings.router_logits import read_router_logits
     from grokscope.sites import SITES, Capture
     from grokscope.tables.export import export, read_csv, read_tables
+    from grokscope.text.visible import visible
     from grokscope.trace.trace import Trace, open_trace
     from grokscope.transformer import edits as edits
     from grokscope.widgets.report import report
@@ -54,7 +54,7 @@ _HOMES = {
     "read_tables": "grokscope.tables.export",
     "report": "grokscope.widgets.report",
     "RoutingCounters": "grokscope.counters.counters",
-    "visible": "grokscope.prompt",
+    "visible": "grokscope.text.visible",
 }
 _MODULES = {
     "edits": "grokscope.transformer.edits",

@@ -1,105 +1,26 @@
-"""Text -> token ids, padded into a batch, and pieces that a reader can make sense of."""
+"""Text -> token ids, padded into a batch."""
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-_NAMED = {"\n": "⏎", "\t": "⇥"}
-_HIDDEN = {"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"}
-
-
-def visible(text: str) -> str:
-    """`text` with nothing in it that a reader cannot see or that changes how the rest is shown.
-
-    Newlines become ⏎, tabs ⇥; every other control, format, private or unassigned character (direction overrides, zero
-    width, terminal escapes, lone surrogates) becomes its number, `\\u{202e}`. It still needs escaping where it goes into
-    HTML or a terminal's markup.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_NAMED.get(c) or (f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in _HIDDEN else c) for c in text)
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What a model needs of a tokenizer; any object with these three methods serves."""
-
-    def encode(self, text: str) -> list[int]:
-        """Text -> ids, without a beginning-of-text token."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text; control tokens give none."""
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """What a reader sees of each id."""
-
-
-class SentencePiece:
-    """A SentencePiece model behind the three methods.
-
-    As in the library: a leading space is added on encoding and taken away on decoding, so `▁` in a text comes back as a
-    space, and bytes that make no character decode to U+FFFD. An id out of range raises IndexError, a lone surrogate
-    TypeError.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        import sentencepiece
-
-        self.path = Path(path)
-        try:
-            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{path}: wanted a SentencePiece model, got something else ({str(error)[:80]})") from error
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self._model.get_piece_size()
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of the model file: which tokenizer a trace was made with."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
-
-    def encode(self, text: str) -> list[int]:
-        """Text -> ids, without BOS or EOS."""
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise TypeError(
-                f"text: wanted Unicode, got a lone surrogate at {error.start}; read the file as UTF-8"
-            ) from error
-        return self._model.encode(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text."""
-        return self._model.decode(self._checked(ids))
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The vocabulary's entry of each id, made visible; ▁ stands for a space, <0xE2> for a byte."""
-        return [visible(self._model.id_to_piece(i)) for i in self._checked(ids)]
-
-    def _checked(self, ids: Sequence[int]) -> list[int]:
-        ids = [int(i) for i in ids]
-        if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
-            raise IndexError(f"token ids: wanted 0 to {self.vocab_size - 1}, got {wrong[:5]}")
-        return ids
+from grokscope.text.tokenizer import Tokenizer, prefix_of
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A batch of token ids, right-padded: ids [B, T], lengths [B]."""
+    """A batch of token ids, right-padded: ids [B, T], lengths [B].
+
+    classes: what is known of each token, a name -> a word for each token of each text; a chat's prompt has "role" (system,
+    user, assistant, tool) and "phase" (prompt, thinking, answer).
+    """
 
     ids: np.ndarray
     lengths: np.ndarray
+    classes: dict[str, list[list[str]]] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -147,10 +68,11 @@ class Encoder:
     def __call__(self, prompt: Any, truncate: bool = False) -> Prompt:
         """A prompt from a text, several texts, an int array [B, T] or lists of ids.
 
-        Texts get the model's beginning-of-text token, ids are taken as they are. Raises ValueError for an empty text, for
+        Texts get what the tokenizer puts before a text (else the model's beginning-of-text token), unless it is there; ids
+        are taken as they are. Raises ValueError for an empty text, for
         ids out of range, and for more tokens than the model's context unless `truncate` (which keeps the first ones).
         """
-        rows = self._rows(prompt)
+        rows, classes = self._rows(prompt), getattr(prompt, "classes", {})
         for number, row in enumerate(rows):
             where = f"prompt {number}: " if len(rows) > 1 else "prompt: "
             if not row:
@@ -167,7 +89,8 @@ class Encoder:
         ids = np.zeros((len(rows), lengths.max()), np.int32)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
-        return Prompt(ids, lengths)
+        kept = {name: [row[:n] for row, n in zip(words, lengths, strict=True)] for name, words in classes.items()}
+        return Prompt(ids, lengths, kept)
 
     def _rows(self, prompt: Any) -> list[list[int]]:
         if isinstance(prompt, Prompt):
@@ -192,8 +115,8 @@ class Encoder:
             raise ValueError(
                 "prompt: wanted token ids, got text: this model was loaded without a tokenizer; pass tokenizer= to load"
             )
-        ids = self.tokenizer.encode(text)
-        return ids and [*([] if self.bos_id is None else [self.bos_id]), *ids]
+        ids, before = self.tokenizer.encode(text), prefix_of(self.tokenizer, self.bos_id)
+        return ids if ids[: len(before)] == before else ids and [*before, *ids]
 
     @staticmethod
     def _ids(row: Any) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from grokscope.checkpoints import FORMATS, CheckpointError, native, recognise
-from grokscope.checkpoints.finding import found, tokenizer_file
+from grokscope.checkpoints.finding import found, tokenizer_files
 from grokscope.checkpoints.native_writer import Writer, arrays_of, file_of
 from grokscope.checkpoints.source import Source
 from grokscope.config import ModelConfig
@@ -64,7 +64,7 @@ def convert(
         if check:
             _check(writer, progress)
         with _explained(writer):
-            writer.finish(native.header(config), tokenizer_file(folder))
+            writer.finish(native.header(config), tokenizer_files(folder))
     (out / SOURCE).unlink()
     return out
 

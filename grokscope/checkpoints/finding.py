@@ -17,6 +17,19 @@ def found(name: str) -> Path:
     return Path(name)
 
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+BESIDE = ("tokenizer_config.json", "chat_template.jinja")
+
+
 def tokenizer_file(folder: Path) -> Path | None:
-    """The tokenizer in a checkpoint's directory or beside it."""
-    return next((p for p in (folder / "tokenizer.model", folder.parent / "tokenizer.model") if p.is_file()), None)
+    """The tokenizer in a checkpoint's directory or beside it; tokenizer.json, which knows added tokens too, before
+    SentencePiece's.
+    """
+    places = (where / name for where in (folder, folder.parent) for name in TOKENIZERS)
+    return next((p for p in places if p.is_file()), None)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The tokenizer and what belongs to it, to be copied with a checkpoint."""
+    file = tokenizer_file(folder)
+    return [] if file is None else [file, *(p for name in BESIDE if (p := file.parent / name).is_file())]

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def header(config: ModelConfig) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, "model": config.to_dict()}
 
 
-def save(path: str | Path, config: ModelConfig, weights: ModelWeights, tokenizer: str | Path | None = None) -> None:
+def save(path: str | Path, config: ModelConfig, weights: ModelWeights, tokenizer: Sequence[str | Path] = ()) -> None:
     """Write the weights to a new directory. It appears under its name when it is complete, or not at all."""
     path = Path(path)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")

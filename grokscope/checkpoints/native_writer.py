@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +112,12 @@ class Writer:
         del self.sums[name]
         self._note()
 
-    def finish(self, header: dict[str, Any], tokenizer: str | Path | None) -> None:
-        """Write what is not weights, and give the directory its name."""
+    def finish(self, header: dict[str, Any], tokenizer: Sequence[str | Path]) -> None:
+        """Write what is not weights, and give the directory its name. tokenizer: the files to copy."""
         self.write("config.json", [memoryview((json.dumps(header, indent=1) + "\n").encode())])
-        if tokenizer is not None:
-            self.write("tokenizer.model", [memoryview(Path(tokenizer).read_bytes())])
+        for file in map(Path, tokenizer):
+            name = "tokenizer.model" if file.suffix == ".model" else file.name
+            self.write(name, [memoryview(file.read_bytes())])
         if self.path.exists():
             self.path.rmdir()
         self.scratch.replace(self.path)

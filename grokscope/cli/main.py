@@ -69,7 +69,7 @@ def trace(  # noqa: PLR0913 - one a flag
         from grokscope.tables.export import export
         from grokscope.trace.trace import as_trace
 
-        made = as_trace(recorder, encoded.ids, pieces, loaded.provenance(recorder.config, sites, ()))
+        made = as_trace(recorder, encoded, pieces, loaded.provenance(recorder.config, sites, ()))
         export(made, out, format, full)
         if capture:
             made.save(out / "trace.zarr")
@@ -191,7 +191,7 @@ def _check_free(out: Path) -> None:
 
 
 def _terminal_safe(text: str) -> str:
-    from grokscope.prompt import visible
+    from grokscope.text.visible import visible
 
     return "".join(c if c in "\n\t" else visible(c) for c in text)
 

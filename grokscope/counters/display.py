@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from grokscope.prompt import visible
+from grokscope.text.visible import visible
 
 FEW = 16
 """Experts in a row of the table; of more, the busiest and the idlest are named."""

@@ -16,7 +16,8 @@ from grokscope.config import ModelConfig
 from grokscope.devices.memory import device_memory, free_memory
 from grokscope.devices.placement import is_small, placement
 from grokscope.model.model import Model
-from grokscope.prompt import SentencePiece, Tokenizer
+from grokscope.text.foreign import taken
+from grokscope.text.tokenizer import SentencePiece, Tokenizer, TokenizerJson
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.weights import ModelWeights
 
@@ -33,12 +34,13 @@ def load(
 ) -> Model:
     """A model from a directory, or from the Hugging Face hub; without either, the embedded model "pocket".
 
-    path: Grok-1 as released, a directory that grokscope wrote, a Hugging Face directory, or a hub id "owner/name". config:
-    else config.json in the directory or beside ckpt-0 (ours, Hugging Face's or the reference's field names), else Grok-1's
-    for a directory with as many files as the release. tokenizer: an object or a SentencePiece file, else tokenizer.model in
-    the directory or beside it. dtype: of the arithmetic. weights: "resident" copies them to the device, "streamed" brings
-    each layer when it is its turn, two at a time, "auto" takes the first where they fit. mesh: from `gs.mesh`, to lay the
-    weights over several devices.
+    path: Grok-1 as released, a directory that grokscope wrote, a Hugging Face directory, or a hub id "owner/name".
+    config: else config.json in the directory or beside ckpt-0 (ours, Hugging Face's or the reference's field names),
+    else Grok-1's for a directory with as many files as the release. tokenizer: a file (tokenizer.json, or
+    SentencePiece's) or an object with encode and decode (transformers' too), else tokenizer.json or tokenizer.model in
+    the directory or beside it. dtype: of the arithmetic. weights: "resident" copies them to the device, "streamed"
+    brings each layer when it is its turn, two at a time, "auto" takes the first where they fit. mesh: from `gs.mesh`,
+    to lay the weights over several devices.
 
     Raises CheckpointError (a ValueError) with every missing, truncated, mis-shaped or hostile file: nothing is unpickled.
     A layer is checked (checksums, no NaN, no infinity) when it is first read, which for streamed weights is during a run.
@@ -64,8 +66,7 @@ def load(
         shown = tqdm(layers, desc=f"loading {Path(name).name}", unit="layer", delay=1, leave=False, disable=None)
         blocks = [place.whole(source.block(n)) for n in shown]
     arrays = {name: place.outer(name, array) for name, array in outer.items()}
-    if not hasattr(tokenizer, "encode"):
-        tokenizer = _find_tokenizer(tokenizer, folder)
+    tokenizer = _tokenizer(tokenizer, folder)
     about = {"path": str(where), "format": kind, "weights": "streamed" if streamed else "resident", "bytes": source.bytes}
     about |= {"files": source.fingerprint, "identity": source.identity}
     return Model(config, ModelWeights(blocks=blocks, **arrays), tokenizer, dtype, Path(name).name, about, mesh)
@@ -81,13 +82,15 @@ def fits(size: int, config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | N
     return size / shares < 0.75 * room
 
 
-def _find_tokenizer(given: str | Path | None, folder: Path) -> Tokenizer | None:
-    if given is not None:
-        if not Path(given).is_file():
-            raise FileNotFoundError(f"{given}: wanted a tokenizer's file, found none")
-        return SentencePiece(given)
-    file = tokenizer_file(folder)
-    return None if file is None else SentencePiece(file)
+def _tokenizer(given: Any, folder: Path) -> Tokenizer | None:
+    if given is not None and not isinstance(given, str | Path):
+        return taken(given)
+    file = tokenizer_file(folder) if given is None else Path(given)
+    if file is not None and file.is_dir():
+        file = tokenizer_file(file) or file
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"{given}: wanted a tokenizer's file (tokenizer.json, or SentencePiece's), found none")
+    return None if file is None else TokenizerJson(file) if file.suffix == ".json" else SentencePiece(file)
 
 
 def keep_compiled() -> None:

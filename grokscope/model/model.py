@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from grokscope.devices.memory import check_memory, plan
 from grokscope.prompt import Prompt
+from grokscope.running.chatting import chat
 from grokscope.running.generation import Generation, generate
 from grokscope.running.loaded import Loaded
 from grokscope.running.running import run
@@ -56,7 +57,18 @@ class Model(Loaded):
             prompt, capture, layers, edits, truncate=truncate, max_bytes=max_bytes, resume=resume, **select
         )
         provenance = self.provenance(recorder.config, recorder.capture, edits)
-        return as_trace(recorder, encoded.ids, self.pieces(encoded), provenance)
+        return as_trace(recorder, encoded, self.pieces(encoded), provenance)
+
+    def chat(self, messages: Sequence[Any], *, template: str | None = None, **options: Any) -> Prompt:
+        """A conversation as a prompt, in the words that the model was trained with, by its own template.
+
+        messages: [{"role": "user", "content": "..."}, ...]. template: Jinja source where the model came with none; it runs in
+        a sandbox. options: what the template reads besides (enable_thinking=False, tools=[...], add_generation_prompt=False).
+        Each token of the prompt, and of a trace of it, has a "role" (system, user, assistant, tool) and a "phase" (prompt,
+        thinking, answer): what stands between marks such as <think> is thinking. Raises ValueError for messages that the
+        template refuses.
+        """
+        return chat(self, messages, template, options)
 
     def record(
         self,

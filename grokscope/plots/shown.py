@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from grokscope.prompt import visible
+from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
 
 EXCESS = "excess"

@@ -15,6 +15,7 @@ import numpy as np
 
 from grokscope.devices.memory import check_memory
 from grokscope.prompt import Prompt, bucket
+from grokscope.running.chatting import continued
 from grokscope.sites import Capture
 from grokscope.trace.recorder import Recorder
 from grokscope.transformer import kv_cache
@@ -204,5 +205,6 @@ class _Session:
         for layer, kept, positions, keys in self.calls:
             recorder.record(layer, kept, positions, keys)
         whole = self.model.encode(self.rows)
-        provenance = self.model.provenance(self.config, self.capture, edits)
-        return as_trace(recorder, whole.ids, self.model.pieces(whole), provenance)
+        pieces, known = self.model.pieces(whole), self.prompt.classes
+        whole = Prompt(whole.ids, whole.lengths, continued(known, pieces) if known else {})
+        return as_trace(recorder, whole, pieces, self.model.provenance(self.config, self.capture, edits))

@@ -14,8 +14,9 @@ import numpy as np
 
 from grokscope.config import ModelConfig
 from grokscope.devices.sharding import Layout
-from grokscope.prompt import Encoder, Prompt, Tokenizer
+from grokscope.prompt import Encoder, Prompt
 from grokscope.sites import SITES, Capture, parse_site
+from grokscope.text.tokenizer import Tokenizer
 from grokscope.trace.recorder import kept_layers
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.weights import ModelWeights

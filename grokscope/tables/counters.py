@@ -11,7 +11,7 @@ import pandas as pd
 from grokscope.analysis.measure import Routing, counted, share
 from grokscope.counters import tally
 from grokscope.counters.counters import RoutingCounters
-from grokscope.prompt import visible
+from grokscope.text.visible import visible
 
 Columns = dict[str, Any]
 

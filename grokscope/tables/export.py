@@ -20,7 +20,6 @@ import pandas as pd
 from grokscope.analysis.measure import Routing, counted
 from grokscope.counters.counters import RoutingCounters
 from grokscope.counters.documents import identity_of
-from grokscope.prompt import visible
 from grokscope.tables import counters as counter_tables
 from grokscope.tables import tokens as token_tables
 from grokscope.tables.counters import expert_stats_table
@@ -28,6 +27,7 @@ from grokscope.tables.files import as_arrow, read_csv, read_tables, spreadsheet_
 from grokscope.tables.metrics import metrics_table
 from grokscope.tables.schema import SCHEMA
 from grokscope.tables.tokens import routing_table, tokens_table
+from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
 
 __all__ = ["expert_stats_table", "export", "read_csv", "read_tables", "routing_table", "spreadsheet_safe", "tokens_table"]

@@ -10,7 +10,7 @@ import xarray as xr
 
 from grokscope.analysis import routing
 from grokscope.counters.counters import RoutingCounters
-from grokscope.prompt import visible
+from grokscope.text.visible import visible
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from grokscope.counters.documents import identity_of
-from grokscope.prompt import visible
+from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
 
 ALL_LOGITS = 16

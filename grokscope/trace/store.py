@@ -14,6 +14,8 @@ import xarray as xr
 PROVENANCE = "grokscope"
 """The attribute of a dataset that says where a trace came from."""
 SCHEMA = 1
+WORDS = ("piece", "role", "phase")
+"""Coordinates of words, a list of texts in an attribute: Zarr has no strings that every reader knows."""
 
 
 def save(trace: xr.Dataset, path: str | Path) -> None:
@@ -21,10 +23,12 @@ def save(trace: xr.Dataset, path: str | Path) -> None:
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path}: wanted a new name, got one that exists; choose another or remove it")
-    data = trace.drop_vars("piece")
+    words = {name: trace[name].values.tolist() for name in WORDS if name in trace.coords}
+    data = trace.drop_vars(words)
     data.attrs = {
         PROVENANCE: json.dumps({**json.loads(trace.attrs[PROVENANCE]), "schema": SCHEMA}),
-        "pieces": json.dumps(trace["piece"].values.tolist()),
+        "pieces": json.dumps(words.pop("piece")),
+        "classes": json.dumps(words),
     }
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -58,13 +62,14 @@ def load(path: str | Path) -> xr.Dataset:
     try:
         attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
         provenance, pieces = json.loads(attributes[PROVENANCE]), json.loads(attributes["pieces"])
+        words = {"piece": pieces} | {n: w for n, w in json.loads(attributes.get("classes", "{}")).items() if n in WORDS}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: wanted a trace that grokscope saved, got another Zarr store ({error!r})") from error
     if provenance.get("schema", 0) > SCHEMA:
         raise ValueError(f"{path}: wanted trace schema {SCHEMA} or older, got {provenance['schema']}; update grokscope")
     try:
         data = xr.open_zarr(path, consolidated=False, chunks=None, mask_and_scale=False)
-        data = data.assign_coords(piece=(("batch", "token"), np.array(pieces, dtype=object)))
+        data = data.assign_coords({n: (("batch", "token"), np.array(rows, dtype=object)) for n, rows in words.items()})
         _check_chunks(path)
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(f"{path}: this trace is damaged ({error}); run again") from error

@@ -12,8 +12,9 @@ import numpy as np
 import xarray as xr
 
 from grokscope.config import ModelConfig
-from grokscope.prompt import visible
+from grokscope.prompt import Prompt
 from grokscope.sites import SITES, parse_site
+from grokscope.text.visible import visible
 from grokscope.trace import store
 from grokscope.trace.recorder import OF_VALUES, Recorder, kept_layers
 from grokscope.trace.store import PROVENANCE
@@ -23,11 +24,12 @@ from grokscope.trace.store import PROVENANCE
 class Trace:
     """One run seen from inside: a Dataset with a variable for each kept site.
 
-    Dims are named as in `grokscope.sites.DIMS`, `layer` in front for the sites inside blocks; its numbers are the model's,
-    for router and experts those of the mixtures alone. (Where these are not all layers, `data` has a dim of its own for
-    them, `moe_layer`, and `d_value` where values have another width than d_head; a site's array has the usual names.)
-    Coordinates: `piece` and `token_id` [batch, token], `length` [batch]. Where a batch's texts differ in length, the cells
-    beyond a text's end hold NaN (-1 in whole numbers): nothing was there, no statistic may count them.
+    Dims are named as in `grokscope.sites.DIMS`, `layer` in front for the sites inside blocks; its numbers are the
+    model's, for router and experts those of the mixtures alone. (Where these are not all layers, `data` has a dim of
+    its own for them, `moe_layer`, and `d_value` where values have another width than d_head; a site's array has the
+    usual names.) Coordinates: `piece` and `token_id` [batch, token] (of a chat also `role` and `phase`), `length`
+    [batch]. Where a batch's texts differ in length, the cells beyond a text's end hold NaN (-1 in whole numbers):
+    nothing was there, no statistic may count them.
     """
 
     data: xr.Dataset
@@ -106,16 +108,16 @@ class Trace:
         )
 
 
-def as_trace(recorder: Recorder, ids: np.ndarray, pieces: Sequence[Sequence[str]], provenance: dict[str, Any]) -> Trace:
-    """What a recorder holds, with names; ids [B, T] and the pieces of each text."""
+def as_trace(recorder: Recorder, prompt: Prompt, pieces: Sequence[Sequence[str]], provenance: dict[str, Any]) -> Trace:
+    """What a recorder holds, with names; its prompt and the pieces of each text."""
     data = xr.Dataset({site: (_dims(site, recorder), array) for site, array in recorder.arrays.items()})
     tokens = int(recorder.lengths.max())
     inside = np.arange(tokens) < recorder.lengths[:, None]
-    padded = [[*row, *[""] * (tokens - len(row))] for row in pieces]
+    words = {"piece": pieces, **prompt.classes}
     data = data.assign_coords(
         token=np.arange(tokens),
-        token_id=(("batch", "token"), np.where(inside, ids[:, :tokens], -1)),
-        piece=(("batch", "token"), np.array(padded, dtype=object)),
+        token_id=(("batch", "token"), np.where(inside, prompt.ids[:, :tokens], -1)),
+        **{name: (("batch", "token"), _padded(rows, tokens)) for name, rows in words.items()},
         length=("batch", recorder.lengths),
     )
     of_dims = {_dims(site, recorder)[0]: layers for site, layers in recorder.layers.items() if SITES[site].in_block}
@@ -127,6 +129,11 @@ def as_trace(recorder: Recorder, ids: np.ndarray, pieces: Sequence[Sequence[str]
         data = data.isel(token=list(recorder.capture.tokens))
     data.attrs[PROVENANCE] = json.dumps(provenance)
     return Trace(data)
+
+
+def _padded(rows: Sequence[Sequence[str]], tokens: int) -> np.ndarray:
+    """Words [B, T], empty beyond a text's end."""
+    return np.array([[*row, *[""] * (tokens - len(row))] for row in rows], dtype=object)
 
 
 def _dims(site: str, recorder: Recorder) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from grokscope.prompt import visible
+from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
 from grokscope.views.payload import NONE, Plane, small
 from grokscope.views.prediction import next_ids

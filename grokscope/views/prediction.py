@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from grokscope.prompt import visible
+from grokscope.text.visible import visible
 from grokscope.views.routing import Text
 
 TOP = 10

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grokscope.prompt import visible
+from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
 from grokscope.views.payload import Plane, small
 

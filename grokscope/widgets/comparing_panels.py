@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grokscope.prompt import visible
 from grokscope.sites import Capture
+from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
 from grokscope.transformer import edits as verbs
 from grokscope.views.compare import Comparison, comparison, trace_text

@@ -64,7 +64,7 @@ def _tokenizer(bench: Bench) -> Any:
     if bench.model is not None or told["model"] != "pocket":
         return None
     from grokscope.checkpoints.finding import found, tokenizer_file
-    from grokscope.prompt import SentencePiece
+    from grokscope.text.tokenizer import SentencePiece
 
     tokenizer = SentencePiece(tokenizer_file(found("pocket")))
     return tokenizer if tokenizer.sha256 == told["tokenizer"] else None

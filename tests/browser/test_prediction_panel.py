@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import grokscope as gs
-from grokscope.prompt import visible
+from grokscope.text.visible import visible
 from tests.browser.host import Host
 from tests.browser.shapes import HOSTILE, random_trace
 from tests.conftest import TINY

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import grokscope as gs
-from grokscope.prompt import visible
+from grokscope.text.visible import visible
 from tests.browser.shapes import HOSTILE, random_trace
 
 

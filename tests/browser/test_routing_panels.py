@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import grokscope as gs
-from grokscope.prompt import visible
+from grokscope.text.visible import visible
 from grokscope.widgets.workbench import Workbench
 from tests.browser.host import Host, settled
 from tests.browser.shapes import HOSTILE, random_trace

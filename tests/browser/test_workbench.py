@@ -11,7 +11,7 @@ import pytest
 import traitlets
 
 import grokscope as gs
-from grokscope.prompt import visible
+from grokscope.text.visible import visible
 from tests.browser.host import Host
 from tests.browser.shapes import HOSTILE, random_trace
 

@@ -73,7 +73,7 @@ def test_the_release_comes_out_as_it_went_in(source, tmp_path, weights):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
     for name in json.loads((out / "checksums.json").read_text()):
         native.verify(out, name)
-    native.save(tmp_path / "saved", CONFIG, weights, source / "tokenizer.model")
+    native.save(tmp_path / "saved", CONFIG, weights, [source / "tokenizer.model"])
     assert contents(tmp_path / "saved") == contents(out), "one writer, the same bytes"
 
 
