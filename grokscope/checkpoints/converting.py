@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -22,6 +22,7 @@ from grokscope.checkpoints.finding import found, tokenizer_files
 from grokscope.checkpoints.native_writer import Writer, arrays_of, file_of
 from grokscope.checkpoints.source import Source
 from grokscope.config import ModelConfig
+from grokscope.transformer.quantize import quantize as to_int8
 from grokscope.transformer.weights import ModelWeights
 
 SOURCE = "source.json"
@@ -32,14 +33,17 @@ def convert(
     out: str | Path,
     config: ModelConfig | None = None,
     *,
+    quantize: Literal["int8"] | None = None,
     check: bool = True,
     progress: bool = True,
 ) -> Path:
     """Write a checkpoint of any known format as grokscope's own, made for streaming: a file for each layer.
 
     path and config: as for `load`. out: a new directory, which appears when it is complete; until then the work lies in
-    `out`.part, and the same call goes on with it after an interruption. check: read everything back from the disk and
-    compare it with what was meant. progress: show a bar on standard error once a second has passed.
+    `out`.part, and the same call goes on with it after an interruption. quantize: "int8" writes every matrix that is
+    plain as int8 with scales, norms and routers as float32 (what that costs a text: `grokscope.experiments.precision`).
+    check: read everything back from the disk and compare it with what was meant. progress: show a bar on standard error
+    once a second has passed.
 
     Raises CheckpointError for a source with anything wrong, or a disk that gives back other bytes; OSError, before the
     work, where the disk has too little room.
@@ -47,11 +51,14 @@ def convert(
     out = Path(out)
     kind, folder = recognise(found(str(path)))
     config = config or FORMATS[kind].read_config(folder)
+    if quantize not in (None, "int8"):
+        raise ValueError(f'quantize: wanted "int8" or None, got {quantize!r}')
     source = Source(kind, folder, config)
-    weights = source.weights
+    weights = to_int8(source.weights) if quantize else source.weights
     writer = Writer(out, out.with_name(f"{out.name}.part"))
     with _alone(writer.scratch):
-        _same_source(writer, {"path": str(folder.resolve()), "format": kind, "model": config.to_dict()}, folder)
+        about = {"path": str(folder.resolve()), "format": kind, "model": config.to_dict(), "quantize": quantize}
+        _same_source(writer, about, folder)
         layers = [*range(config.num_layers), None]
         left = [layer for layer in layers if file_of(layer) not in writer.sums]
         sizes = _sizes(config, weights, left)
@@ -70,13 +77,16 @@ def convert(
 
 
 def _sizes(config: ModelConfig, weights: ModelWeights, left: list[int | None]) -> dict[int | None, int]:
-    """Bytes to write, a layer each. All layers are alike, so that one is asked: a format may have to read it to answer."""
+    """Bytes to write, a layer each. Of layers that are alike one is asked: a format may have to read it to answer."""
 
     def size(layer: int | None) -> int:
         return sum(array.nbytes for array in arrays_of(config, weights, layer).values())
 
-    one = next((size(layer) for layer in left if layer is not None), 0)
-    return {layer: size(None) if layer is None else one for layer in left}
+    found: dict[Any, int] = {}
+    for layer in left:
+        kind = None if layer is None else config.block(layer)
+        found[kind] = found.get(kind) or size(layer)
+    return {layer: found[None if layer is None else config.block(layer)] for layer in left}
 
 
 def _check_room(writer: Writer, wanted: int) -> None:

@@ -162,6 +162,8 @@ def convert(
     path: Annotated[str, typer.Argument(help="A checkpoint's directory, of any known format, or a hub id.")],
     out: Annotated[Path, typer.Argument(help="A new directory; the work lies beside it, in OUT.part, until it is complete.")],
     check: Annotated[bool, typer.Option(help="Read everything back from the disk and compare it with what was meant.")] = True,
+    int8: Annotated[bool, typer.Option("--int8", help="Write matrices as int8 with scales.")] = False,
+    text: Annotated[str | None, typer.Option(help="With --int8: say what that costs on this text, by running both.")] = None,
 ) -> None:  # fmt: skip
     """Rewrite a checkpoint in grokscope's own format: a file for each layer, mapped and made for streaming.
 
@@ -169,12 +171,26 @@ def convert(
 
     Example: grokscope convert grok-1 grok-1-native
     """
+    if text and not int8:
+        raise typer.BadParameter("--text measures what --int8 costs: it needs it")
     _check_free(out)
     from grokscope.checkpoints.converting import convert as work
 
-    made = work(path, out, check=check)
+    made = work(path, out, quantize="int8" if int8 else None, check=check)
     files = [p.stat().st_size for p in made.iterdir()]
     print(f"wrote {len(files)} files, {sum(files):,} bytes, to {out}")
+    if text:
+        _say_cost(path, out, text)
+
+
+def _say_cost(path: str, out: Path, text: str) -> None:
+    from grokscope.experiments.precision import precision
+    from grokscope.model.loading import load
+
+    found = precision(load(path), load(out), text)
+    before, after = found["bits_per_byte"].values
+    flips = f"; {100 * float(found['flips'].mean()):.1f} % of choices fall on another expert" if "flips" in found else ""
+    print(f"on this text ({found.attrs['tokens']} tokens) int8 costs {before:.4f} -> {after:.4f} bits per byte{flips}")
 
 
 def _check_free(out: Path) -> None:

@@ -18,6 +18,7 @@ from grokscope.devices.placement import is_small, placement
 from grokscope.model.model import Model
 from grokscope.text.foreign import taken
 from grokscope.text.tokenizer import SentencePiece, Tokenizer, TokenizerJson
+from grokscope.transformer.quantize import quantize_block, quantize_outer
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.weights import ModelWeights
 
@@ -31,6 +32,7 @@ def load(
     dtype: str = "bfloat16",
     weights: Literal["auto", "resident", "streamed"] = "auto",
     mesh: jax.sharding.Mesh | None = None,
+    quantize: Literal["int8"] | None = None,
 ) -> Model:
     """A model from a directory, or from the Hugging Face hub; without either, the embedded model "pocket".
 
@@ -39,8 +41,9 @@ def load(
     else Grok-1's for a directory with as many files as the release. tokenizer: a file (tokenizer.json, or
     SentencePiece's) or an object with encode and decode (transformers' too), else tokenizer.json or tokenizer.model in
     the directory or beside it. dtype: of the arithmetic. weights: "resident" copies them to the device, "streamed"
-    brings each layer when it is its turn, two at a time, "auto" takes the first where they fit. mesh: from `gs.mesh`,
-    to lay the weights over several devices.
+    brings each layer when it is its turn, two at a time, "auto" takes the first where they fit. quantize: "int8" keeps
+    every matrix that is plain as int8 (`grokscope.experiments.precision` measures what that costs). mesh: from
+    `gs.mesh`, to lay the weights over several devices.
 
     Raises CheckpointError (a ValueError) with every missing, truncated, mis-shaped or hostile file: nothing is unpickled.
     A layer is checked (checksums, no NaN, no infinity) when it is first read, which for streamed weights is during a run.
@@ -54,20 +57,25 @@ def load(
     where = found(name)
     kind, folder = recognise(where)
     config = config or FORMATS[kind].read_config(folder)
+    if quantize not in (None, "int8"):
+        raise ValueError(f'quantize: wanted "int8" or None, got {quantize!r}')
     source = Source(kind, folder, config)
     place = placement(config, dtype, mesh)
-    streamed = weights == "streamed" or (weights == "auto" and not fits(source.bytes, config, dtype, mesh))
-    outer = source.outer()
+    brought = (lambda n: quantize_block(source.block(n))) if quantize else source.block
+    size = config.bytes("int8") if quantize else source.bytes
+    streamed = weights == "streamed" or (weights == "auto" and not fits(size, config, dtype, mesh))
+    outer = quantize_outer(source.outer()) if quantize else source.outer()
     layers = range(config.num_layers)
     if streamed:
-        read = place.reader(source.block, source.bytes)
+        read = place.reader(brought, size)
         blocks: Any = Streamed(layers, read, place.send, place.prepare)
     else:
         shown = tqdm(layers, desc=f"loading {Path(name).name}", unit="layer", delay=1, leave=False, disable=None)
-        blocks = [place.whole(source.block(n)) for n in shown]
+        blocks = [place.whole(brought(n)) for n in shown]
     arrays = {name: place.outer(name, array) for name, array in outer.items()}
     tokenizer = _tokenizer(tokenizer, folder)
     about = {"path": str(where), "format": kind, "weights": "streamed" if streamed else "resident", "bytes": source.bytes}
+    about |= {"quantize": quantize} if quantize else {}
     about |= {"files": source.fingerprint, "identity": source.identity}
     return Model(config, ModelWeights(blocks=blocks, **arrays), tokenizer, dtype, Path(name).name, about, mesh)
 

@@ -82,7 +82,7 @@ class Sweep:
         recorders = run(self.model, self.config, prompts, self.capture, self.lowered)[::-1]
         about = self.model.provenance(self.config, self.capture, self.edits)
         for (group, _), prompt in zip(groups, prompts, strict=True):
-            whole = as_trace(recorders.pop(), prompt.ids, self.model.pieces(prompt), about)
+            whole = as_trace(recorders.pop(), prompt, self.model.pieces(prompt), about)
             trace = Trace(whole.data.isel(batch=slice(0, len(group))))
             named, keys = [p[1] for p in group], [p[2] for p in group]
             if self.counters is None:

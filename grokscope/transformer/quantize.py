@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -21,8 +22,26 @@ def quantize(weights: ModelWeights) -> ModelWeights:
 
     The embedding, which the release keeps in float32, is int8 with a scale for each row.
     """
-    outer = {name: _int8(name, getattr(weights, name)) for name in OUTER}
-    return ModelWeights(blocks=[quantize_block(b) for b in weights.blocks], **outer)
+    outer = quantize_outer({name: getattr(weights, name) for name in OUTER})
+    return ModelWeights(blocks=QuantizedLayers(weights.blocks), **outer)
+
+
+class QuantizedLayers(Sequence[BlockWeights]):
+    """A model's blocks as int8, each made when it is asked for."""
+
+    def __init__(self, blocks: Sequence[BlockWeights]) -> None:
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> BlockWeights:  # type: ignore[override]
+        return quantize_block(self.blocks[index])
+
+
+def quantize_outer(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arrays outside the blocks, by field name."""
+    return {name: _int8(name, array) for name, array in arrays.items()}
 
 
 def quantize_block(block: BlockWeights) -> BlockWeights:
