@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from grokscope.checkpoints import huggingface
+from tests.checkpoints.families import FOLDER as FAMILIES
 from tests.checkpoints.hub import FOLDER, assert_same, ours
+from tests.checkpoints.hub_server import hub
 
 
 @pytest.mark.parametrize(
@@ -86,3 +88,50 @@ def test_what_is_fetched(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert huggingface.download("owner/name") == tmp_path
     assert fetched == [*listed[:4], "tokenizer.json"]
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A tiny Qwen3-MoE as the hub would have it, with all that must stay there."""
+    folder = tmp_path / "repository"
+    shutil.copytree(FAMILIES / "qwen3_moe" / "hub", folder)
+    for name in ("modeling_x.py", "pytorch_model.bin", "x.gguf", "consolidated.safetensors", "original/model.safetensors", "metal/model.bin"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
+
+
+def test_the_real_client_fetches_what_is_needed_once(tmp_path, repository):
+    home = tmp_path / "home"
+    with hub(repository) as (address, fetched):
+        first = download("owner/tiny", home, HF_ENDPOINT=address, HF_HUB_DISABLE_XET="1")
+        assert {f.split()[0] for f in fetched} - {""} == {"config.json", "model.safetensors", "chat_template.jinja"}, first
+        fetched.clear()
+        assert download("owner/tiny", home, HF_ENDPOINT=address, HF_HUB_DISABLE_XET="1") == first
+        assert fetched == [], "a second time nothing is fetched"
+    assert download("owner/tiny", home, HF_HUB_OFFLINE="1") == first
+    assert str(home) in first
+    assert ours(Path(first)).config.num_layers == 4
+
+
+def test_a_broken_download_goes_on_where_it_was(tmp_path, repository):
+    """The client writes in stretches of 10 MB: what it has of a file of 24 is not asked for again."""
+    home, large = tmp_path / "home", bytes(range(256)) * 93_750
+    (repository / "large.safetensors").write_bytes(large)
+    with hub(repository, cut=15_000_000) as (address, fetched):
+        for _ in range(3):
+            said = download("owner/tiny", home, HF_ENDPOINT=address, HF_HUB_DISABLE_XET="1")
+            if not said.startswith("CheckpointError"):
+                break
+        assert any(f.startswith("large.safetensors from ") for f in fetched), fetched
+    assert (Path(said) / "large.safetensors").read_bytes() == large
+
+
+@pytest.mark.parametrize(("name", "said"), [("owner/gated", "behind a form.*HF_TOKEN"), ("owner/absent", "no such model, or it is private")])
+def test_a_gated_and_a_missing_repository_are_one_line(tmp_path, repository, name, said):
+    import re
+
+    with hub(repository) as (address, _):
+        line = download(name, tmp_path / "home", HF_ENDPOINT=address, HF_HUB_DISABLE_XET="1")
+    assert line.startswith("CheckpointError owner/") and re.search(said, line) and "\n" not in line
