@@ -8,12 +8,15 @@ from pathlib import Path
 from grokscope.checkpoints import huggingface
 
 
-def found(name: str) -> Path:
-    """The directory of a model by its path or its name; one of the hub is fetched, unless it is in the hub's cache."""
+def found(name: str, weights: bool = True) -> Path:
+    """The directory of a model by its path or its name; one of the hub is fetched, unless it is in the hub's cache.
+
+    weights: whether they are wanted too, or the config alone.
+    """
     if name == "pocket":
         return Path(str(files("grokscope") / "data" / "pocket"))
     if not Path(name).parent.is_dir() and huggingface.is_hub_id(name):
-        return huggingface.download(name)
+        return huggingface.download(name, weights)
     return Path(name)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,6 +118,7 @@ def inspect(
     """
     from grokscope.checkpoints.inspecting import as_dict
     from grokscope.checkpoints.inspecting import inspect as look
+    from grokscope.cli.inspection import inspection_lines
 
     found = look(path)
     if json:
@@ -126,35 +126,10 @@ def inspect(
 
         print(library.dumps(as_dict(found), indent=1))
     else:
-        for line in _inspection(found):
+        for line in inspection_lines(found):
             print(line)
     if found.problems:
         raise ValueError("this checkpoint cannot be loaded:\n  " + "\n  ".join(found.problems))
-
-
-def _inspection(found: Any) -> Iterator[str]:
-    c, order = found.config, found.layers
-    rows = {
-        "path": found.path,
-        "format": found.format,
-        "files": f"{found.files:,}, {found.bytes:,} bytes",
-        "parameters": f"{c.num_parameters:,} ({c.num_active_parameters:,} active for a token)",
-        "layers": f"{c.num_layers} of width {c.d_model}, {c.num_heads} heads of {c.d_head} ({c.num_kv_heads} key/value)",
-        "experts": "none: a dense model"
-        if c.is_dense
-        else f"{c.router.num_experts} of width {c.d_expert}, top {c.router.top_k}",
-        "router": c.router.rule,
-        "vocabulary": f"{c.vocab_size:,}, context {c.max_tokens:,} tokens",
-    }
-    if list(order) != sorted(order):
-        rows["file order"] = f"layers {', '.join(map(str, order[:5]))}, ..., {', '.join(map(str, order[-3:]))}"
-    rows["problems"] = str(len(found.problems) or "none")
-    yield from (f"{key:<11} {value}" for key, value in rows.items())
-    if found.arrays:
-        yield "\narrays of layer 0 and of no layer"
-        table = [(a.name, " x ".join(map(str, a.shape)), a.dtype, f"{a.bytes:,}") for a in found.arrays]
-        name, shape, dtype, size = (max(map(len, column)) for column in zip(*table, strict=True))
-        yield from (f"  {n:<{name}}  {s:<{shape}}  {d:<{dtype}}  {b:>{size}} bytes" for n, s, d, b in table)
 
 
 @app.command()

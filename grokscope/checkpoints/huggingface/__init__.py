@@ -7,6 +7,7 @@ quantised forms, tensors that take no part. May import config and transformer. R
 from __future__ import annotations
 
 from grokscope.checkpoints.huggingface.checkpoint import describe, idle, load, problems, read_config, recognises
+from grokscope.checkpoints.huggingface.files import promised_bytes
 from grokscope.checkpoints.huggingface.hub import download, is_hub_id
 
-__all__ = ["describe", "download", "idle", "is_hub_id", "load", "problems", "read_config", "recognises"]
+__all__ = ["describe", "download", "idle", "is_hub_id", "load", "problems", "promised_bytes", "read_config", "recognises"]

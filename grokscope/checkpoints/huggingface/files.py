@@ -62,6 +62,14 @@ def headers(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], list[st
     return entries, found, lost
 
 
+def promised_bytes(path: Path) -> int | None:
+    """The size of all arrays together, as the index of a directory has it; None without one."""
+    if not (path / INDEX).is_file():
+        return None
+    size = (json_object(path / INDEX).get("metadata") or {}).get("total_size")
+    return size if isinstance(size, int) and size > 0 else None
+
+
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
     """Every array of a directory, mapped."""
     return {name: array for shard in shards_of(path) for name, array in map_arrays(path / shard).items()}

@@ -21,16 +21,18 @@ def is_hub_id(text: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text, re.ASCII))
 
 
-def download(hub_id: str) -> Path:
+def download(hub_id: str, weights: bool = True) -> Path:
     """The directory of a model of the hub, fetched if the hub's cache does not have it. Raises CheckpointError.
 
+    weights: without them the config and the index alone are fetched, to say what a model takes.
     HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are the client's own.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        wanted = WANTED if weights else ["config.json", "*.safetensors.index.json"]
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=UNWANTED))
     except GatedRepoError as error:
         raise CheckpointError(
             f"{hub_id}: wanted a model that this account may read, the hub keeps it behind a form; accept its terms on "
