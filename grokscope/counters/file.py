@@ -29,7 +29,7 @@ DAMAGED = (
 def save(path: Path, spec: CounterSpec, labels: list[str], all_tables: Tables, vocabulary: dict[str, SparseCounts]) -> None:
     """Write to a temporary name beside `path`, then rename."""
     arrays = {
-        f"{n}/{name}": all_tables[label][name]
+        f"{n}/{name}": all_tables[label][name].astype(np.int64, copy=False)
         for n, label in enumerate(labels)
         for name in sorted(all_tables[label])
     }
@@ -79,9 +79,18 @@ def load(path: Path, like: Callable[[CounterSpec], dict[str, np.ndarray]]) -> tu
         if "keys" in mine:
             vocabulary[label] = SparseCounts(2)
             vocabulary[label].add(mine.pop("keys"), mine.pop("counts"))
+        mine = {name: _folded(table, known.get(name), made.shards_of(name)) for name, table in mine.items()}
         _check(mine, known, path)
         tables[label] = mine
     return made, tables, vocabulary
+
+
+def _folded(table: np.ndarray, wanted: np.ndarray | None, shards: int) -> np.ndarray:
+    """A table of an earlier version, which kept more shards, by as many as now."""
+    if wanted is None or not shards or table.shape[1:] != wanted.shape[1:] or table.shape[:1] == wanted.shape[:1]:
+        return table
+    parts = len(table) // shards
+    return table.reshape(shards, parts, *table.shape[1:]).sum(1) if len(table) == parts * shards else table
 
 
 def _check(tables: dict[str, np.ndarray], known: dict[str, np.ndarray], path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 
@@ -45,3 +47,15 @@ class SparseCounts:
         made = SparseCounts(self.columns)
         made.add(*self.arrays)
         return made
+
+
+def by_key(parts: Iterable[SparseCounts], cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the different keys // cells, their counts [2, n, cells]) of the sum of all parts, dense."""
+    merged = SparseCounts(2)
+    for part in parts:
+        merged.add(*part.arrays)
+    keys, counts = merged.arrays
+    ids, row = np.unique(keys // cells, return_inverse=True)
+    dense = np.zeros((2, len(ids), cells), np.int64)
+    dense[:, row, keys % cells] = counts.T
+    return ids, dense

@@ -11,6 +11,8 @@ from grokscope.counters.documents import SHARDS, RoutingDocument
 
 BY_LABEL = ("gate_histogram", "entropy_histogram", "margin_histogram", "coactivation_adjacent", "position")
 """Tables that are not kept by shard."""
+BY_SLOT = ("rank", "gate_sum", "gate_squared")
+"""Tables of layers, experts and slots."""
 LARGEST = ("y_absmax",)
 """Tables of which the larger is kept where others are added."""
 FIXED_POINT = (
@@ -52,8 +54,14 @@ class CounterSpec:
 
     @property
     def pair_shards(self) -> int:
-        """The shards of the tables of pairs of experts."""
-        return SHARDS if self.num_experts <= 32 else 8
+        """The shards of the tables of pairs of experts, and where these are few of the tables by slot."""
+        return SHARDS if self.num_experts <= 32 else 8 if self.num_experts <= 128 else 4
+
+    def shards_of(self, name: str) -> int:
+        """The shards that a table is kept by; 0 where it is by label alone."""
+        if name in BY_LABEL:
+            return 0
+        return self.pair_shards if name.startswith(("coactivation", "transition")) or name in BY_SLOT else SHARDS
 
     def refuse(self, other: CounterSpec) -> None:
         """Raise ValueError naming what differs, if anything does."""

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from grokscope.counters.documents import RoutingDocument
-from grokscope.counters.spec import LARGEST
+from grokscope.counters.narrow import narrowed
+from grokscope.counters.spec import FIXED_POINT, LARGEST
 
 UNIT = 2.0**-28
 GATE_EDGES = np.linspace(0, 1, 65)
@@ -196,3 +197,9 @@ def merged(name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if ((a ^ total) & (b ^ total) < 0).any():  # both signs differ from the sum's
         raise OverflowError("counters: wanted sums within 64 bits, got more; keep these two apart")
     return total
+
+
+def added(name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The same in the narrowest type that holds it."""
+    total = merged(name, a.astype(np.int64, copy=False), b.astype(np.int64, copy=False))
+    return total if name in FIXED_POINT else narrowed(total)

@@ -9,6 +9,7 @@ import numpy as np
 
 from grokscope.prompt import bucket
 from grokscope.sites import Capture
+from grokscope.text.tokenizer import prefix_of
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.forward import Call, Record, Run, run_layers
 from grokscope.transformer.tap import Selection
@@ -31,11 +32,12 @@ def score(model: Loaded, texts: list[str]) -> pd.DataFrame:
         ids = model.tokenizer.encode(text)
         if not ids:
             raise ValueError(f"score: text {number}: wanted at least one token, got an empty text")
-        start = [] if model.config.bos_id is None else [model.config.bos_id]
+        start = prefix_of(model.tokenizer, model.config.bos_id)
+        start = [] if ids[: len(start)] == start else start
         logprobs = _logprobs(model, np.array([*start, *ids], np.int32))
         frame = pd.DataFrame({"prompt": number, "position": np.arange(len(ids)), "token_id": ids})
         frame["token"] = model.tokenizer.pieces(ids)
-        frame["logprob"] = logprobs if start else np.concatenate([[np.nan], logprobs])
+        frame["logprob"] = logprobs[len(start) - 1 :] if start else np.concatenate([[np.nan], logprobs])
         frame["n_bytes"] = _bytes_of(model, ids, text)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)

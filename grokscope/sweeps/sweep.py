@@ -7,6 +7,7 @@ cut into pieces, which count as parts of one document.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ from grokscope.running.running import TOKENS_IN_A_CALL, run
 from grokscope.sites import ROUTING, Capture
 from grokscope.sweeps.corpus import Document, read_documents
 from grokscope.tables.export import routing_table
+from grokscope.text.tokenizer import prefix_of
 from grokscope.trace.trace import Trace, as_trace
 from grokscope.transformer.edits import prepare
 
@@ -36,6 +38,8 @@ CALL = 2048
 """Tokens in a call on a CPU, which is as busy with them as with more; a GPU takes what a run takes."""
 WINDOW, STREAMED_WINDOW = 16, 64
 """Calls that are counted together; with streamed weights they share one pass over the layers."""
+TOLD = 5 * 10**7
+"""Bytes of statistics for a label from which on they are told."""
 Piece = tuple[np.ndarray, str, str]
 """Token ids, label, and the key of the document."""
 
@@ -59,10 +63,10 @@ class Sweep:
             yield self._cut(document)
 
     def _cut(self, document: Document) -> list[Piece]:
-        bos = self.model.config.bos_id
         if self.model.tokenizer is None:
             raise ValueError("sweep: wanted a model with a tokenizer, got one without; pass tokenizer= to load")
-        ids = np.array([*([] if bos is None else [bos]), *self.model.tokenizer.encode(document.text)], np.int32)
+        before = prefix_of(self.model.tokenizer, self.model.config.bos_id)
+        ids = np.array([*before, *self.model.tokenizer.encode(document.text)], np.int32)
         key, size = hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest(), self.model.config.max_tokens
         return [(ids[at : at + size], document.label, key) for at in range(0, len(ids), size)]
 
@@ -87,6 +91,8 @@ class Sweep:
             named, keys = [p[1] for p in group], [p[2] for p in group]
             if self.counters is None:
                 self.counters = RoutingCounters.from_trace(trace, named, keys)
+                if (size := RoutingCounters.memory(self.counters.spec)) > TOLD:
+                    tqdm.write(f"sweep: the statistics take up to {size / 1e9:.2f} GB for each label", file=sys.stderr)
             else:
                 self.counters.update(trace, named, keys)
             yield trace, group
