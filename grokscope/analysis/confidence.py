@@ -53,7 +53,7 @@ def routing_entropy(
     return answer(
         ("layer",), value, over(c, "layer"), **chance, ci=ci, information=bound - value, load_entropy=bound,
         normalized=value / most, sd=_sd(c, "entropy") / np.log(2), gap=_mean(c, "gap")[0], mass=_mean(c, "mass")[0],
-        attrs={"unit": "bits", "uniform": float(most), "tokens": c.tokens, "null": null},
+        attrs={"unit": "bits", "uniform": float(most), "tokens": c.tokens, "null": null, "of": c.spec.probabilities},
     )  # fmt: skip
 
 
@@ -61,7 +61,8 @@ def router_margin(x: Routing, null: Literal["permuted"] | None = None, repeats: 
     """How far a choice is from being another, (layer): the mean of the worst chosen logit less the best unchosen.
 
     In logits (with probabilities alone, in their logarithms). Also `sd`, `median` and `low` (the 5 % quantile; both upper edges of
-    histogram bins, a quarter octave wide), `negative`: the share of tokens whose choice was forced against the logits. Null
+    histogram bins, a quarter octave wide), `negative`: the share of tokens whose choice was forced against the logits, or where
+    attrs["decided_by"] names a bias or groups was made beside them. Null
     "permuted": each expert's logit permuted over the tokens of the layer and the choice made anew, `repeats` times; needs a Trace.
     Below it, experts compete for the same tokens. Cite: arXiv 2510.11370, where choices of small margin flip between engines.
     Confounds: a soft cap shrinks large margins; logits of different routers have different units.
@@ -77,7 +78,8 @@ def router_margin(x: Routing, null: Literal["permuted"] | None = None, repeats: 
     chance = {} if null is None else _permuted(x, "router_margin", repeats, seed, lambda z: _margins(z, k).mean())
     return answer(
         ("layer",), value, over(c, "layer"), **chance, ci=ci, sd=_sd(c, "margin"), median=median, low=low,
-        negative=counts[:, 0] / total, attrs={"unit": "logits", "tokens": c.tokens, "null": null},
+        negative=counts[:, 0] / total,
+        attrs={"unit": "logits", "tokens": c.tokens, "null": null, "decided_by": c.spec.decided_by},
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from grokscope.checkpoints.finding import found, tokenizer_files
 from grokscope.checkpoints.native_writer import Writer, arrays_of, file_of
 from grokscope.checkpoints.source import Source
 from grokscope.config import ModelConfig
-from grokscope.transformer.quantize import quantize as to_int8
+from grokscope.transformer.quantize import quantize_lazily
 from grokscope.transformer.weights import ModelWeights
 
 SOURCE = "source.json"
@@ -54,7 +54,7 @@ def convert(
     if quantize not in (None, "int8"):
         raise ValueError(f'quantize: wanted "int8" or None, got {quantize!r}')
     source = Source(kind, folder, config)
-    weights = to_int8(source.weights) if quantize else source.weights
+    weights = quantize_lazily(source.weights) if quantize else source.weights
     writer = Writer(out, out.with_name(f"{out.name}.part"))
     with _alone(writer.scratch):
         about = {"path": str(folder.resolve()), "format": kind, "model": config.to_dict(), "quantize": quantize}

@@ -53,6 +53,21 @@ class CounterSpec:
                 raise ValueError(f"{name}: wanted whole numbers from 1, got {getattr(self, name)}")
 
     @property
+    def probabilities(self) -> str:
+        """What entropies are taken of."""
+        told = self.router or {}
+        if told.get("score") == "sigmoid":
+            return "sigmoid scores, which are no distribution, divided by their sum"
+        return "softmax over all experts" if told.get("score") or told.get("softmax") else "as recorded, divided by their sum"
+
+    @property
+    def decided_by(self) -> str:
+        """What a choice follows."""
+        told = self.router or {}
+        beside = [name for name in ("choice_bias", "groups", "near") if told.get(name)]
+        return f"logits and {', '.join(beside)}: a negative margin is no force" if beside else "logits"
+
+    @property
     def pair_shards(self) -> int:
         """The shards of the tables of pairs of experts, and where these are few of the tables by slot."""
         return SHARDS if self.num_experts <= 32 else 8 if self.num_experts <= 128 else 4

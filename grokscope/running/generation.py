@@ -71,6 +71,7 @@ def generate(
             f"max_new_tokens: wanted at most {room} ({model.config.max_tokens} less the prompt's {encoded.tokens}), "
             f"got {max_new_tokens}"
         )
+    _check_rotation(model, encoded, max_new_tokens)
     wanted = model.capture(capture, layers, **select)
     session = _Session(model, encoded, max_new_tokens, wanted, edits)
     single = isinstance(prompt, str) or encoded.batch == 1
@@ -98,6 +99,17 @@ def generate(
     texts, new = [decode(r) for r in rows], [decode(r[n:]) for r, n in zip(rows, encoded.lengths, strict=True)]
     trace = session.trace(edits) if wanted.sites else None
     return Generation(*((x[0] if single else x) for x in (texts, new, rows)), trace)
+
+
+def _check_rotation(model: Loaded, prompt: Prompt, new: int) -> None:
+    """Refuse a text that grows over the length from which LongRoPE turns all its keys otherwise: they are remembered turned."""
+    rope = model.config.rope
+    if rope.scaling == "longrope" and prompt.lengths.min() <= rope.original_tokens < prompt.tokens + new:
+        room = max(0, rope.original_tokens - prompt.tokens)
+        raise ValueError(
+            f"max_new_tokens: this model turns keys otherwise in texts of more than {rope.original_tokens} tokens, wanted at most "
+            f"{room} here, got {new}; or give a prompt that is longer than that already"
+        )
 
 
 def _say(text: str) -> None:

@@ -91,7 +91,7 @@ def _between(text: str, at: tuple[int, int], before: str, role: str) -> list[Par
     start, stop = at
     named = text.lower().find(role.lower(), start, stop)
     opens = text.rfind("<", start, named) if named >= 0 else -1
-    cut = start if not before or named < 0 else opens if opens >= 0 else named
+    cut = start if not before else stop if named < 0 else opens if opens >= 0 else named
     return [Part(start, cut, before, "answer" if before == "assistant" else "prompt"), Part(cut, stop, role, "prompt")]
 
 

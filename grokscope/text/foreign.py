@@ -30,10 +30,14 @@ class Foreign:
         self._tokenizer = tokenizer
         if not all(callable(getattr(tokenizer, name, None)) for name in ("encode", "decode")):
             raise TypeError(f"tokenizer: wanted an object with encode and decode, got {type(tokenizer).__name__}")
-        ids, text = self.encode("a"), self.decode(self.encode("a"))
-        if not ids or not all(isinstance(i, int) for i in ids) or not isinstance(text, str):
+        try:
+            ids = self.encode("a")
+            text = self.decode(ids)
+        except (TypeError, ValueError) as error:
+            ids, text = [], error
+        if not ids or not isinstance(text, str):
             raise TypeError(
-                f"tokenizer: wanted encode(text) -> ids and decode(ids) -> text, got {ids!r:.60} and {text!r:.60} from "
+                f"tokenizer: wanted encode(text) -> ids and decode(ids) -> text, got {ids} and {text!r:.80} from a "
                 f"{type(tokenizer).__name__}; wrap it in a class that does so"
             )
         with_all = self._ids(tokenizer.encode("a"))

@@ -87,7 +87,11 @@ class Trace:
         sizes = dict(self.data.sizes)
         lines = [f"Trace of {self.provenance['model']}: {sizes['batch']} text(s), up to {sizes['token']} tokens"]
         lines += [f"  {s:<15} {' '.join(f'{d}={n}' for d, n in self[s].sizes.items())}" for s in self.sites]
-        if edits := self.provenance["edits"]:
+        told = self.provenance
+        unknown = (told.get("recording") or {}).get("unknown", ())
+        if any(s.startswith("router.") for s in self.sites) and "router.score" not in unknown:
+            lines.append(f"  router: {self.config.router.rule}")
+        if edits := told["edits"]:
             lines.append(f"  edits: {'; '.join(edits)}")
         return "\n".join(lines)
 

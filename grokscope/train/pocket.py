@@ -83,7 +83,7 @@ def export(weights: Any, recipe: Recipe, out: Path, tokenizer: Path, heldout: An
 
     layers = [jax.tree.map(lambda a, i=i: np.asarray(a[i]), weights.blocks) for i in range(recipe.config.num_layers)]
     small = quantize(type(weights)(weights.embed, layers, weights.final_norm))
-    native.save(out, recipe.config, small, [tokenizer])
+    native.save(out, recipe.config, small, [] if tokenizer is None else [tokenizer])
     plain = dequantize(small, np.float32)
     again = type(weights)(
         plain.embed, jax.tree.map(lambda *a: jax.numpy.stack(a), *plain.blocks), jax.numpy.asarray(plain.final_norm)

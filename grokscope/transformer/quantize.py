@@ -22,6 +22,12 @@ def quantize(weights: ModelWeights) -> ModelWeights:
 
     The embedding, which the release keeps in float32, is int8 with a scale for each row.
     """
+    lazy = quantize_lazily(weights)
+    return dataclasses.replace(lazy, blocks=list(lazy.blocks))
+
+
+def quantize_lazily(weights: ModelWeights) -> ModelWeights:
+    """The same, each block made when it is asked for."""
     outer = quantize_outer({name: getattr(weights, name) for name in OUTER})
     return ModelWeights(blocks=QuantizedLayers(weights.blocks), **outer)
 

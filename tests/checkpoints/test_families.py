@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+import grokscope as gs
 from grokscope.config import ModelConfig
 from grokscope.transformer.weights import ModelWeights, block_from, field_of
 from tests.checkpoints.families import DIRECTORIES, FOLDER, NAMES, golden, model, real, rows
@@ -218,6 +221,44 @@ def halves(c: ModelConfig, w: ModelWeights) -> tuple[ModelConfig, ModelWeights]:
 def flat(name: str) -> Mistake:
     """A norm that does nothing cannot be said by a config; one of constant scale and huge epsilon is as good."""
     return lambda c, w: (replace(c, latent_norm_eps=1e6), w)
+
+
+@pytest.mark.parametrize("directory", ["deepseek_v3/hub", "deepseek_v3/hub_fp8", "gpt_oss/hub_mxfp4", "granitemoe/hub"])
+def test_quantised_forms_keep_theirs_and_int8_is_written(directory, tmp_path):
+    """float8 and four bits go through our format bit for bit; int8 when loading is int8 when converting."""
+    folder, ids = FOLDER / directory, [[5, 9, 3, 17, 77]]
+    gs.convert(folder, tmp_path / "same", progress=False)
+    kept = gs.load(tmp_path / "same", dtype="float32")
+    np.testing.assert_array_equal(kept.trace(ids)["logits"], model(directory).trace(ids)["logits"])
+    gs.convert(folder, tmp_path / "int8", quantize="int8", progress=False)
+    one, two = gs.load(tmp_path / "int8", dtype="float32"), gs.load(folder, dtype="float32", quantize="int8")
+    np.testing.assert_array_equal(one.trace(ids)["logits"], two.trace(ids)["logits"])
+    cost = gs.experiments.precision(model(directory), two, ids)
+    assert 0 < abs(np.diff(cost["bits_per_token"])[0]) < 0.5 and (cost["flips"] < 0.2).all()
+    assert (gs.experiments.precision(two, two, ids)["flips"] == 0).all()
+
+
+def test_what_is_skipped_is_named():
+    found = gs.inspect(FOLDER / "glm4_moe" / "hub")
+    assert found.idle and all(name.startswith("model.layers.3.") for name in found.idle) and not found.problems
+    assert found.memory["int8"] < found.memory["bfloat16"] and found.memory["cache"] > 0
+
+
+def test_fields_of_which_nothing_is_known_are_named(tmp_path):
+    shutil.copytree(FOLDER / "olmoe" / "hub", tmp_path / "m")
+    config = tmp_path / "m" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"new_mechanism": 3, "max_window_layers": 2}))
+    with pytest.warns(UserWarning, match="not known here, taken to change nothing: new_mechanism = 3$"):
+        gs.load(tmp_path / "m")
+
+
+def test_a_text_may_not_grow_over_longrope_s_border():
+    """Phi's tiny model turns texts of more than 64 tokens by other frequencies."""
+    m = model("phimoe/hub")
+    with pytest.raises(ValueError, match="wanted at most 2 here, got 3"):
+        m.generate([list(range(62))], 3)
+    short, long = (m.trace([list(range(n))], ["attn.k"])["attn.k"].values[0, 0, 63] for n in (64, 65))
+    assert np.abs(short - long).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)

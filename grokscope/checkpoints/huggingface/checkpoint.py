@@ -8,6 +8,7 @@ stack of the layer that is asked for.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ def read_config(path: Path) -> ModelConfig:
     if config is None:
         kind, found = values["model_type"], "\n  ".join(dict.fromkeys(fields.problems))
         raise CheckpointError(f"{file}: wanted a {kind} that can be computed here; name another:\n  {found}")
+    if fields.unknown:
+        said = ", ".join(f"{name} = {values[name]!r:.40}" for name in fields.unknown)
+        warnings.warn(f"{file}: fields that are not known here, taken to change nothing: {said}", stacklevel=2)
     return config
 
 

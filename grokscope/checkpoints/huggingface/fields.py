@@ -6,6 +6,7 @@ All problems are gathered, so that one error names them all. Fields that name co
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ _UNREAD: dict[str, tuple[Any, ...]] = {
     "attn_output_gate": (False,), "linear_num_value_heads": (), "swa_attention_sink_bias": (),
 }  # fmt: skip
 """Fields of some model of this kind that change its arithmetic -> the values, besides none, at which they do not."""
+
+
+_IDLE = re.compile(
+    r"_.*|architectures|model_type|auto_map|transformers_version|(torch_)?dtype|use_cache|initializer.*|.*dropout.*|.*_coef"
+    r"|.*aux_loss.*|output_.*|return_.*|.*_id|.*_ids|pretraining_tp|ep_size|seq_aux|tokenizer_class|.*label.*|gradient.*"
+    r"|quantization_config|num_nextn_predict_layers|num_mtp_modules|use_mtp|mtp_.*|.*capacity.*|task_.*|rope_interleave"
+    r"|original_max_position_embeddings|initial_context_length|max_window_layers|experts_per_token|rope_ratio|vit_.*|anyres_.*"
+    r"|layernorm_\w*_beta|text_.*|class_num|pool_type|im_.*|video_.*|xdrope_section|position_embedding_xdrope|max_model_len"
+)
+"""Fields of training, bookkeeping, other modalities: nothing of them acts here."""
 
 
 def json_object(file: Path) -> dict[str, Any]:
@@ -124,6 +135,12 @@ class Fields:
         first = self.size("first_k_dense_replace", default=first, least=0)
         step = self.size("moe_layer_freq", default=1)
         return tuple(n for n in range(num_layers) if n < first or n % step)
+
+    @property
+    def unknown(self) -> list[str]:
+        """Fields that say something of which nothing is known here."""
+        new = set(self.values) - self._read - set(_UNREAD)
+        return sorted(n for n in new if self.values[n] not in (None, False, 0, "", [], {}) and not _IDLE.fullmatch(n))
 
     def unread(self) -> Iterable[str]:
         """Problems of the fields that nobody read and that say something about the arithmetic."""
