@@ -152,7 +152,8 @@ class _Session:
         """The prompt in one pass; logits [B, V] of each text's last token."""
         width = bucket(self.prompt.tokens)
         positions = np.broadcast_to(np.arange(width), (self.prompt.batch, width))
-        seq = Tokens(jnp.asarray(positions), jnp.asarray(self.prompt.segments(width)), one_device=self.model.mesh is None)
+        segments, alone = jnp.asarray(self.prompt.segments(width)), self.model.mesh is None
+        seq = Tokens(jnp.asarray(positions), segments, one_device=alone, one_text=True)
         return self._call(self.prompt.padded(width), positions, positions, seq, np.zeros(self.prompt.batch, np.int32))
 
     def append(self, chosen: np.ndarray) -> None:

@@ -52,6 +52,8 @@ class Sequence:
     past_segments: Int[Array, "B S"] | None = None
     one_device: bool = field(default=True, metadata={"static": True})
     """Whether the whole call is one device's: the compiler cannot share out a kernel of ours."""
+    one_text: bool = field(default=False, metadata={"static": True})
+    """Whether a row holds one text, from position 0 on, and padding after it."""
 
     @property
     def length(self) -> Int[Array, " B"]:
@@ -121,6 +123,12 @@ def attend(
     fused = seq.one_device and jax.default_backend() == "gpu" and plain and flash.fits(q, k, cap)
     if fused and not edited and not kept and seq.past is None:
         return flash.flash_attend(q, k, v, seq.segments, config.attention_scale, cap)
+    if seq.one_text and not edited and not kept and seq.past is None and _fits_library(q, k, v, sinks, config):
+        z = jax.nn.dot_product_attention(
+            q, k, v, scale=config.attention_scale, is_causal=True, query_seq_lengths=seq.length,
+            key_value_seq_lengths=seq.length, local_window_size=window and (window - 1, 0), implementation="cudnn",
+        )  # fmt: skip
+        return jnp.where(seq.is_real[..., None, None], z, 0)
     tokens, past = q.shape[1], k.shape[1] - q.shape[1]
     chunk = tokens if edited else QUERY_CHUNK
     # Heads in front, and really so: XLA on a CPU takes six times as long over products whose batch is not in front.
@@ -148,6 +156,12 @@ def attend(
     for site, arrays in maps.items():
         tap(site, jnp.concatenate(arrays, axis=2))
     return jnp.swapaxes(jnp.concatenate(parts, axis=2), 1, 2).astype(v.dtype)
+
+
+def _fits_library(q: Array, k: Array, v: Array, sinks: Array | None, config: BlockConfig) -> bool:
+    """Whether cuDNN's attention computes this: 16-bit heads of one width, nothing capped, no sinks."""
+    widths = k.shape[-1] == v.shape[-1] and k.shape[-1] % 8 == 0 and k.shape[-1] <= 128
+    return jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and widths and sinks is None and config.attention_cap is None
 
 
 def _scores(q: Float[Array, "B H T K"], k: Float[Array, "B G S K"], config: BlockConfig) -> Float[Array, "B H T S"]:

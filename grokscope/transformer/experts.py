@@ -94,10 +94,14 @@ def apply_experts(
     if on_hopper and rows <= hopper.FEW:
         return hopper.row_by_row((w.gate, w.up, w.down), x, chosen, kernel_act(config)).reshape(b, t, slots, d)
 
-    size = hopper.block_size(rows, num_experts) if on_hopper else _block_size(rows, num_experts)
-    plan, matrices = plan_blocks(chosen, num_experts, size), _matrices(w)
+    matrices = _matrices(w)
+    at_once = not seen and not on_hopper and rows >= num_experts and _on_gpu() and _are_plain(matrices)
+    size = hopper.block_size(rows, num_experts) if on_hopper else _block_size(rows, num_experts, at_once)
+    plan = plan_blocks(chosen, num_experts, size)
     if on_hopper:
         y = through_kernel((w.gate, w.up, w.down), x, plan, slots, config)
+    elif at_once:
+        y = plain_at_once(matrices, x, plan, slots, config)
     elif seen:  # in two steps, since only one of an expert's two products leaves the blocks
         h = _through_blocks(hidden, matrices[:4], x, plan, slots, config).reshape(b, t, slots, -1)
         h = tap("expert.act", h, experts=experts).reshape(rows, -1)
@@ -105,6 +109,40 @@ def apply_experts(
     else:
         y = _through_blocks(unit, matrices, x, plan, slots, config)
     return y.reshape(b, t, slots, d)
+
+
+def _on_gpu() -> bool:
+    return jax.default_backend() == "gpu"
+
+
+def _are_plain(matrices: Matrices) -> bool:
+    return not any(isinstance(w, Quantised | PerExpert | OutputFirst | Spread) for w in matrices)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def plain_at_once(
+    matrices: Matrices, x: Float[Array, "N D"], plan: Plan, slots: int, config: BlockConfig
+) -> Float[Array, "M D"]:
+    """Every row through its expert, all experts in one product, which is as soon begun on a GPU as one expert's. How often the
+    busiest expert says; a loop of such a length has no derivative, so that backwards it goes block by block.
+    """
+    blocks = dispatch(x, plan, slots).reshape(plan.expert_of_block.shape[0], -1, x.shape[-1])
+    y = _all_at_once(unit, matrices, blocks, plan, config)
+    return combine(y.reshape(-1, y.shape[-1]), plan)
+
+
+def _at_once_forward(
+    matrices: Matrices, x: Array, plan: Plan, slots: int, config: BlockConfig
+) -> tuple[Array, tuple[Matrices, Array, Plan]]:
+    return plain_at_once(matrices, x, plan, slots, config), (matrices, x, plan)
+
+
+def _at_once_backward(slots: int, config: BlockConfig, saved: Any, dy: Array) -> tuple[Matrices, Array, None]:
+    matrices, x, plan = saved
+    return *jax.vjp(lambda m, x: _through_blocks(unit, m, x, plan, slots, config), matrices, x)[1](dy), None
+
+
+plain_at_once.defvjp(_at_once_forward, _at_once_backward)
 
 
 def _through_blocks(
@@ -139,10 +177,13 @@ def _part(matrices: Matrices, expert: int) -> Matrices:
     return tuple(w.parts[expert] if isinstance(w, PerExpert) else None if w is None else w[expert] for w in matrices)
 
 
-def _block_size(rows: int, num_experts: int) -> int:
+def _block_size(rows: int, num_experts: int, at_once: bool = False) -> int:
     """Rows in a block: half again an expert's share, so that most experts need one block and their weights are read once;
-    not more than keep a CPU busy, and many where the weights of all blocks at once are to be worth their copies.
+    not more than keep a CPU busy, and many where the weights of all blocks at once are to be worth their copies. at_once: half
+    an expert's share in whole sixteens, since each turn takes a block of every expert, needed or not.
     """
+    if at_once:
+        return 16 * max(1, math.ceil(rows / num_experts / 32))
     return 512 if rows >= 16_384 else min(64, max(2, 2 * math.ceil(0.75 * rows / num_experts)))
 
 

@@ -149,3 +149,20 @@ def test_rows_move_out_and_back_in_one_pass(size):
 def test_matrices_are_turned_over_and_woven():
     values = jnp.asarray(np.random.default_rng(0).integers(-127, 128, (3, 128, 256)), jnp.int8)
     np.testing.assert_array_equal(hopper.outputs_first(values, interpret=True), woven(values, 1).swapaxes(1, 2))
+
+
+@pytest.mark.parametrize("load", ["one expert takes all", "even"])
+def test_all_experts_at_once_as_on_a_gpu(load, monkeypatch):
+    """The form for plain weights on a GPU, forwards and backwards."""
+    rng = np.random.default_rng(8)
+    experts = np.full((1, 61, A), 3) if load != "even" else rng.integers(-1, E, (1, 61, A))
+    experts, real = jnp.asarray(experts, jnp.int32), jnp.ones((1, 61), bool)
+    x, w = jnp.asarray(rng.standard_normal((1, 61, D)), jnp.float32), weights()
+
+    def loss(w, x):
+        return (apply_experts(w, x, experts, real, GELU, Tap()) ** 2).sum()
+
+    wanted = loss(w, x), jax.grad(loss, (0, 1))(w, x)
+    monkeypatch.setattr("grokscope.transformer.experts._on_gpu", lambda: True)
+    for got, right in zip(jax.tree.leaves((loss(w, x), jax.grad(loss, (0, 1))(w, x))), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(got, right, rtol=2e-4, atol=1e-3)
