@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,25 @@ class Trace:
         if wanted not in kept:
             raise ValueError(f"this trace kept layers {kept} of {site}, not {layer}; run again with layers=[{layer}]")
         return array.sel(layer=wanted)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a site was kept, by our name or TransformerLens's."""
+        try:
+            return parse_site(name)[0] in self.data
+        except ValueError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the sites that were kept."""
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        """How many sites were kept."""
+        return len(self.sites)
+
+    def keys(self) -> list[str]:
+        """The same as `sites`: a trace is a mapping from sites to arrays."""
+        return self.sites
 
     @property
     def sites(self) -> list[str]:

@@ -27,9 +27,9 @@ __all__ = [
 class BanExperts:
     """These experts are never chosen.
 
-    reroute=True acts on the logits (minus infinity): the next best take their slots, and the softmax gives their
-    probability to the others. reroute=False acts on the choice: their slots stay empty (expert -1, gate 0), and the
-    other gates are as they were.
+    reroute=True acts on the logits (minus infinity), so that no bias and no group makes them a choice: the next best take
+    their slots, and a softmax gives their probability to the others (a sigmoid's scores stand alone). reroute=False acts on
+    the choice: their slots stay empty (expert -1, gate 0), and the other gates are as they were.
     """
 
     experts: Indices
@@ -78,7 +78,7 @@ class ForceExperts:
 
 @dataclass(frozen=True, repr=False)
 class BiasLogits:
-    """Add to the router's logits: a number for `experts`, or an array of E; acts before the softmax."""
+    """Add to the router's logits: a number for `experts`, or an array of E; acts before the scores."""
 
     bias: Any
     experts: Indices = None

@@ -13,7 +13,7 @@ import pytest
 
 import grokscope as gs
 from grokscope.checkpoints import native
-from grokscope.config import ModelConfig, RouterConfig
+from grokscope.config import ModelConfig, RopeConfig, RouterConfig
 from grokscope.transformer.quantize import quantize
 from grokscope.transformer.weights import random_weights
 from tests.conftest import ROOT
@@ -58,6 +58,30 @@ def same(path, trace):
                 np.testing.assert_array_equal(got, wanted)
             else:
                 np.testing.assert_allclose(got, wanted, atol=2e-5 * max(1, np.abs(wanted[np.isfinite(wanted)]).max()), err_msg=site)
+
+
+OTHERS = {
+    "latent": replace(
+        CONFIG, num_kv_heads=24, kv_rank=22, q_rank=30, rope=RopeConfig(width=6), d_value=10, dense_layers=(0,), d_dense=48, d_shared=32,
+        shared_gate=True, router=RouterConfig(num_experts=8, top_k=2, score="sigmoid", choice_bias=True, groups=(4, 2, "best_two")),
+    ),
+    "biased": replace(
+        CONFIG, attention_bias="qkvo", sinks=True, window=5, full_layers=(1,), expert_bias=True, glu_limit=0.7, qk_norm="all",
+        attention_cap=None, post_norms=False, norm="layer", norm_bias=True, tied_embedding=False, unembed_bias=True,
+        router=RouterConfig(num_experts=8, top_k=2, logit_bias=True, renormalize=True),
+    ),
+}  # fmt: skip
+"""What other families have, in sizes that devices divide."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_field_lies_on_a_mesh(kind, tmp_path):
+    from tests.sharded_run import IDS, SITES
+
+    native.save(tmp_path / "m", OTHERS[kind], random_weights(OTHERS[kind]))
+    answer(run("numbers", str(tmp_path / "m"), MESHES[-1]))
+    same(tmp_path / "numbers.npz", gs.load(tmp_path / "m", dtype="float32").trace(IDS, SITES))
 
 
 @pytest.mark.slow

@@ -112,6 +112,13 @@ def test_transformer_lens_names():
         Capture.of("rooter.*")
 
 
+def test_a_trace_is_a_mapping_of_its_sites(tiny, ids):
+    t = tiny.trace(ids, ["router.*", "attn.pattern"])
+    assert "attn.pattern" in t and "blocks.1.attn.hook_pattern" in t and "resid_post" not in t and "nonsense" not in t
+    assert list(t) == t.keys() == t.sites and len(t) == 5
+    assert set(dict(zip(t, map(t.__getitem__, t), strict=True))) == set(t.sites)
+
+
 def test_shorthand_of_a_trace(tiny, ids):
     t = tiny.trace(ids, ["pattern", "router.*"])
     np.testing.assert_array_equal(t["pattern", 2], t["attn.pattern"].sel(layer=2))
