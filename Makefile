@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo families test bench lint clean
 
 demo: .venv/ready  ## set up, then show how the embedded model routes a sentence
 	$(BIN)/grokscope trace "The moon is bright. 床前明月光 def moon(): return 42"

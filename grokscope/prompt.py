@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from grokscope.text.tokenizer import Tokenizer, prefix_of
+from grokscope.text.tokenizer import Tokenizer, with_prefix
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ class Encoder:
             raise ValueError(
                 "prompt: wanted token ids, got text: this model was loaded without a tokenizer; pass tokenizer= to load"
             )
-        ids, before = self.tokenizer.encode(text), prefix_of(self.tokenizer, self.bos_id)
-        return ids if ids[: len(before)] == before else ids and [*before, *ids]
+        before, ids = with_prefix(self.tokenizer, text, self.bos_id)
+        return ids and [*before, *ids]
 
     @staticmethod
     def _ids(row: Any) -> list[int]:

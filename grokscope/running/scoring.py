@@ -9,7 +9,7 @@ import numpy as np
 
 from grokscope.prompt import bucket
 from grokscope.sites import Capture
-from grokscope.text.tokenizer import prefix_of
+from grokscope.text.tokenizer import with_prefix
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.forward import Call, Record, Run, run_layers
 from grokscope.transformer.tap import Selection
@@ -29,11 +29,9 @@ def score(model: Loaded, texts: list[str]) -> pd.DataFrame:
         raise ValueError("score: wanted a model with a tokenizer; pass tokenizer= to load")
     frames = []
     for number, text in enumerate(texts):
-        ids = model.tokenizer.encode(text)
+        start, ids = with_prefix(model.tokenizer, text, model.config.bos_id)
         if not ids:
             raise ValueError(f"score: text {number}: wanted at least one token, got an empty text")
-        start = prefix_of(model.tokenizer, model.config.bos_id)
-        start = [] if ids[: len(start)] == start else start
         logprobs = _logprobs(model, np.array([*start, *ids], np.int32))
         frame = pd.DataFrame({"prompt": number, "position": np.arange(len(ids)), "token_id": ids})
         frame["token"] = model.tokenizer.pieces(ids)

@@ -25,7 +25,7 @@ from grokscope.running.running import TOKENS_IN_A_CALL, run
 from grokscope.sites import ROUTING, Capture
 from grokscope.sweeps.corpus import Document, read_documents
 from grokscope.tables.export import routing_table
-from grokscope.text.tokenizer import prefix_of
+from grokscope.text.tokenizer import with_prefix
 from grokscope.trace.trace import Trace, as_trace
 from grokscope.transformer.edits import prepare
 
@@ -65,8 +65,8 @@ class Sweep:
     def _cut(self, document: Document) -> list[Piece]:
         if self.model.tokenizer is None:
             raise ValueError("sweep: wanted a model with a tokenizer, got one without; pass tokenizer= to load")
-        before = prefix_of(self.model.tokenizer, self.model.config.bos_id)
-        ids = np.array([*before, *self.model.tokenizer.encode(document.text)], np.int32)
+        before, own = with_prefix(self.model.tokenizer, document.text, self.model.config.bos_id)
+        ids = np.array([*before, *own], np.int32)
         key, size = hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest(), self.model.config.max_tokens
         return [(ids[at : at + size], document.label, key) for at in range(0, len(ids), size)]
 

@@ -132,7 +132,10 @@ class TokenizerJson:
         return visible(token) if i in self._special or not self._in_bytes else of_bytes(token)
 
 
-def prefix_of(tokenizer: Tokenizer, bos_id: int | None) -> list[int]:
-    """What goes before every text: what the tokenizer says, else the model's beginning-of-text token."""
-    own = getattr(tokenizer, "prefix", None)
-    return list(own) if own is not None else [] if bos_id is None else [bos_id]
+def with_prefix(tokenizer: Tokenizer, text: str, bos_id: int | None) -> tuple[list[int], list[int]]:
+    """(what goes before a text, its own ids): what the tokenizer says, else the model's beginning-of-text token; nothing where
+    the text begins with it.
+    """
+    own, ids = getattr(tokenizer, "prefix", None), tokenizer.encode(text)
+    before = list(own) if own is not None else [] if bos_id is None else [bos_id]
+    return ([] if ids[: len(before)] == before else before), ids

@@ -119,11 +119,11 @@ def attend(
     edited = tap.edits(*MAPS)
     kept = [] if edited else [site for site in MAPS if tap.keeps(site)]
     cap, window = config.attention_cap, config.window
+    unseen = not edited and not kept and seq.past is None
     plain = sinks is None and window is None and k.shape[-1] == v.shape[-1]
-    fused = seq.one_device and jax.default_backend() == "gpu" and plain and flash.fits(q, k, cap)
-    if fused and not edited and not kept and seq.past is None:
+    if unseen and seq.one_device and jax.default_backend() == "gpu" and plain and flash.fits(q, k, cap):
         return flash.flash_attend(q, k, v, seq.segments, config.attention_scale, cap)
-    if seq.one_text and not edited and not kept and seq.past is None and _fits_library(q, k, v, sinks, config):
+    if unseen and seq.one_text and _fits_library(q, k, v, sinks, config):
         z = jax.nn.dot_product_attention(
             q, k, v, scale=config.attention_scale, is_causal=True, query_seq_lengths=seq.length,
             key_value_seq_lengths=seq.length, local_window_size=window and (window - 1, 0), implementation="cudnn",

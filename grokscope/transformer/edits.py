@@ -223,9 +223,9 @@ def prepare(edits: Sequence[Any], config: ModelConfig) -> tuple[ModelConfig, lis
     own = config.router.top_k
     wider = tuple(e for e in edits if isinstance(e, SetTopK) and e.k > own)
     slots = max([own, *(e.k for e in wider)])
-    config = dataclasses.replace(
-        config, router=dataclasses.replace(config.router, top_k=min(slots, config.router.num_experts))
-    )
+    if wider:  # the same config else, so that its blocks are described once
+        router = dataclasses.replace(config.router, top_k=min(slots, config.router.num_experts))
+        config = dataclasses.replace(config, router=router)
     single: list[Edit] = [p for edit in edits for p in edit.primitives(config)]
     for edit in single:
         edit.check(config)

@@ -126,9 +126,7 @@ def plain_at_once(
     """Every row through its expert, all experts in one product, which is as soon begun on a GPU as one expert's. How often the
     busiest expert says; a loop of such a length has no derivative, so that backwards it goes block by block.
     """
-    blocks = dispatch(x, plan, slots).reshape(plan.expert_of_block.shape[0], -1, x.shape[-1])
-    y = _all_at_once(unit, matrices, blocks, plan, config)
-    return combine(y.reshape(-1, y.shape[-1]), plan)
+    return _through_blocks(unit, (Spread(matrices[0]), *matrices[1:]), x, plan, slots, config)
 
 
 def _at_once_forward(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import grokscope as gs
+from grokscope.checkpoints.huggingface.tensors import Stored
 from grokscope.config import ModelConfig
 from grokscope.transformer.weights import ModelWeights, block_from, field_of
 from tests.checkpoints.families import DIRECTORIES, FOLDER, NAMES, golden, model, real, rows
@@ -236,6 +237,15 @@ def test_quantised_forms_keep_theirs_and_int8_is_written(directory, tmp_path):
     cost = gs.experiments.precision(model(directory), two, ids)
     assert 0 < abs(np.diff(cost["bits_per_token"])[0]) < 0.5 and (cost["flips"] < 0.2).all()
     assert (gs.experiments.precision(two, two, ids)["flips"] == 0).all()
+
+
+def test_float8_where_it_is_not_read_is_refused():
+    """A table in float8 beside its scales was once taken without them."""
+    entries = {"model.embed_tokens.weight": ("F8_E4M3", (32, 16)), "model.embed_tokens.weight_scale_inv": ("F32", (2, 1))}
+    stored = Stored(entries, (16, 16))
+    assert list(stored.problems("model.embed_tokens.weight", (32, 16), "outputs first")) == []
+    for lies in ("plain", "inputs first"):
+        assert any("wanted BF16, F16, F32, got F8_E4M3" in line for line in stored.problems("model.embed_tokens.weight", (32, 16), lies))
 
 
 def test_what_is_skipped_is_named():

@@ -57,6 +57,14 @@ def test_what_goes_before_a_text_is_the_tokenizers(model, folder, tmp_path):
     assert TokenizerJson(quiet).prefix == []
 
 
+def test_prompts_scores_and_sweeps_begin_a_text_alike(model):
+    """A sweep once put a second beginning before a text that had one."""
+    swept = [model.sweep([text], progress=False).tokens for text in ("the fox", "<|bos|>the fox")]
+    assert swept == [len(model.encode("the fox").rows[0])] * 2
+    ends = [model.score([text])["logprob"].values[-1] for text in ("the fox", "<|bos|>the fox")]
+    np.testing.assert_allclose(ends[0], ends[1], atol=0.05)
+
+
 def test_pieces_a_reader_understands_and_ids_beyond(model):
     pieces = model.pieces(model.encode("the fox é"))[0]
     assert pieces[0] == "<|bos|>" and "".join(pieces[1:]).replace("▁", " ") == "the fox é"

@@ -125,22 +125,21 @@ def _chosen(ways: tuple[Tensor, ...], stored: Stored, prefix: str) -> Tensor:
     return next((t for t in ways if stored.has(prefix + t.name.format(e=0))), ways[0])
 
 
-def _wanted(names: _Names, stored: Stored) -> Iterator[tuple[str, tuple[int, ...], bool]]:
-    """(name, shape with outputs before inputs, whether it lies inputs first) of every tensor of the model."""
+def _wanted(names: _Names, stored: Stored) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """(name, shape with outputs before inputs, how it lies) of every tensor of the model."""
     shapes = names.config.outer_shapes
-    yield from ((name, shapes[field], False) for field, name in names.outer().items())
+    yield from ((name, shapes[field], "plain") for field, name in names.outer().items())
     for layer in range(names.config.num_layers):
         prefix, table, block = f"model.layers.{layer}.", names.table(layer), names.config.block(layer)
         for field, shape in block.shapes.items():
             tensor, layout = _chosen(table[field], stored, prefix), Layout(field, shape)
+            lies = "inputs first" if tensor.inputs_first else "outputs first"
             inner = (tensor.of or layout.out, *([] if layout.inputs is None else [layout.inputs]))
             if "{e}" in tensor.name:
-                yield from (
-                    (prefix + tensor.name.format(e=e), inner, tensor.inputs_first) for e in range(layout.lead[0])
-                )
+                yield from ((prefix + tensor.name.format(e=e), inner, lies) for e in range(layout.lead[0]))
             else:
                 lead = () if block.is_dense else layout.lead
-                yield prefix + tensor.name, (*lead, *inner), tensor.inputs_first
+                yield prefix + tensor.name, (*lead, *inner), lies
 
 
 def problems(path: Path, config: ModelConfig) -> Iterator[str]:
@@ -155,12 +154,12 @@ def problems(path: Path, config: ModelConfig) -> Iterator[str]:
         yield f"config: wanted what checkpoints of this kind hold, got one with {', '.join(sorted(odd))}"
         return
     missing, wrong = [], []
-    for name, shape, inputs_first in dict.fromkeys(_wanted(names, stored)):
+    for name, shape, lies in dict.fromkeys(_wanted(names, stored)):
         known.update(stored.names(name))
         if not stored.has(name):
             missing += [] if name in lost else [f"{name}: missing"]
         else:
-            wrong += list(stored.problems(name, shape, inputs_first))
+            wrong += list(stored.problems(name, shape, lies))
     yield from missing
     yield from (f"{name}: not part of this model" for name in sorted(entries.keys() - known) if not names.is_idle(name))
     yield from wrong

@@ -94,9 +94,7 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         """A positive number."""
         value = self.get(name, default=default)
-        if (
-            type(value) not in (int, float) or not 0 < value < 1e30
-        ):  # JSON knows Infinity and numbers that no float holds
+        if type(value) not in (int, float) or not 0 < value < 1e30:  # JSON knows Infinity, and numbers that no float holds
             self.refuse(name, "a positive number", value)
             return 1.0
         return float(value)

@@ -101,17 +101,22 @@ class Stored:
             return [f"{name}_blocks", f"{name}_scales"]
         return [name, *([f"{name}_scale_inv"] if f"{name}_scale_inv" in self.entries else [])]
 
-    def problems(self, name: str, wanted: Shape, inputs_first: bool) -> Iterator[str]:
-        """What is wrong with a tensor that is there; wanted: (experts, outputs, inputs) as far as it has them."""
+    def problems(self, name: str, wanted: Shape, lies: str) -> Iterator[str]:
+        """What is wrong with a tensor that is there; wanted: (experts, outputs, inputs) as far as it has them. lies: "outputs
+        first", in any form; "inputs first", in any but float8; "plain", in none but floats.
+        """
         if f"{name}_blocks" in self.entries:
             *lead, out, inputs = wanted
+            if lies == "plain" or len(lead) != 1 or inputs % 32:
+                yield f"{name}_blocks: wanted four bits for stacked experts of whole 32 inputs alone, got them for {wanted}"
+                return
             shapes = {f"{name}_blocks": (*lead, out, inputs // 32, 16), f"{name}_scales": (*lead, out, inputs // 32)}
             yield from (line for n, shape in shapes.items() for line in self._differs(n, shape, ("U8",)))
             return
-        if inputs_first:
+        if lies == "inputs first":
             wanted = (*wanted[:-2], wanted[-1], wanted[-2])
         kind, scale = self.entries[name][0], f"{name}_scale_inv"
-        if kind != "F8_E4M3":
+        if kind != "F8_E4M3" or lies != "outputs first" or len(wanted) < 2:
             yield from self._differs(name, wanted, FLOATS)
             return
         yield from self._differs(name, wanted, ("F8_E4M3",))
@@ -163,7 +168,5 @@ def _parts(
     values, scale = arrays[name], arrays.get(f"{name}_scale_inv")
     if scale is None:
         return taken(np.swapaxes(values, -1, -2) if tensor.inputs_first else values), None
-    if tensor.inputs_first or block is None:
-        raise NotImplementedError(name)
     of_rows = np.repeat(scale, block[0], axis=-2)[..., : values.shape[-2], :]
     return taken(values), taken(of_rows)

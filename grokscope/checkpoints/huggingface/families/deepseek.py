@@ -45,7 +45,8 @@ def _first(f: Fields) -> dict[str, Any]:
     return made | experts_of(f, made["num_layers"], 0, 0, **rule) | {"attention_bias": biases}
 
 
-def _first_table(block: BlockConfig) -> Table:
+def shared_table(block: BlockConfig) -> Table:
+    """Attention, experts and shared experts by the names that most families give them."""
     return named(LAYER) | units(block, EXPERTS, "mlp.gate") | shared("mlp.shared_experts")
 
 
@@ -101,9 +102,8 @@ def _third(f: Fields) -> dict[str, Any]:
     return made | experts_of(f, made["num_layers"], 3, 1, **third_rule(f, (8, 4), scale=2.5))
 
 
-def choice_bias(name: str = "mlp.gate.e_score_correction_bias") -> Table:
-    """The bias for the choice."""
-    return named({"moe.choice_bias": name})
+CHOICE_BIAS = named({"moe.choice_bias": "mlp.gate.e_score_correction_bias"})
+"""The bias for the choice."""
 
 
 def _latent_table(block: BlockConfig) -> Table:
@@ -114,7 +114,7 @@ def _latent_table(block: BlockConfig) -> Table:
     of_key, of_value = (every_head(r, heads, plain + value) for r in (np.arange(plain), plain + np.arange(value)))
     query, down = ("q_b_proj" if block.q_rank else "q_proj"), "self_attn.kv_a_proj_with_mqa.weight"
     both = heads * (plain + value)
-    return _first_table(block) | choice_bias() | {
+    return shared_table(block) | CHOICE_BIAS | {
         "attn.q": (Tensor(f"self_attn.{query}.weight", of_query),),
         "attn.q_down": (Tensor("self_attn.q_a_proj.weight"),), "attn.q_down_norm": (Tensor("self_attn.q_a_layernorm.weight"),),
         "attn.kv_down": (Tensor(down, slice(None, rank), rank + turned),),
@@ -126,6 +126,6 @@ def _latent_table(block: BlockConfig) -> Table:
 
 
 FAMILIES = {
-    "deepseek": Family(_first, _first_table), "deepseek_v2": Family(_second, _latent_table),
+    "deepseek": Family(_first, shared_table), "deepseek_v2": Family(_second, _latent_table),
     "deepseek_v3": Family(_third, _latent_table), "kimi_k2": Family(_third, _latent_table),
 }  # fmt: skip

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from grokscope.checkpoints.huggingface.families.llama import (
-    LAYER,
-    Family,
-    common,
-    every_head,
-    halves,
-    named,
-    router,
-    shared,
-    units,
-)  # fmt: skip
-from grokscope.checkpoints.huggingface.families.qwen import EXPERTS
+from grokscope.checkpoints.huggingface.families.deepseek import shared_table
+from grokscope.checkpoints.huggingface.families.llama import Family, common, every_head, halves, router
 from grokscope.checkpoints.huggingface.fields import Fields
 from grokscope.checkpoints.huggingface.tensors import Table, Tensor
 from grokscope.config import BlockConfig
@@ -48,7 +38,7 @@ def _table(block: BlockConfig) -> Table:
         for n, heads in (("q", block.num_heads), ("k", block.num_kv_heads))
     }
     bias = {"moe.choice_bias": (Tensor(f"mlp.moe_statics.{name}"), Tensor(f"mlp.gate.moe_statics.{name}"))}
-    return named(LAYER) | units(block, EXPERTS, "mlp.gate") | shared("mlp.shared_experts") | turned | bias
+    return shared_table(block) | turned | bias
 
 
 FAMILIES = {"ernie4_5_moe": Family(_config, _table)}

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from grokscope.checkpoints.huggingface.families.deepseek import choice_bias, experts_of, third_rule
-from grokscope.checkpoints.huggingface.families.llama import (
-    LAYER,
-    Family,
-    common,
-    named,
-    shared,
-    units,
-    window,
-    windows_by_layer,
-)  # fmt: skip
-from grokscope.checkpoints.huggingface.families.qwen import EXPERTS
+from grokscope.checkpoints.huggingface.families.deepseek import CHOICE_BIAS, experts_of, shared_table, third_rule
+from grokscope.checkpoints.huggingface.families.llama import Family, common, window, windows_by_layer
 from grokscope.checkpoints.huggingface.fields import Fields
 from grokscope.checkpoints.huggingface.tensors import Table
 from grokscope.config import BlockConfig
@@ -41,7 +31,7 @@ def _dots(f: Fields) -> dict[str, Any]:
 
 
 def _table(block: BlockConfig) -> Table:
-    return named(LAYER) | units(block, EXPERTS, "mlp.gate") | shared("mlp.shared_experts") | choice_bias()
+    return shared_table(block) | CHOICE_BIAS
 
 
 FAMILIES = {"glm4_moe": Family(_glm, _table), "dots1": Family(_dots, _table)}

@@ -21,9 +21,10 @@ def _mixtral(f: Fields) -> dict[str, Any]:
     return made | {"router": rule, "d_expert": f.size("intermediate_size")}
 
 
-def _table(block: BlockConfig) -> Table:
+def _table(block: BlockConfig, others: tuple[str, ...] = ("mlp.gate.weight",)) -> Table:
+    """others: the router's names in memory; see `units`."""
     experts = "block_sparse_moe.experts.{e}.{n}.weight"
-    return named(LAYER) | units(block, experts, "block_sparse_moe.gate", ("mlp.gate.weight",), names=W)
+    return named(LAYER) | units(block, experts, "block_sparse_moe.gate", others, names=W)
 
 
 def _minimax(f: Fields) -> dict[str, Any]:
@@ -60,10 +61,7 @@ def _phimoe(f: Fields) -> dict[str, Any]:
 
 
 def _phimoe_table(block: BlockConfig) -> Table:
-    experts = "block_sparse_moe.experts.{e}.{n}.weight"
-    return named(LAYER) | units(
-        block, experts, "block_sparse_moe.gate", ("mlp.router.weight", "mlp.gate.weight"), names=W
-    )
+    return _table(block, ("mlp.router.weight", "mlp.gate.weight"))
 
 
 FAMILIES = {
