@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "grokscope"
 ORDER = (
-    ("router_config", "block_config", "config", "sites"), ("prompt", "text", "transformer"), ("checkpoints", "trace", "recordings"), ("devices", "counters"),
+    ("versions", "router_config", "block_config", "config", "sites"), ("prompt", "text", "transformer"), ("checkpoints", "trace", "recordings"), ("devices", "counters"),
     ("running", "analysis"), ("tables",), ("sweeps",), ("model",), ("experiments", "train"), ("plots", "views"),
     ("widgets",), ("cli", "__init__"),
 )  # fmt: skip

@@ -62,7 +62,7 @@ def placement(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = 
         layout = Layout(config, mesh)
         return Placement(lambda b: b, layout.block, lambda b: b, layout.array)
     if jax.default_backend() == "gpu":
-        for_kernel = dtype == "bfloat16" and on_hopper() and _plain_units(config)
+        for_kernel = dtype == "bfloat16" and hopper.is_there() and _plain_units(config)
         hopper_form = _for_hopper if for_kernel else lambda block: block
         return Placement(_pinned, _sent, hopper_form, lambda _, array: _outer_for_gpu(array, dtype))
     if jax.default_backend() == "cpu" and is_small(config):
@@ -73,11 +73,6 @@ def placement(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = 
 def is_small(config: ModelConfig) -> bool:
     """Whether a CPU may keep a form of its own, which takes up to four bytes a weight."""
     return config.bytes("float32") < 2**33
-
-
-def on_hopper() -> bool:
-    """Whether the device is a GPU that the expert kernel is made for."""
-    return str(getattr(jax.local_devices()[0], "compute_capability", "")).startswith("9.")
 
 
 def block_for_cpu(block: BlockWeights, dtype: str) -> BlockWeights:

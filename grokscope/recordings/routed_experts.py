@@ -10,7 +10,6 @@ that are unknown are -1 throughout; `length` says where a text ends.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +30,7 @@ from grokscope.recordings.checks import (
 from grokscope.recordings.recorded import LIMIT, Hint, Recorded, whole_numbers
 from grokscope.sites import SITES, Capture
 from grokscope.trace.trace import PROVENANCE, Trace
+from grokscope.versions import versions
 
 MOST_TOKENS = 1 << 24
 """Each has a piece, and pieces are text."""
@@ -155,7 +155,7 @@ def recording_trace(sites: dict[str, np.ndarray], made: Recorded, rule: RouterCo
         "capture": dataclasses.asdict(Capture(tuple(s for s in SITES if s in sites), tuple(layers))),
         "edits": [],
         "dtype": "unknown",
-        "versions": {name: importlib.metadata.version(name) for name in ("grokscope", "numpy")},
+        "versions": versions("grokscope", "numpy"),
         "backend": None,
         "recording": {"format": made.format, "unknown": unknown, **made.notes},
     }

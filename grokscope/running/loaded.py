@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from grokscope.text.tokenizer import Tokenizer
 from grokscope.trace.recorder import kept_layers
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.weights import ModelWeights
+from grokscope.versions import versions
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Loaded:
             "capture": dataclasses.asdict(capture),
             "edits": [repr(edit) for edit in edits],
             "dtype": self.dtype,
-            "versions": {name: importlib.metadata.version(name) for name in ("grokscope", "jax", "numpy")},
+            "versions": versions("grokscope", "jax", "numpy"),
             "backend": jax.default_backend(),
         }
 

@@ -120,15 +120,14 @@ def attend(
     kept = [] if edited else [site for site in MAPS if tap.keeps(site)]
     cap, window = config.attention_cap, config.window
     unseen = not edited and not kept and seq.past is None
-    plain = sinks is None and window is None and k.shape[-1] == v.shape[-1]
-    if unseen and seq.one_device and jax.default_backend() == "gpu" and plain and flash.fits(q, k, cap):
-        return flash.flash_attend(q, k, v, seq.segments, config.attention_scale, cap)
     if unseen and seq.one_text and _fits_library(q, k, v, sinks, config):
         z = jax.nn.dot_product_attention(
             q, k, v, scale=config.attention_scale, is_causal=True, query_seq_lengths=seq.length,
             key_value_seq_lengths=seq.length, local_window_size=window and (window - 1, 0), implementation="cudnn",
         )  # fmt: skip
         return jnp.where(seq.is_real[..., None, None], z, 0)
+    if unseen and seq.one_device and flash.fits(q, k, v):
+        return flash.flash_attend(q, k, v, seq.segments, sinks, config)
     tokens, past = q.shape[1], k.shape[1] - q.shape[1]
     chunk = tokens if edited else QUERY_CHUNK
     # Heads in front, and really so: XLA on a CPU takes six times as long over products whose batch is not in front.

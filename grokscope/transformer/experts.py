@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from grokscope.block_config import BlockConfig
 from grokscope.transformer.dispatch import Plan, combine, dispatch, plan_blocks
 from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Scaled, Spread, Weight
-from grokscope.transformer.kernels import hopper
+from grokscope.transformer.kernels import grouped, hopper
 from grokscope.transformer.ops import einsum
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.unit import Matrices, Step, answer, hidden, kernel_act, left, unit
@@ -28,28 +29,22 @@ from grokscope.transformer.weights import MoEWeights
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def through_kernel(
-    weights: tuple[OutputFirst, ...], x: Float[Array, "N D"], plan: Plan, slots: int, config: BlockConfig
+    matrices: Matrices, x: Float[Array, "N D"], plan: Plan, slots: int, config: BlockConfig
 ) -> Float[Array, "M D"]:
-    """Every row through its expert by the Hopper kernel, M = N times slots; backwards through the form of a stack."""
-    act = kernel_act(config)
-    where = (plan.expert_of_block, plan.num_blocks)
-    places = hopper.columns_of(x, plan.row_of_place, slots)
-    h = hopper.grouped_matmul(weights[:2], places, *where, lambda sums: act(sums[0]) * sums[1], x.dtype)
-    y = hopper.grouped_matmul(weights[2:], h, *where, lambda sums: sums[0], jnp.float32)
-    rows = hopper.rows_of(y, plan.row_of_place, x.shape[0] * slots)
-    return jnp.where((plan.place_of_row < y.shape[1])[:, None], rows, 0)
+    """Every row through its expert by a GPU's kernel, M = N times slots; backwards block by block."""
+    kernel = hopper if isinstance(matrices[0], OutputFirst) else grouped
+    return kernel.through_experts(matrices, x, plan, slots, config)
 
 
 def _kernel_forward(
-    weights: Any, x: Array, plan: Plan, slots: int, config: BlockConfig
-) -> tuple[Array, tuple[Any, Array, Plan]]:
-    return through_kernel(weights, x, plan, slots, config), (weights, x, plan)
+    matrices: Matrices, x: Array, plan: Plan, slots: int, config: BlockConfig
+) -> tuple[Array, tuple[Matrices, Array, Plan]]:
+    return through_kernel(matrices, x, plan, slots, config), (matrices, x, plan)
 
 
-def _kernel_backward(slots: int, config: BlockConfig, saved: Any, dy: Array) -> tuple[None, Array, None]:
-    (gate, up, down), x, plan = saved
-    matrices = (gate, up, None, None, down, None)
-    return None, jax.vjp(lambda x: _through_blocks(unit, matrices, x, plan, slots, config), x)[1](dy)[0], None
+def _kernel_backward(slots: int, config: BlockConfig, saved: Any, dy: Array) -> tuple[Matrices, Array, None]:
+    matrices, x, plan = saved
+    return *jax.vjp(lambda m, x: _through_blocks(unit, m, x, plan, slots, config), matrices, x)[1](dy), None
 
 
 through_kernel.defvjp(_kernel_forward, _kernel_backward)
@@ -90,19 +85,16 @@ def apply_experts(
     rows, x = b * t * slots, x.reshape(-1, d)
     chosen = jnp.where(is_real[..., None] & (experts >= 0), experts, num_experts).reshape(-1)
     seen = tap.keeps("expert.act") or tap.edits("expert.act")
-    on_hopper = isinstance(w.gate, OutputFirst) and x.dtype == jnp.bfloat16 and not seen
-    if on_hopper and rows <= hopper.FEW:
-        return hopper.row_by_row((w.gate, w.up, w.down), x, chosen, kernel_act(config)).reshape(b, t, slots, d)
-
     matrices = _matrices(w)
-    at_once = not seen and not on_hopper and rows >= num_experts and _on_gpu() and _are_plain(matrices)
-    size = hopper.block_size(rows, num_experts) if on_hopper else _block_size(rows, num_experts, at_once)
-    plan = plan_blocks(chosen, num_experts, size)
-    if on_hopper:
-        y = through_kernel((w.gate, w.up, w.down), x, plan, slots, config)
-    elif at_once:
-        y = plain_at_once(matrices, x, plan, slots, config)
-    elif seen:  # in two steps, since only one of an expert's two products leaves the blocks
+    kernel = None if seen else _kernel(matrices, x, config)
+    if kernel is hopper and rows <= hopper.FEW:
+        return hopper.row_by_row((w.gate, w.up, w.down), x, chosen, kernel_act(config)).reshape(b, t, slots, d)
+    if kernel is not None:
+        y = through_kernel(matrices, x, kernel.plan_rows(chosen, num_experts), slots, config)
+        return y.reshape(b, t, slots, d)
+
+    plan = plan_blocks(chosen, num_experts, _block_size(rows, num_experts))
+    if seen:  # in two steps, since only one of an expert's two products leaves the blocks
         h = _through_blocks(hidden, matrices[:4], x, plan, slots, config).reshape(b, t, slots, -1)
         h = tap("expert.act", h, experts=experts).reshape(rows, -1)
         y = _through_blocks(answer, matrices[4:], h, plan, 1, config)
@@ -111,36 +103,13 @@ def apply_experts(
     return y.reshape(b, t, slots, d)
 
 
-def _on_gpu() -> bool:
-    return jax.default_backend() == "gpu"
-
-
-def _are_plain(matrices: Matrices) -> bool:
-    return not any(isinstance(w, Quantised | PerExpert | OutputFirst | Spread) for w in matrices)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def plain_at_once(
-    matrices: Matrices, x: Float[Array, "N D"], plan: Plan, slots: int, config: BlockConfig
-) -> Float[Array, "M D"]:
-    """Every row through its expert, all experts in one product, which is as soon begun on a GPU as one expert's. How often the
-    busiest expert says; a loop of such a length has no derivative, so that backwards it goes block by block.
-    """
-    return _through_blocks(unit, (Spread(matrices[0]), *matrices[1:]), x, plan, slots, config)
-
-
-def _at_once_forward(
-    matrices: Matrices, x: Array, plan: Plan, slots: int, config: BlockConfig
-) -> tuple[Array, tuple[Matrices, Array, Plan]]:
-    return plain_at_once(matrices, x, plan, slots, config), (matrices, x, plan)
-
-
-def _at_once_backward(slots: int, config: BlockConfig, saved: Any, dy: Array) -> tuple[Matrices, Array, None]:
-    matrices, x, plan = saved
-    return *jax.vjp(lambda m, x: _through_blocks(unit, m, x, plan, slots, config), matrices, x)[1](dy), None
-
-
-plain_at_once.defvjp(_at_once_forward, _at_once_backward)
+def _kernel(matrices: Matrices, x: Array, config: BlockConfig) -> ModuleType | None:
+    """The kernel that takes these weights on this machine, or None."""
+    if x.dtype != jnp.bfloat16:
+        return None
+    if isinstance(matrices[0], OutputFirst):
+        return hopper
+    return grouped if grouped.fits(matrices, config) else None
 
 
 def _through_blocks(
@@ -175,13 +144,10 @@ def _part(matrices: Matrices, expert: int) -> Matrices:
     return tuple(w.parts[expert] if isinstance(w, PerExpert) else None if w is None else w[expert] for w in matrices)
 
 
-def _block_size(rows: int, num_experts: int, at_once: bool = False) -> int:
+def _block_size(rows: int, num_experts: int) -> int:
     """Rows in a block: half again an expert's share, so that most experts need one block and their weights are read once;
-    not more than keep a CPU busy, and many where the weights of all blocks at once are to be worth their copies. at_once: half
-    an expert's share in whole sixteens, since each turn takes a block of every expert, needed or not.
+    not more than keep a CPU busy, and many where the weights of all blocks at once are to be worth their copies.
     """
-    if at_once:
-        return 16 * max(1, math.ceil(rows / num_experts / 32))
     return 512 if rows >= 16_384 else min(64, max(2, 2 * math.ceil(0.75 * rows / num_experts)))
 
 

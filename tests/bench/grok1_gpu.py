@@ -30,6 +30,7 @@ from grokscope.model.model import Model
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.block import moe
 from grokscope.transformer.forms import Scaled
+from grokscope.transformer.kernels import hopper
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.weights import CONTRACTED, BlockWeights, ModelWeights, MoEWeights, block_from
@@ -103,7 +104,7 @@ def _reference(w: MoEWeights, x: jax.Array, experts: jax.Array, gates: jax.Array
 def moe_layer() -> None:
     """One mixture layer: router, choice, experts, gates."""
     block = random_block()
-    ours = placement._for_hopper(block).moe if placement.on_hopper() else block.moe
+    ours = placement._for_hopper(block).moe if hopper.is_there() else block.moe
     call = jax.jit(lambda w, x, seq: moe(w, x, seq, GROK, Tap()))
     for tokens in (8192, 2048, 256, 1):
         x = jax.random.normal(jax.random.key(tokens), (1, tokens, D), jnp.bfloat16)

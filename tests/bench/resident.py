@@ -22,12 +22,13 @@ import numpy as np
 from grok1_gpu import GROK, _timed, say  # first: it puts the checkout on the path
 
 import grokscope as gs
-from grokscope.devices.placement import _for_hopper, on_hopper, placement
+from grokscope.devices.placement import _for_hopper, placement
 from grokscope.devices.sharding import Layout
 from grokscope.model.model import Model
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.forms import Scaled, Spread
 from grokscope.transformer.forward import run_block
+from grokscope.transformer.kernels import hopper
 from grokscope.transformer.quantize import quantize
 from grokscope.transformer.tap import Selection
 from grokscope.transformer.weights import CONTRACTED, BlockWeights, ModelWeights, block_from, field_of, random_weights
@@ -88,7 +89,7 @@ def made(config: gs.ModelConfig, mesh: Any) -> Model:
         if mesh is not None:
             return whole
         plain = block_from(lambda name: _unspread(whole, name))
-        return _for_hopper(plain) if on_hopper() else plain
+        return _for_hopper(plain) if hopper.is_there() else plain
 
     table = layout.array("embed", jax.ShapeDtypeStruct((config.vocab_size, config.d_model), jnp.bfloat16))
     blocks = [block(n) for n in range(config.num_layers)]

@@ -11,7 +11,6 @@ import pytest
 
 from grokscope.transformer import attention
 from grokscope.transformer.attention import Sequence, attend
-from grokscope.transformer.kernels.flash import fits, flash_attend
 from grokscope.transformer.tap import Tap
 from tests.conftest import TINY
 
@@ -45,23 +44,6 @@ def test_chunks_give_what_the_whole_gives(cap, monkeypatch):
     assert tap.kept["attn.pattern"].shape == (B, H, T, T)
     np.testing.assert_allclose(tap.kept["attn.pattern"].sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(attend(q, k, v, None, seq, config, Tap()), whole, atol=5e-5)
-
-
-def test_the_gpu_kernel_and_its_derivative():
-    """In the interpreter: the arithmetic of the kernel, not its speed."""
-    q, k, v, seq, g = inputs()
-    assert fits(q, k, 30.0)
-    assert not fits(q, k, None)
-
-    def kernel(q, k, v):
-        return (flash_attend(q, k, v, seq.segments, CONFIG.attention_scale, 30.0, True) * g).sum()
-
-    def plain(q, k, v):
-        return (attend(q, k, v, None, seq, CONFIG, Tap()) * g).sum()
-
-    np.testing.assert_allclose(kernel(q, k, v), plain(q, k, v), rtol=1e-5)
-    for got, wanted in zip(jax.grad(kernel, (0, 1, 2))(q, k, v), jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=5e-5)
 
 
 def test_8192_tokens_that_nobody_looks_at_are_never_a_square():

@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 import grokscope as gs
 from grokscope.checkpoints import native
-from grokscope.transformer.dispatch import combine, dispatch, plan_blocks
 from grokscope.transformer.experts import apply_experts, unit
-from grokscope.transformer.forms import PerExpert, plain, woven
-from grokscope.transformer.kernels import hopper
+from grokscope.transformer.forms import PerExpert, plain
 from grokscope.transformer.quantize import to_int8
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.weights import MoEWeights
@@ -130,39 +128,3 @@ def test_loading_for_a_cpu_changes_no_number(dtype):
         np.testing.assert_array_equal(a["router.experts"], b["router.experts"])
     assert np.abs(a["logits"] - b["logits"]).max() < {"float32": 1e-4, "bfloat16": 0.7}[dtype]
     assert np.abs(a["logits"] - b["logits"]).mean() < {"float32": 1e-5, "bfloat16": 0.05}[dtype]
-
-
-@pytest.mark.parametrize("size", [32, 96])
-def test_rows_move_out_and_back_in_one_pass(size):
-    """In the interpreter; on a GPU, tests/test_gpu.py goes through them."""
-    rng = np.random.default_rng(size)
-    plan = plan_blocks(jnp.asarray(rng.integers(0, E + 1, A * 53)), E, size)
-    x = jnp.asarray(rng.standard_normal((53, 256)), jnp.float32)
-    columns = hopper.columns_of(x, plan.row_of_place, A, interpret=True)
-    np.testing.assert_array_equal(columns, dispatch(x, plan, A).T)
-    rows = hopper.rows_of(columns, plan.row_of_place, A * 53, interpret=True)
-    has_place = np.asarray(plan.place_of_row < columns.shape[1])
-    assert 0 < has_place.sum() < A * 53
-    np.testing.assert_array_equal(rows[has_place], combine(columns.T, plan)[has_place])
-
-
-def test_matrices_are_turned_over_and_woven():
-    values = jnp.asarray(np.random.default_rng(0).integers(-127, 128, (3, 128, 256)), jnp.int8)
-    np.testing.assert_array_equal(hopper.outputs_first(values, interpret=True), woven(values, 1).swapaxes(1, 2))
-
-
-@pytest.mark.parametrize("load", ["one expert takes all", "even"])
-def test_all_experts_at_once_as_on_a_gpu(load, monkeypatch):
-    """The form for plain weights on a GPU, forwards and backwards."""
-    rng = np.random.default_rng(8)
-    experts = np.full((1, 61, A), 3) if load != "even" else rng.integers(-1, E, (1, 61, A))
-    experts, real = jnp.asarray(experts, jnp.int32), jnp.ones((1, 61), bool)
-    x, w = jnp.asarray(rng.standard_normal((1, 61, D)), jnp.float32), weights()
-
-    def loss(w, x):
-        return (apply_experts(w, x, experts, real, GELU, Tap()) ** 2).sum()
-
-    wanted = loss(w, x), jax.grad(loss, (0, 1))(w, x)
-    monkeypatch.setattr("grokscope.transformer.experts._on_gpu", lambda: True)
-    for got, right in zip(jax.tree.leaves((loss(w, x), jax.grad(loss, (0, 1))(w, x))), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(got, right, rtol=2e-4, atol=1e-3)

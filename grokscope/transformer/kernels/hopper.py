@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
+from grokscope.block_config import BlockConfig
+from grokscope.transformer.dispatch import Plan, plan_blocks
 from grokscope.transformer.forms import OutputFirst, woven
+from grokscope.transformer.kernels import capability, triton_there
+from grokscope.transformer.unit import Matrices, kernel_act
 
 if TYPE_CHECKING:
     from grokscope.transformer.kernels.hopper_kernel import Finish
@@ -30,14 +33,37 @@ FEW = 4
 """Rows that go one by one, without the kernel: reading their experts' weights is all of the time."""
 
 
-def block_size(rows: int, num_experts: int) -> int:
-    """Places in a block, of SIZES: a quarter over an expert's share, so that most experts need one block."""
-    return next((s for s in SIZES if s >= 1.25 * rows / num_experts), SIZES[-1])
+def plan_rows(chosen: Int[Array, " M"], num_experts: int) -> Plan:
+    """Blocks of places, of SIZES: a quarter over an expert's share, so that most experts need one block."""
+    share = 1.25 * chosen.shape[0] / num_experts
+    return plan_blocks(chosen, num_experts, next((s for s in SIZES if s >= share), SIZES[-1]))
+
+
+def through_experts(
+    matrices: Matrices, x: Float[Array, "N D"], plan: Plan, slots: int, config: BlockConfig
+) -> Float[Array, "M D"]:
+    """Every row through its expert, M = N times slots, float32; zeros where it has none."""
+    act, (gate, up, _, _, down, _) = kernel_act(config), matrices
+    places = columns_of(x, plan.row_of_place, slots)
+    where = (plan.expert_of_block, plan.num_blocks)
+    h = grouped_matmul((gate, up), places, *where, lambda sums: act(sums[0]) * sums[1], x.dtype)
+    y = grouped_matmul((down,), h, *where, lambda sums: sums[0], jnp.float32)
+    rows = rows_of(y, plan.row_of_place, x.shape[0] * slots)
+    return jnp.where((plan.place_of_row < y.shape[1])[:, None], rows, 0)
+
+
+def is_there() -> bool:
+    """Whether this machine runs the kernel, and what moves rows for it."""
+    return capability() == 90 and triton_there()
+
+
+LARGE = 2**24
+"""Weights in a matrix of an expert from which on this kernel is faster than `grouped`'s: by 1.2 to 3 (tests/bench/notes.md)."""
 
 
 def fits(d_model: int, d_expert: int, groups: int) -> bool:
-    """Whether an expert of these widths, with scales for so many groups of its hidden rows, can go through the kernel."""
-    return d_model % 256 == 0 and d_expert % (128 * groups) == 0
+    """Whether an expert of these widths, with scales for so many groups of its hidden rows, should go through the kernel."""
+    return d_model * d_expert >= LARGE and d_model % 256 == 0 and d_expert % (128 * groups) == 0
 
 
 def grouped_matmul(
@@ -77,55 +103,32 @@ def grouped_matmul(
     )  # fmt: skip
 
 
-def columns_of(
-    x: Float[Array, "N D"], row_of_place: Int[Array, " P"], slots: int, interpret: bool = False
-) -> Float[Array, "D P"]:
+def columns_of(x: Float[Array, "N D"], row_of_place: Int[Array, " P"], slots: int) -> Float[Array, "D P"]:
     """The token of each place as a column, zeros where it has none: sorted and turned over in one pass over memory."""
-    from jax.experimental.pallas import triton
+    from grokscope.transformer.kernels.rows_kernel import columns_kernel
 
-    def kernel(tokens: Any, row_of_place: Any, there: Any) -> None:
-        columns, places = _tile(row_of_place.size)
-        token = triton.load(row_of_place.at[places]) // slots
-        is_one = jnp.broadcast_to((token < tokens.shape[0])[:, None], (places.size, columns.size))
-        tile = triton.load(tokens.at[token[:, None], columns[None, :]], mask=is_one, other=0)
-        triton.store(there.at[columns[:, None], places[None, :]], tile.T)
-
-    out = jax.ShapeDtypeStruct((x.shape[1], row_of_place.size), x.dtype)
-    return _by_triton(kernel, _tiles(*out.shape), out, interpret)(x, row_of_place)
+    (n, d), p = x.shape, row_of_place.size
+    return _moved(columns_kernel, (x, row_of_place.astype(jnp.int32), n), ((d, p), x.dtype), (d, p), SLOTS=slots, D=d, P=p)
 
 
-def rows_of(
-    y: Float[Array, "D P"], row_of_place: Int[Array, " P"], num_rows: int, interpret: bool = False
-) -> Float[Array, "M D"]:
+def rows_of(y: Float[Array, "D P"], row_of_place: Int[Array, " P"], num_rows: int) -> Float[Array, "M D"]:
     """Each column back as the row that it came from, in one pass; a row that has no place is left unwritten."""
-    from jax.experimental.pallas import triton
+    from grokscope.transformer.kernels.rows_kernel import rows_kernel
 
-    def kernel(here: Any, row_of_place: Any, rows: Any) -> None:
-        columns, places = _tile(row_of_place.size)
-        row = triton.load(row_of_place.at[places])
-        is_one = jnp.broadcast_to((row < num_rows)[:, None], (places.size, columns.size))
-        tile = triton.load(here.at[columns[:, None], places[None, :]])
-        triton.store(rows.at[row[:, None], columns[None, :]], tile.T, mask=is_one)
-
-    out = jax.ShapeDtypeStruct((num_rows, y.shape[0]), y.dtype)
-    return _by_triton(kernel, _tiles(*y.shape), out, interpret)(y, row_of_place)
+    d, p = y.shape
+    return _moved(rows_kernel, (y, row_of_place.astype(jnp.int32), num_rows), ((num_rows, d), y.dtype), (d, p), D=d, P=p)
 
 
-def _tiles(columns: int, places: int) -> tuple[int, int]:
-    return columns // ACROSS, places // math.gcd(places, WOVEN)
+def _moved(kernel: Any, args: tuple[Any, ...], out: tuple[tuple[int, ...], Any], over: tuple[int, ...], **sizes: int) -> Array:
+    """One program for each tile of the last two of `over`."""
+    import jax_triton
 
-
-def _tile(places: int) -> tuple[Array, Array]:
-    """The columns and the places of this program's tile."""
-    sizes = ACROSS, math.gcd(places, WOVEN)
-    return tuple(pl.program_id(axis) * size + jnp.arange(size) for axis, size in enumerate(sizes))
-
-
-def _by_triton(kernel: Any, grid: tuple[int, ...], out: jax.ShapeDtypeStruct, interpret: bool) -> Callable[..., Array]:
-    from jax.experimental.pallas import triton
-
-    how = {} if interpret else {"compiler_params": triton.CompilerParams(num_warps=4)}
-    return pl.pallas_call(kernel, grid=grid, out_shape=out, interpret=interpret, **how)
+    *lead, wide, tall = over
+    tall_tile = math.gcd(tall, WOVEN)
+    return jax_triton.triton_call(
+        *args, kernel=kernel, out_type=jax.ShapeDtypeStruct(*out), grid=(*lead, wide // ACROSS, tall // tall_tile),
+        num_warps=4, WIDE=ACROSS, TALL=tall_tile, **sizes,
+    )  # fmt: skip
 
 
 def row_by_row(
@@ -149,22 +152,11 @@ def row_by_row(
     return jnp.stack([one(row) for row in range(chosen.shape[0])])
 
 
-def outputs_first(values: Int[Array, "E I O"], interpret: bool = False) -> Int[Array, "E O I"]:
+def outputs_first(values: Int[Array, "E I O"]) -> Int[Array, "E O I"]:
     """Matrices turned over and their inputs `woven`, in one pass over memory: what XLA makes of the two takes five times
     as long, at every layer that is streamed.
     """
-    from jax.experimental.pallas import triton
+    from grokscope.transformer.kernels.rows_kernel import outputs_first_kernel
 
-    experts, inputs, outputs = values.shape
-
-    def kernel(here: Any, there: Any) -> None:
-        e, column, row = (pl.program_id(axis) for axis in range(3))
-        place = jnp.arange(WOVEN)
-        row_of_place = place // 32 * 32 + place // 2 % 4 * 8 + place // 8 % 4 * 2 + place % 2
-        columns = column * ACROSS + jnp.arange(ACROSS)
-        tile = triton.load(here.at[e, (row * WOVEN + row_of_place)[:, None], columns[None, :]])
-        triton.store(there.at[e, columns[:, None], (row * WOVEN + place)[None, :]], tile.T)
-
-    grid = (experts, outputs // ACROSS, inputs // WOVEN)
-    out = jax.ShapeDtypeStruct((experts, outputs, inputs), values.dtype)
-    return _by_triton(kernel, grid, out, interpret)(values)
+    e, i, o = values.shape
+    return _moved(outputs_first_kernel, (values,), ((e, o, i), values.dtype), (e, o, i), INPUTS=i, OUTPUTS=o)
