@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from grokscope.config import ModelConfig
 from grokscope.devices.memory import free_memory
 from grokscope.devices.sharding import Layout
-from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Scaled
+from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Scaled, pytree
 from grokscope.transformer.kernels import hopper
 from grokscope.transformer.weights import CONTRACTED, OUTER, BlockWeights, ModelWeights, block_from, field_of
 
@@ -50,11 +50,6 @@ class Placement:
         limit = int(os.environ.get("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", "64")) * 2**30
         return functools.cache(read) if self.send is _sent and size < min(0.95 * limit, 0.9 * free_memory()) else read
 
-    def whole(self, block: BlockWeights) -> BlockWeights:
-        """All steps of a block."""
-        here = self.read(block)
-        return self.prepare(self.send(here) if self.send else here)
-
 
 def placement(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Placement:
     """The one for this machine: over a mesh, for a GPU, for a CPU."""
@@ -63,8 +58,8 @@ def placement(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = 
         return Placement(lambda b: b, layout.block, lambda b: b, layout.array)
     if jax.default_backend() == "gpu":
         for_kernel = dtype == "bfloat16" and hopper.is_there() and _plain_units(config)
-        hopper_form = _for_hopper if for_kernel else lambda block: block
-        return Placement(_pinned, _sent, hopper_form, lambda _, array: _outer_for_gpu(array, dtype))
+        prepare = (lambda block: _for_hopper(_as_used(block))) if for_kernel else _as_used
+        return Placement(_pinned, _sent, prepare, lambda _, array: _outer_for_gpu(array, dtype))
     if jax.default_backend() == "cpu" and is_small(config):
         return Placement(lambda b: block_for_cpu(b, dtype), None, lambda b: b, lambda name, a: array_for_cpu(name, a, dtype))
     return Placement(lambda b: jax.tree.map(jnp.asarray, b), None, lambda b: b, lambda _, a: jax.tree.map(jnp.asarray, a))
@@ -111,13 +106,39 @@ def _has_bfloat16_units() -> bool:
         return False
 
 
+@pytree
+class _AsItLies:
+    """An array in the order of its memory; `axes` turn it into what it stands for, on the device, a hundred times as fast."""
+
+    array: Any
+    axes: tuple[int, ...] = field(metadata={"static": True})
+
+
 def _pinned(block: BlockWeights) -> BlockWeights:
     """In memory that the GPU reads by itself, five times as fast; several arrays at a time, which one thread cannot fill."""
     pinned = jax.sharding.SingleDeviceSharding(jax.local_devices()[0], memory_kind="pinned_host")
     leaves, tree = jax.tree.flatten(block)
+
+    def put(leaf: Any) -> Any:
+        order = sorted(range(np.ndim(leaf)), key=lambda axis: -leaf.strides[axis]) if isinstance(leaf, np.ndarray) else []
+        lying = leaf.transpose(order) if order else leaf
+        there = jax.block_until_ready(jax.device_put(lying, pinned))
+        return _AsItLies(there, tuple(np.argsort(order).tolist())) if order != sorted(order) else there
+
     with ThreadPoolExecutor(8, "pin") as threads:
-        made = list(threads.map(lambda leaf: jax.block_until_ready(jax.device_put(leaf, pinned)), leaves))
-    return jax.tree.unflatten(tree, made)
+        return jax.tree.unflatten(tree, list(threads.map(put, leaves)))
+
+
+@jax.jit
+def _turned(lying: list[_AsItLies]) -> list[jax.Array]:
+    return [x.array.transpose(x.axes) for x in lying]
+
+
+def _as_used(block: BlockWeights) -> BlockWeights:
+    """Every array as its einsum wants it."""
+    leaves, tree = jax.tree.flatten(block, is_leaf=lambda x: isinstance(x, _AsItLies))
+    turned = iter(_turned([x for x in leaves if isinstance(x, _AsItLies)]))
+    return jax.tree.unflatten(tree, [next(turned) if isinstance(x, _AsItLies) else x for x in leaves])
 
 
 def _sent(block: BlockWeights) -> BlockWeights:
@@ -128,7 +149,7 @@ def _outer_for_gpu(array: Any, dtype: str) -> Any:
     """Tables rounded to the type of the arithmetic, as the reference rounds them at each use; the norm stays float32."""
     if array is None or isinstance(array, Quantised) or array.ndim == 1:
         return jax.tree.map(jnp.asarray, array)
-    return jnp.asarray(np.asarray(array).astype(dtype))
+    return jnp.asarray(np.asarray(array).astype(dtype, copy=False))
 
 
 def _plain_units(config: ModelConfig) -> bool:

@@ -66,12 +66,10 @@ def load(
     streamed = weights == "streamed" or (weights == "auto" and not fits(size, config, dtype, mesh))
     outer = quantize_outer(source.outer()) if quantize else source.outer()
     layers = range(config.num_layers)
-    if streamed:
-        read = place.reader(brought, size)
-        blocks: Any = Streamed(layers, read, place.send, place.prepare)
-    else:
-        shown = tqdm(layers, desc=f"loading {Path(name).name}", unit="layer", delay=1, leave=False, disable=None)
-        blocks = [place.whole(brought(n)) for n in shown]
+    read = place.reader(brought, size) if streamed else lambda n: place.read(brought(n))
+    blocks: Any = Streamed(layers, read, place.send, place.prepare)
+    if not streamed:
+        blocks = list(tqdm(blocks, desc=f"loading {Path(name).name}", unit="layer", delay=1, leave=False, disable=None))
     arrays = {name: place.outer(name, array) for name, array in outer.items()}
     tokenizer = _tokenizer(tokenizer, folder)
     about = {"path": str(where), "format": kind, "weights": "streamed" if streamed else "resident", "bytes": source.bytes}

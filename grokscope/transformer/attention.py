@@ -27,14 +27,26 @@ LOWEST = -1e30
 QUERY_CHUNK = 256
 
 
+PAST = "past"
+"""What a run with a past may ask to remember: the past with this call's tokens in it."""
+
+
 @pytree
 class Past:
-    """What is remembered of the tokens before this call's: keys and values, B S G K; or, of latent attention whose keys and
-    values nobody edited, what they are made from, B S C, and the rotated key that all heads share, B S P.
+    """What is remembered of each text's tokens, position p in column p of S: keys and values, B S G K; or, of latent attention
+    whose keys and values nobody edited, what they are made from, B S C, and the rotated key that all heads share, B S P.
     """
 
     k: Array
     v: Array
+
+    def with_(self, k: Array, v: Array, at: Int[Array, " B"]) -> Past:
+        """The same with those of B T tokens put in, from position `at` of each text on."""
+
+        def put(store: Array, new: Array, at: Array) -> Array:
+            return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), (at, *[0] * (store.ndim - 1)))
+
+        return Past(*(jax.vmap(put)(*pair, at) for pair in ((self.k, k), (self.v, v))))
 
 
 @pytree
@@ -42,14 +54,12 @@ class Sequence:
     """Where the tokens of a call stand, and which of them may read each other.
 
     positions and segments: B T of the reading tokens. A token reads those of its own segment at its position and
-    before; segment 0 is padding. `past_segments`, B S, is the same of the tokens in `past`, which holds positions 0 to
-    S - 1: 0 where the cache is still empty.
+    before; segment 0 is padding. With a past each row is one text, of which the past holds what was before.
     """
 
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"]
     past: Past | None = None
-    past_segments: Int[Array, "B S"] | None = None
     one_device: bool = field(default=True, metadata={"static": True})
     """Whether the whole call is one device's: the compiler cannot share out a kernel of ours."""
     one_text: bool = field(default=False, metadata={"static": True})
@@ -66,20 +76,17 @@ class Sequence:
         return self.segments > 0
 
     def mask(self, start: int, stop: int, window: int | None) -> Bool[Array, "B T S"]:
-        """Whether the reading tokens `start` to `stop` may read each token of the past and each up to `stop`, of those no
-        more than `window` (itself counted) behind.
+        """Whether the reading tokens `start` to `stop` may read each token up to `stop`, with a past each position of it, of
+        those no more than `window` (itself counted) behind.
         """
-        readers, own = self.positions[:, start:stop, None], self.positions[:, None, :stop]
-        same = self.segments[:, start:stop, None] == self.segments[:, None, :stop]
-        allowed = same & (own <= readers) & self.is_real[:, None, :stop]
-        allowed = allowed if window is None else allowed & (own > readers - window)
+        readers = self.positions[:, start:stop, None]
         if self.past is None:
-            return allowed
-        past = (self.segments[:, start:stop, None] == self.past_segments[:, None, :]) & self.is_real[
-            :, start:stop, None
-        ]
-        past = past if window is None else past & (jnp.arange(past.shape[2]) > readers - window)
-        return jnp.concatenate([past, allowed], axis=2)
+            own = self.positions[:, None, :stop]
+            allowed = (self.segments[:, start:stop, None] == self.segments[:, None, :stop]) & self.is_real[:, None, :stop]
+        else:
+            own, allowed = jnp.arange(self.past.k.shape[1]), self.is_real[:, start:stop, None]
+        allowed = allowed & (own <= readers)
+        return allowed if window is None else allowed & (own > readers - window)
 
 
 def attention(
@@ -98,8 +105,8 @@ def attention(
     k = tap("attn.k", turned(einsum("BTD,DGK->BTGK", x, w.k, bias=w.k_bias), w.k_norm))
     v = tap("attn.v", _clip(einsum("BTD,DGK->BTGK", x, w.v, bias=w.v_bias), config.qkv_clip))
     if seq.past is not None:
-        k = jnp.concatenate([seq.past.k, k], axis=1)
-        v = jnp.concatenate([seq.past.v, v], axis=1)
+        past = tap.remember(PAST, seq.past.with_(k, v, seq.positions[:, 0]))
+        k, v = past.k, past.v
     z = tap("attn.z", attend(q, k, v, w.sinks, seq, config, tap))
     return einsum("BTHK,HKD->BTD", z, w.o, bias=w.o_bias)
 
@@ -128,8 +135,7 @@ def attend(
         return jnp.where(seq.is_real[..., None, None], z, 0)
     if unseen and seq.one_device and flash.fits(q, k, v):
         return flash.flash_attend(q, k, v, seq.segments, sinks, config)
-    tokens, past = q.shape[1], k.shape[1] - q.shape[1]
-    chunk = tokens if edited else QUERY_CHUNK
+    tokens, chunk = q.shape[1], q.shape[1] if edited or seq.past is not None else QUERY_CHUNK
     # Heads in front, and really so: XLA on a CPU takes six times as long over products whose batch is not in front.
     q, k, v = jax.lax.optimization_barrier(tuple(jnp.swapaxes(x, 1, 2) for x in (q, k, v)))
     v = jnp.concatenate([v, jnp.ones((*v.shape[:3], 1), v.dtype)], axis=-1)
@@ -137,7 +143,7 @@ def attend(
     maps: dict[str, list[Array]] = {site: [] for site in kept}
     for start in range(0, tokens, chunk):
         stop = min(start + chunk, tokens)
-        read = slice(0, past + stop)
+        read = slice(0, stop if seq.past is None else None)
         scores = _scores(q[:, :, start:stop], k[:, :, read], config)
         mask = seq.mask(start, stop, window)[:, None]
         if edited:

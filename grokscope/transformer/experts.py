@@ -67,6 +67,23 @@ def shared(w: MoEWeights, x: Float[Array, "B T D"], config: BlockConfig) -> Floa
     return jax.nn.sigmoid(einsum("BTD,D->BT", x, w.shared_router, jnp.float32))[..., None] * y
 
 
+ALONE = 2
+"""Rows for each expert up to which every row goes alone: to sort them would take longer than their products."""
+
+
+def _row_by_row(matrices: Matrices, x: Float[Array, "N D"], chosen: Int[Array, " M"], config: BlockConfig) -> Float[Array, "M D"]:
+    """Each row through its expert by itself, M a multiple of N; zeros where it has none."""
+    apply, num_experts = _of_expert(unit, matrices, config), matrices[0].shape[0]
+    rows = jnp.repeat(x, chosen.shape[0] // x.shape[0], axis=0)[:, None]
+
+    def one(item: tuple[Array, Array]) -> Array:
+        expert, row = item
+        y = apply(jnp.minimum(expert, num_experts - 1), row)[0]
+        return jnp.where(expert < num_experts, y, 0)
+
+    return jax.lax.map(one, (chosen, rows))
+
+
 def _matrices(w: MoEWeights) -> Matrices:
     return (w.gate, w.up, w.gate_bias, w.up_bias, w.down, w.down_bias)
 
@@ -92,6 +109,9 @@ def apply_experts(
     if kernel is not None:
         y = through_kernel(matrices, x, kernel.plan_rows(chosen, num_experts), slots, config)
         return y.reshape(b, t, slots, d)
+
+    if rows <= ALONE * num_experts and not seen and not isinstance(w.gate, Spread):
+        return _row_by_row(matrices, x, chosen, config).reshape(b, t, slots, d)
 
     plan = plan_blocks(chosen, num_experts, _block_size(rows, num_experts))
     if seen:  # in two steps, since only one of an expert's two products leaves the blocks
@@ -127,16 +147,21 @@ def _in_blocks(
     first = matrices[0]
     if isinstance(first, Spread):
         return _all_at_once(step, matrices, blocks, plan, config)
-    if isinstance(first, PerExpert):
-        branches = [partial(step, _part(matrices, e), config=config, times=left) for e in range(first.shape[0])]
-        return _one_by_one(lambda expert, rows: jax.lax.switch(expert, branches, rows), blocks, plan)
     matrices = tuple(w.as_scaled() if isinstance(w, OutputFirst) else w for w in matrices)
     _, size, d = blocks.shape
     f = matrices[0].shape[2]
-    if 3 * d * f <= size * (2 * d + 3 * f):
+    if not isinstance(first, PerExpert) and 3 * d * f <= size * (2 * d + 3 * f):
         # A copy of its expert's weights for every block is smaller than the activations: all blocks in one product.
         return jax.vmap(lambda m, rows: step(m, rows, config))(_pick(matrices, plan.expert_of_block), blocks)
-    return _one_by_one(lambda expert, rows: step(_pick(matrices, expert), rows, config), blocks, plan)
+    return _one_by_one(_of_expert(step, matrices, config), blocks, plan)
+
+
+def _of_expert(step: Step, matrices: Matrices, config: BlockConfig) -> Callable[[Array, Array], Array]:
+    """(an expert's number, rows) -> what the step makes of them."""
+    if isinstance(matrices[0], PerExpert):
+        branches = [partial(step, _part(matrices, e), config=config, times=left) for e in range(matrices[0].shape[0])]
+        return lambda expert, rows: jax.lax.switch(expert, branches, rows)
+    return lambda expert, rows: step(_pick(matrices, expert), rows, config)
 
 
 def _part(matrices: Matrices, expert: int) -> Matrices:

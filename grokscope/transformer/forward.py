@@ -7,6 +7,7 @@ So weights may come from memory or from a stream, and an edit moved to another l
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class Run:
     capture: Capture
     edits_at: Callable[[int | None], tuple[Any, ...]]
     selection: Selection
+    remembers: tuple[str, ...] = ()
+    """What every layer keeps besides."""
 
 
 @dataclass(frozen=True)
@@ -167,31 +170,43 @@ LARGE = 2**24
 """Bytes from which on a detour of a kept array pays."""
 
 
+WAITING = 2**28
+"""Bytes of kept arrays that may wait for their copies home while the next layers run."""
+
+
 class _Late:
-    """Records a call's outcome when the next one is under way."""
+    """Records a call's outcome when later ones are under way; its copy to the host has begun by then."""
 
     def __init__(self) -> None:
-        self._waiting: tuple[Call, int | None, Kept] | None = None
+        self._waiting: deque[tuple[Call, int | None, Kept, int]] = deque()
 
     def __call__(self, call: Call, layer: int | None, kept: Kept) -> None:
-        self.finish()
-        self._waiting = (call, layer, kept)
+        kept = gathered(kept)
+        self._waiting.append((call, layer, kept, sum(x.nbytes for x in kept.values())))
+        while len(self._waiting) > 1 and sum(waiting[-1] for waiting in self._waiting) > WAITING:
+            self._record()
+
+    def _record(self) -> None:
+        call, layer, kept, _ = self._waiting.popleft()
+        call.record(layer, kept)
 
     def finish(self) -> None:
-        if self._waiting is not None:
-            call, layer, kept = self._waiting
-            call.record(layer, gathered(kept))
-        self._waiting = None
+        while self._waiting:
+            self._record()
 
 
 def gathered(kept: Kept) -> Kept:
-    """Whole arrays, also of those whose parts lie on other hosts; large ones of a GPU by way of memory that it can write."""
+    """Whole arrays, on their way to the host, also of those whose parts lie on other hosts; large ones of a GPU by way of memory
+    that it can write.
+    """
 
     def whole(x: Array) -> Array:
         if getattr(x, "is_fully_addressable", True):
             if isinstance(x, jax.Array) and x.nbytes > LARGE and len(x.devices()) == 1 and jax.default_backend() == "gpu":
                 (device,) = x.devices()
                 return jax.device_put(x, jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host"))
+            if isinstance(x, jax.Array):
+                x.copy_to_host_async()
             return x
         from jax.experimental.multihost_utils import process_allgather
 
@@ -213,7 +228,7 @@ def _through(w: BlockWeights, x: Array, layer: int, call: Call) -> tuple[Array, 
         seq = dataclasses.replace(seq, past=call.pasts[layer])
     seen = (run.edits_at(layer), run.selection)
     config = run.config.block(layer)
-    return run_block(w, x, seq, seen, config=config, sites=run.capture.at(layer))
+    return run_block(w, x, seq, seen, config=config, sites=(*run.capture.at(layer), *run.remembers))
 
 
 def run_end(weights: ModelWeights, x: Array, run: Run, record: Record) -> Kept:

@@ -7,12 +7,11 @@ from, unless somebody edits them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from grokscope.config import ModelConfig
 from grokscope.transformer.attention import Past
@@ -22,35 +21,18 @@ from grokscope.transformer.latent_attention import LATENT, SHARED_KEY
 SITES = ("attn.k", "attn.v")
 
 
-@jax.jit
-def _written(store: Array, new: Array, at: Int[Array, " B"]) -> Array:
-    """`store` B S ... with `new` B T ... put in at position `at` of each text."""
-
-    def one(store: Array, new: Array, at: Array) -> Array:
-        return jax.lax.dynamic_update_slice(store, new, (at, *[0] * (store.ndim - 1)))
-
-    return jax.vmap(one)(store, new.astype(store.dtype), at)
+def names(config: ModelConfig, edits: Sequence[Any]) -> tuple[str, str]:
+    """What the prompt's run must keep of each layer, so that it can be remembered; `edits` are those of the run."""
+    latent = config.kv_rank and not any(edit.site in SITES for edit in edits)
+    return (LATENT, SHARED_KEY) if latent else SITES
 
 
-@dataclass
-class KVCache:
-    """What is remembered, by layer: position p of a text stands in column p. `kept` names the two arrays of a call."""
+def remembered(kept: Kept, names: tuple[str, str], room: int) -> Past:
+    """The past of one layer with room for `room` positions, from what the prompt's run kept."""
+    return Past(*(_with_room(kept[name], room) for name in names))
 
-    layers: list[Past]
-    kept: tuple[str, str]
 
-    @classmethod
-    def empty(cls, config: ModelConfig, texts: tuple[int, int], dtype: object, edits: Sequence[Any] = ()) -> KVCache:
-        """Room for (B, S) tokens; `edits` are those of the run."""
-        if config.kv_rank and not any(edit.site in SITES for edit in edits):
-            shapes, kept = ((config.kv_rank,), (config.rope_width,)), (LATENT, SHARED_KEY)
-        else:
-            heads = config.num_kv_heads
-            shapes, kept = ((heads, config.d_head), (heads, config.value_width)), SITES
-        room = [Past(*(jnp.zeros((*texts, *shape), dtype) for shape in shapes)) for _ in range(config.num_layers)]
-        return cls(room, kept)
-
-    def write(self, layer: int, kept: Kept, at: Int[Array, " B"]) -> None:
-        """Remember what a call kept of one layer, from position `at` of each text on."""
-        past = self.layers[layer]
-        self.layers[layer] = Past(*(_written(old, kept[name], at) for old, name in zip((past.k, past.v), self.kept, strict=True)))
+@partial(jax.jit, static_argnames="room")
+def _with_room(x: jax.Array, room: int) -> jax.Array:
+    """x B T ... as B room ..."""
+    return jnp.pad(x[:, :room], [(0, 0), (0, room - min(room, x.shape[1])), *[(0, 0)] * (x.ndim - 2)])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grokscope.block_config import BlockConfig
-from grokscope.transformer.attention import Sequence, attend
+from grokscope.transformer.attention import PAST, Sequence, attend
 from grokscope.transformer.ops import einsum, rms_norm
 from grokscope.transformer.rope import rotate
 from grokscope.transformer.tap import Tap
@@ -31,12 +31,12 @@ def latent_attention(
     shared = rotate(einsum("BTD,DP->BTP", x, w.k_rope)[:, :, None], seq.positions, seq.length, config.rope)
     shared = tap.remember(SHARED_KEY, shared[:, :, 0])
 
-    past, is_latent = seq.past, seq.past is not None and seq.past.k.ndim == 3
     k, v = _keys_and_values(w, c, shared)
     k, v = tap("attn.k", k), tap("attn.v", v)
-    if past is not None:
-        old_k, old_v = _keys_and_values(w, past.k, past.v) if is_latent else (past.k, past.v)
-        k, v = jnp.concatenate([old_k, k], axis=1), jnp.concatenate([old_v, v], axis=1)
+    if seq.past is not None:
+        is_latent = seq.past.k.ndim == 3
+        past = tap.remember(PAST, seq.past.with_(*((c, shared) if is_latent else (k, v)), seq.positions[:, 0]))
+        k, v = _keys_and_values(w, past.k, past.v) if is_latent else (past.k, past.v)
     z = tap("attn.z", attend(q, k, v, w.sinks, seq, config, tap))
     return einsum("BTHK,HKD->BTD", z, w.o)
 

@@ -29,23 +29,30 @@ _told = False
 
 
 class Program:
-    """`jax.jit` of a function that takes edits, for every shape and kind of them; keyword arguments are static."""
+    """`jax.jit` of a function that takes edits, for every shape and kind of them; keyword arguments are static, the memory of
+    the arguments numbered `given_away` is written over.
+    """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], given_away: tuple[int, ...] = ()) -> None:
         self.function, self.__doc__ = function, function.__doc__
+        self._given_away = given_away
         self._shapes: dict[Any, list[Any]] = {}
 
     def __call__(self, *args: Any, **static: Any) -> Any:
         """The function's answer. What a `Map` reads besides its site is read now, not when it was first compiled."""
         args = self._settled(args, static)
+        return self.of_kind(args, static)(*args)
+
+    def of_kind(self, args: tuple[Any, ...], static: dict[str, Any]) -> Callable[..., Any]:
+        """The program for arguments like these, without a `Map` among them: to look it up takes longer than a small one runs."""
         key = (self, *_kind(args, static))
         with _lock:
             found = _live.get(key)
             if found is None:
-                found = _live[key] = jax.jit(partial(self.function, **static))
+                found = _live[key] = jax.jit(partial(self.function, **static), donate_argnums=self._given_away)
                 _let_go()
             _live.move_to_end(key)
-        return found(*args)
+        return found
 
     def lower(self, *args: Any, **static: Any) -> Any:
         """As of `jax.jit`: the program before it is compiled, for those who look into it."""

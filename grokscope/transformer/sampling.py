@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -21,8 +19,7 @@ def nucleus(logits: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
     return logits >= jnp.take_along_axis(ascending, first[:, None], axis=-1)
 
 
-@partial(jax.jit, static_argnames="greedy")
-def sample(
+def draw(
     logits: Float[Array, "B V"], key: Array, temperature: float, top_p: float, *, greedy: bool
 ) -> Int[Array, " B"]:
     """The best token, or one drawn at a temperature from the nucleus; float32 throughout."""

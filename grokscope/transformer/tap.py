@@ -36,7 +36,7 @@ class Tap:
         edits: Sequence[Any] = (),
         selection: Selection | None = None,
     ) -> None:
-        self.kept: dict[str, Array] = {}
+        self.kept: dict[str, Any] = {}
         self._sites, self._edits, self._selection = frozenset(sites), edits, selection or Selection()
 
     def __call__(self, site: str, x: Array, experts: Array | None = None) -> Array:
@@ -48,7 +48,7 @@ class Tap:
             self.kept[site] = _select(x, SITES[site].dims, self._selection)
         return x
 
-    def remember(self, name: str, x: Array) -> Array:
+    def remember(self, name: str, x: Any) -> Any:
         """Keep x, which is no site, where the run asked for it; gives x back."""
         if name in self._sites:
             self.kept[name] = x

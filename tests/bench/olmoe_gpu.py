@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SHAPES = ((1, 128), (1, 1024), (8, 1024))
+SHAPES = ((1, 128), (1, 1024), (8, 1024), (1, 8192))
+KEPT = {"nothing": [], "routing": ["router.logits", "router.experts"], "streams and logits": ["resid_post", "logits"]}
+STEPS = 64
 
 
 def best(run: Any, repeats: int = 5) -> float:
@@ -38,7 +41,7 @@ def theirs(folder: Path, layers: int) -> dict[str, Any]:
     if not (folder / "config.json").exists():
         config = OlmoeConfig(
             vocab_size=50304, hidden_size=2048, intermediate_size=1024, num_hidden_layers=layers, num_attention_heads=16,
-            num_key_value_heads=16, num_experts=64, num_experts_per_tok=8, max_position_embeddings=4096, norm_topk_prob=False,
+            num_key_value_heads=16, num_experts=64, num_experts_per_tok=8, max_position_embeddings=8192, norm_topk_prob=False,
         )  # fmt: skip
         torch.manual_seed(0)
         with torch.device("cuda"):
@@ -49,29 +52,40 @@ def theirs(folder: Path, layers: int) -> dict[str, Any]:
         made.save_pretrained(folder, max_shard_size="4GB")
         del made
         gc.collect()
+    start = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="cuda").eval()
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"load s": time.perf_counter() - start}
     rng = np.random.default_rng(0)
     with torch.inference_mode():
-        for shape in SHAPES:
+        for shape, kept in itertools.product(SHAPES, KEPT):
             ids = torch.tensor(rng.integers(0, 50304, shape), device="cuda")
 
-            def forward(ids: Any = ids) -> Any:
-                out = model(ids, output_router_logits=True, use_cache=False, logits_to_keep=1)
+            def forward(ids: Any = ids, kept: str = kept) -> Any:
+                whole = kept == "streams and logits"
+                out = model(
+                    ids, output_router_logits=kept == "routing", output_hidden_states=whole, use_cache=False,
+                    logits_to_keep=0 if whole else 1,
+                )  # fmt: skip
+                home = [*(out.hidden_states[1:] if whole else ()), *((out.logits,) if whole else ()), *(out.router_logits or ())]
+                copies = [x.cpu().float().numpy() for x in home]
                 torch.cuda.synchronize()
-                return out
+                return copies
 
-            found[f"forward {shape[0]} x {shape[1]}"] = best(forward)
+            found[f"{shape[0]} x {shape[1]}, {kept}"] = best(forward, 3)
         ids = torch.tensor(np.random.default_rng(1).integers(0, 50304, (1, 256)), device="cuda")
         whole = model(ids, output_router_logits=True, use_cache=False)
         found["logits"] = whole.logits[0].float().cpu().numpy()
         found["router"] = torch.stack([r.float() for r in whole.router_logits]).cpu().numpy()
 
-        def decode() -> None:
-            model.generate(ids[:, :16], max_new_tokens=33, min_new_tokens=33, do_sample=False)
-            torch.cuda.synchronize()
+        for batch in (1, 8):
+            prompt = ids[:, :16].repeat(batch, 1)
 
-        found["decode 32"] = best(decode, 2)
+            def decode(prompt: Any = prompt) -> None:
+                model.generate(prompt, max_new_tokens=STEPS + 1, min_new_tokens=STEPS + 1, do_sample=False)
+                torch.cuda.synchronize()
+
+            found[f"a token of {batch}, nothing"] = best(decode, 2) / STEPS
+            found[f"a token of {batch}, routing"] = found[f"a token of {batch}, nothing"]
     found["memory"] = torch.cuda.max_memory_allocated() / 1e9
     del model, whole
     gc.collect()
@@ -82,6 +96,7 @@ def theirs(folder: Path, layers: int) -> dict[str, Any]:
 def ours(folder: Path) -> dict[str, Any]:
     """What we do."""
     import jax
+    import jax.numpy as jnp
 
     import grokscope as gs
 
@@ -89,13 +104,20 @@ def ours(folder: Path) -> dict[str, Any]:
     model = gs.load(folder)
     found: dict[str, Any] = {"load s": time.perf_counter() - start}
     rng = np.random.default_rng(0)
-    for shape in SHAPES:
+    for shape, (kept, sites) in itertools.product(SHAPES, KEPT.items()):
         ids = rng.integers(0, 50304, shape)
-        found[f"forward {shape[0]} x {shape[1]}"] = best(lambda ids=ids: model.record(ids, ["router.logits", "router.experts"]))
+
+        def forward(ids: Any = ids, sites: Any = sites) -> None:
+            model.record(ids, sites)
+            jax.block_until_ready(jnp.ones(()) + 1)
+
+        found[f"{shape[0]} x {shape[1]}, {kept}"] = best(forward, 3)
     trace = model.trace(np.random.default_rng(1).integers(0, 50304, (1, 256)), ["logits", "router.logits"])
     found["logits"], found["router"] = trace["logits"].values[0], trace["router.logits"].values[:, 0]
     prompt = np.random.default_rng(1).integers(0, 50304, (1, 256))[:, :16]
-    found["decode 32"] = best(lambda: model.generate(prompt, 33, capture=()), 2)
+    for batch, (kept, sites) in itertools.product((1, 8), list(KEPT.items())[:2]):
+        texts = np.repeat(prompt, batch, axis=0)
+        found[f"a token of {batch}, {kept}"] = best(lambda t=texts, s=sites: model.generate(t, STEPS + 1, capture=s), 2) / STEPS
     found["memory"] = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"] / 1e9
     return found
 
@@ -111,7 +133,7 @@ def main() -> None:
     b = ours(asked.folder)
     print("grokscope   ", {k: round(v, 2) for k, v in b.items() if np.isscalar(v)}, flush=True)
     for name in (n for n in a if n in b and np.isscalar(a[n])):
-        print(f"{name:<18} {a[name]:9.2f} {b[name]:9.2f}  ratio {b[name] / a[name]:.2f}")
+        print(f"{name:<32} {a[name]:9.2f} {b[name]:9.2f}  ratio {b[name] / a[name]:.2f}")
     r, s = a["router"].reshape(b["router"].shape), b["router"]
     top = [np.sort(np.argsort(-x, -1)[..., :8], -1) for x in (r, s)]
     print(f"router logits apart: rms {np.sqrt(((r - s) ** 2).mean()):.4f} of {r.std():.3f}; the same 8 experts for "
