@@ -43,7 +43,7 @@ def layouts() -> dict:
 
         x = model.on_device(np.zeros((4, 11, model.config.d_model), np.float32))
         at = model.on_device(np.tile(np.arange(11), (4, 1)))
-        seq = Sequence(at, model.on_device(np.ones((4, 11), np.int32)), one_device=False)
+        seq = Sequence(at, model.on_device(np.ones((4, 11), np.int32)), mesh=model.mesh)
         made = run_block.lower(block, x, seq, ((), Selection()), config=model.config, sites=()).compile()
         shape = block.moe.gate.shape
         matrices = [a for a in jax.tree.leaves((block.moe.gate, block.moe.up, block.moe.down))]

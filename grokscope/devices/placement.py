@@ -17,7 +17,7 @@ import numpy as np
 from grokscope.config import ModelConfig
 from grokscope.devices.memory import free_memory
 from grokscope.devices.sharding import Layout
-from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Scaled, pytree
+from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Scaled, Spread, pytree
 from grokscope.transformer.kernels import hopper
 from grokscope.transformer.weights import CONTRACTED, OUTER, BlockWeights, ModelWeights, block_from, field_of
 
@@ -53,11 +53,11 @@ class Placement:
 
 def placement(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Placement:
     """The one for this machine: over a mesh, for a GPU, for a CPU."""
+    for_kernel = dtype == "bfloat16" and hopper.is_there() and _plain_units(config)
     if mesh is not None:
         layout = Layout(config, mesh)
-        return Placement(lambda b: b, layout.block, lambda b: b, layout.array)
+        return Placement(lambda b: b, layout.block, _for_hopper if for_kernel else lambda b: b, layout.array)
     if jax.default_backend() == "gpu":
-        for_kernel = dtype == "bfloat16" and hopper.is_there() and _plain_units(config)
         prepare = (lambda block: _for_hopper(_as_used(block))) if for_kernel else _as_used
         return Placement(_pinned, _sent, prepare, lambda _, array: _outer_for_gpu(array, dtype))
     if jax.default_backend() == "cpu" and is_small(config):
@@ -158,17 +158,27 @@ def _plain_units(config: ModelConfig) -> bool:
 
 
 def _for_hopper(block: BlockWeights) -> BlockWeights:
-    """The experts outputs first, where they are int8 and of widths that the kernel takes."""
-    gate, up, down = block.moe.gate, block.moe.up, block.moe.down
-    ok = all(isinstance(w, Scaled) and w.is_int8 for w in (gate, up, down)) and block.moe.router is not None
-    if not ok or gate.scales.shape[1] != 1 or up.scales.shape[1] != 1:
+    """The experts outputs first, where they are int8 and of widths that the kernel takes; over a mesh each device's part."""
+    spread = [getattr(block.moe, name.removeprefix("moe.")) for name in EXPERTS]
+    stacks = [w.stack if isinstance(w, Spread) else w for w in spread]
+    if block.moe.router is None or not all(isinstance(w, Scaled) and w.is_int8 for w in stacks):
         return block
-    if not hopper.fits(gate.shape[1], gate.shape[2], down.scales.shape[1]):
+    mesh = spread[0].mesh if isinstance(spread[0], Spread) else None
+    parts = 1 if mesh is None else mesh.shape.get("model", 1)
+    (_, d, f), groups = stacks[0].shape, [w.scales.shape[1] for w in stacks]
+    if groups[:2] != [1, 1] or (groups[2] > 1 and groups[2] % parts) or not hopper.fits(d, f // parts, max(1, groups[2] // parts)):
         return block
 
     def array(name: str) -> Any:
         w = field_of(block, name)
-        return OutputFirst(_outputs_first(w.values), w.scales) if name in EXPERTS else w
+        if name not in EXPERTS:
+            return w
+        if mesh is None:
+            return OutputFirst(_outputs_first(w.values), w.scales)
+        experts, inputs, outputs = w.specs[0]
+        turned = jax.sharding.PartitionSpec(experts, outputs, inputs)
+        turn = jax.shard_map(hopper.outputs_first, mesh=mesh, in_specs=w.specs[0], out_specs=turned, check_vma=False)
+        return Spread.of(OutputFirst(jax.jit(turn)(w.stack.values), w.stack.scales), mesh)
 
     return block_from(array)
 

@@ -70,13 +70,14 @@ class Layout:
 
     def block(self, block: BlockWeights) -> BlockWeights:
         """Every array of a block on the mesh."""
-        is_dense = block.moe.router is None
-        made = block_from(lambda name: self.array(name, field_of(block, name)))
-        moe = made.moe
-        if is_dense:
-            return made
-        spread = {name: Spread(getattr(moe, name)) for name in ("gate", "up", "down")}
-        return replace(made, moe=replace(moe, **spread))
+        return self.spread(block_from(lambda name: self.array(name, field_of(block, name))))
+
+    def spread(self, block: BlockWeights) -> BlockWeights:
+        """The same block, whose arrays lie there, with its experts told to work where they are."""
+        if block.moe.router is None:
+            return block
+        names = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
+        return replace(block, moe=replace(block.moe, **{name: Spread.of(getattr(block.moe, name), self.mesh) for name in names}))
 
     def array(self, name: str, array: Any) -> Any:
         """One array by its field name."""
@@ -85,11 +86,16 @@ class Layout:
         split = SPLIT.get(name, ((),) * len(array.shape))
         if isinstance(array, Scaled):
             rows = slice(array.lead, array.lead + array.rows)
-            groups = split[rows][0]
+            inputs = int(np.prod(array.shape[rows]))
+            even = array.size is None or array.size * array.scales.shape[array.lead] == inputs
+            groups = split[rows][0] if even else ()
             of_scales = (*split[: array.lead], groups, *split[rows.stop :])
             return Scaled(self._put(array.values, split), self._put(array.scales, of_scales), array.lead, array.rows, array.size)
         if isinstance(array, Mxfp4):
             as_lies = (split[0], split[2], split[1])
+            if array.shape[1] // 32 % self._size(split[1]):
+                groups = f"{array.shape[1] // 32} groups of 32 inputs"
+                raise ValueError(f"mesh: wanted one that divides {name}'s {groups}, got {self.sizes}; make it smaller")
             return Mxfp4(self._put(array.codes, as_lies), self._put(array.scales, as_lies))
         return self._put(array, split)
 

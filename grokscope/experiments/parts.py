@@ -73,7 +73,7 @@ def stream_parts(model: Model, prompt: Prompt, position: int, layer: int | None 
     width = bucket(length)
     ids = np.pad(prompt.ids[:, :length], [(0, 0), (0, width - length)])
     at, there = np.arange(width)[None], (np.arange(width) < length)[None].astype(np.int32)
-    seq = Sequence(model.on_device(at), model.on_device(there), one_device=model.mesh is None)
+    seq = Sequence(model.on_device(at), model.on_device(there), mesh=model.mesh)
     seen = ((), Selection(T=np.array([position])))
     x, first = run_embed(model.weights.embed, model.on_device(ids), seen, config=c, sites=("embed",), dtype=dtype)
     made: list[Any] = []

@@ -66,8 +66,8 @@ class Session:
         """The prompt in one pass."""
         prompt, width = self.prompt, bucket(self.prompt.tokens)
         positions = np.broadcast_to(np.arange(width), (prompt.batch, width))
-        segments, alone = jnp.asarray(prompt.segments(width)), self.model.mesh is None
-        seq = Tokens(jnp.asarray(positions), segments, one_device=alone, one_text=True)
+        segments = jnp.asarray(prompt.segments(width))
+        seq = Tokens(jnp.asarray(positions), segments, mesh=self.model.mesh, one_text=True)
         place = Place(self.config, positions, positions, prompt.lengths, self.longest)
         run = replace(self._run, edits_at=LoweredEdits(self.edits, place).at)
 
@@ -126,7 +126,7 @@ class Session:
             run_embed, None, (self.model.weights.embed, state.tokens, seen[0]), config=self.config, sites=sites, dtype=run.dtype
         )
         found: list[tuple[int | None, Kept]] = [(None, kept)]
-        seq = Tokens(state.positions, self._ones, one_device=self.model.mesh is None)
+        seq = Tokens(state.positions, self._ones, mesh=self.model.mesh)
         first = 0
         for blocks in self._groups():
             layers = range(first, first + len(blocks))

@@ -76,7 +76,7 @@ def calls_of(
         at = positions[rows]
         record = partial(recorder.record, positions=at, key_positions=at, first_row=first)
         how = Run(config, jnp.dtype(model.dtype), capture, LoweredEdits(edits, place, rows).at, selection)
-        seq = Tokens(model.on_device(at), model.on_device(segments[rows]), one_device=model.mesh is None, one_text=True)
+        seq = Tokens(model.on_device(at), model.on_device(segments[rows]), mesh=model.mesh, one_text=True)
         yield Call(model.on_device(ids[rows]), seq, how, record)
 
 

@@ -64,7 +64,7 @@ def read_window(
     padded = np.zeros((2, 1, width), np.int32)
     padded[0, 0, :length], padded[1, 0, :length] = ids[:-1], ids[1:]
     segments = (np.arange(width) < length)[None].astype(np.int32)
-    seq = Sequence(jnp.arange(width)[None], jnp.asarray(segments), one_device=model.mesh is None, one_text=True)
+    seq = Sequence(jnp.arange(width)[None], jnp.asarray(segments), mesh=model.mesh, one_text=True)
     run = Run(model.config, jnp.dtype(model.dtype), Capture(sites), lambda _: (), Selection())
     w = model.weights
     x = run_layers(w, [Call(jnp.asarray(padded[0]), seq, run, record)]).get(0)

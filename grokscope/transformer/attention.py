@@ -6,6 +6,8 @@ Query head h reads key/value head h // R. With G of them, the einsums carry (G, 
 from __future__ import annotations
 
 from dataclasses import field
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from grokscope.transformer.forms import pytree
 from grokscope.transformer.kernels import flash
 from grokscope.transformer.ops import einsum, rms_norm, soft_cap
 from grokscope.transformer.rope import rotate
+from grokscope.transformer.spread import heads_divide, over_heads
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.weights import AttentionWeights
 
@@ -60,8 +63,8 @@ class Sequence:
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"]
     past: Past | None = None
-    one_device: bool = field(default=True, metadata={"static": True})
-    """Whether the whole call is one device's: the compiler cannot share out a kernel of ours."""
+    mesh: Any = field(default=None, metadata={"static": True})
+    """Over which the weights lie; None: all is on one device."""
     one_text: bool = field(default=False, metadata={"static": True})
     """Whether a row holds one text, from position 0 on, and padding after it."""
 
@@ -133,8 +136,11 @@ def attend(
             key_value_seq_lengths=seq.length, local_window_size=window and (window - 1, 0), implementation="cudnn",
         )  # fmt: skip
         return jnp.where(seq.is_real[..., None, None], z, 0)
-    if unseen and seq.one_device and flash.fits(q, k, v):
-        return flash.flash_attend(q, k, v, seq.segments, sinks, config)
+    if unseen and flash.fits(q, k, v) and heads_divide(seq.mesh, k.shape[2]):
+        by_kernel = partial(flash.flash_attend, config=config)
+        if seq.mesh is None:
+            return by_kernel(q, k, v, seq.segments, sinks)
+        return over_heads(seq.mesh, by_kernel, q, k, v, seq.segments, sinks)
     tokens, chunk = q.shape[1], q.shape[1] if edited or seq.past is not None else QUERY_CHUNK
     # Heads in front, and really so: XLA on a CPU takes six times as long over products whose batch is not in front.
     q, k, v = jax.lax.optimization_barrier(tuple(jnp.swapaxes(x, 1, 2) for x in (q, k, v)))

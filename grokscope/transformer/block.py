@@ -39,8 +39,11 @@ def moe(w: MoEWeights, x: Float[Array, "B T D"], seq: Sequence, config: BlockCon
     if config.is_dense:
         return dense(w, x, config)
     experts, gates = route(w, x, config.router, tap)
-    y = tap("expert.out", apply_experts(w, x, experts, seq.is_real, config, tap), experts=experts)
-    h = jnp.einsum("BTA,BTAD->BTD", gates, y)
+    if tap.keeps("expert.out") or tap.edits("expert.out"):
+        y = tap("expert.out", apply_experts(w, x, experts, seq.is_real, config, tap), experts=experts)
+        h = jnp.einsum("BTA,BTAD->BTD", gates, y)
+    else:  # the same sum, of which a mesh has less to add up
+        h = apply_experts(w, x, experts, seq.is_real, config, tap, gates)
     if config.d_shared:
         h = h + tap("shared.out", shared(w, x, config))
     return (config.branch_scale * h).astype(x.dtype)

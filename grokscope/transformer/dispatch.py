@@ -19,14 +19,13 @@ from grokscope.transformer.forms import pytree
 class Plan:
     """Where each row goes: its place among the blocks, and for each place the row (one past the end: none).
 
-    Blocks lie in the order of their experts; expert e has `blocks_of_expert[e]` of them, `num_blocks` are used in all.
+    Blocks lie in the order of their experts; `num_blocks` are used in all.
     """
 
     place_of_row: Array
     row_of_place: Array
     expert_of_block: Array
     num_blocks: Array
-    blocks_of_expert: Array
 
 
 def plan_blocks(chosen: Int[Array, " N"], num_experts: int, size: int) -> Plan:
@@ -50,7 +49,7 @@ def plan_blocks(chosen: Int[Array, " N"], num_experts: int, size: int) -> Plan:
     rank_of_row = jnp.zeros(rows, jnp.int32).at[order].set(jnp.arange(rows, dtype=jnp.int32)) - first_row[chosen]
     place = first_block[jnp.minimum(chosen, num_experts - 1)] * size + rank_of_row
     place_of_row = jnp.where(chosen < num_experts, place, max_blocks * size)
-    return Plan(place_of_row, row_of_place, jnp.minimum(expert_of_block, num_experts - 1), last_block[-1], blocks)
+    return Plan(place_of_row, row_of_place, jnp.minimum(expert_of_block, num_experts - 1), last_block[-1])
 
 
 # Moving rows out and back are gathers both ways; the derivative of each is a gather by the other's index, which XLA

@@ -19,9 +19,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grokscope.block_config import BlockConfig
 from grokscope.transformer.dispatch import Plan, combine, dispatch, plan_blocks
-from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Scaled, Spread, Weight
+from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Spread, Weight
 from grokscope.transformer.kernels import grouped, hopper
 from grokscope.transformer.ops import einsum
+from grokscope.transformer.spread import through_parts
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.unit import Matrices, Step, answer, hidden, kernel_act, left, unit
 from grokscope.transformer.weights import MoEWeights
@@ -67,23 +68,6 @@ def shared(w: MoEWeights, x: Float[Array, "B T D"], config: BlockConfig) -> Floa
     return jax.nn.sigmoid(einsum("BTD,D->BT", x, w.shared_router, jnp.float32))[..., None] * y
 
 
-ALONE = 2
-"""Rows for each expert up to which every row goes alone: to sort them would take longer than their products."""
-
-
-def _row_by_row(matrices: Matrices, x: Float[Array, "N D"], chosen: Int[Array, " M"], config: BlockConfig) -> Float[Array, "M D"]:
-    """Each row through its expert by itself, M a multiple of N; zeros where it has none."""
-    apply, num_experts = _of_expert(unit, matrices, config), matrices[0].shape[0]
-    rows = jnp.repeat(x, chosen.shape[0] // x.shape[0], axis=0)[:, None]
-
-    def one(item: tuple[Array, Array]) -> Array:
-        expert, row = item
-        y = apply(jnp.minimum(expert, num_experts - 1), row)[0]
-        return jnp.where(expert < num_experts, y, 0)
-
-    return jax.lax.map(one, (chosen, rows))
-
-
 def _matrices(w: MoEWeights) -> Matrices:
     return (w.gate, w.up, w.gate_bias, w.up_bias, w.down, w.down_bias)
 
@@ -95,32 +79,66 @@ def apply_experts(
     is_real: Bool[Array, "B T"],
     config: BlockConfig,
     tap: Tap,
-) -> Float[Array, "B T A D"]:
-    """What each chosen expert answers, ungated; zeros in empty slots and at padding."""
-    b, t, slots = experts.shape
-    d, num_experts = x.shape[-1], w.gate.shape[0]
-    rows, x = b * t * slots, x.reshape(-1, d)
-    chosen = jnp.where(is_real[..., None] & (experts >= 0), experts, num_experts).reshape(-1)
-    seen = tap.keeps("expert.act") or tap.edits("expert.act")
-    matrices = _matrices(w)
-    kernel = None if seen else _kernel(matrices, x, config)
-    if kernel is hopper and rows <= hopper.FEW:
-        return hopper.row_by_row((w.gate, w.up, w.down), x, chosen, kernel_act(config)).reshape(b, t, slots, d)
-    if kernel is not None:
+    gates: Float[Array, "B T A"] | None = None,
+) -> Float[Array, "B T A D"] | Float[Array, "B T D"]:
+    """What each chosen expert answers, ungated, zeros in empty slots and at padding; with `gates` their weighted sum."""
+    chosen = jnp.where(is_real[..., None] & (experts >= 0), experts, w.gate.shape[0])
+    matrices, x = _matrices(w), x[:, :, None]
+    if tap.keeps("expert.act") or tap.edits("expert.act"):
+        # In two steps, since only one of an expert's two products leaves the blocks.
+        h = tap("expert.act", _through(hidden, matrices[:4], x, chosen, None, config), experts=experts)
+        return _through(answer, matrices[4:], h, chosen, gates, config)
+    return _through(unit, matrices, x, chosen, gates, config)
+
+
+def _through(
+    step: Step, matrices: Matrices, x: Float[Array, "B T N P"], chosen: Int[Array, "B T A"],
+    gates: Float[Array, "B T A"] | None, config: BlockConfig,
+) -> Array:  # fmt: skip
+    """Every token of every slot through its expert, in whatever form the weights are; x is one for all slots or one a slot."""
+    here = partial(_through_here, step, config=config)
+    if isinstance(matrices[0], Spread):
+        return through_parts(here, matrices, x, chosen, gates, {hidden: "out", answer: "in", unit: ""}[step])
+    y = here(matrices, x, chosen)
+    return y if gates is None else jnp.einsum("BTA,BTAD->BTD", gates, y)
+
+
+ALONE = 2
+"""Rows for each expert up to which every row goes alone: to sort them would take longer than their products."""
+
+
+def _through_here(
+    step: Step, matrices: Matrices, x: Float[Array, "B T N P"], chosen: Int[Array, "B T A"], config: BlockConfig
+) -> Float[Array, "B T A Q"]:
+    """On one device; `chosen` is the number of experts where a slot visits none."""
+    num_experts, slots, shape = matrices[0].shape[0], chosen.shape[2] // x.shape[2], (*chosen.shape, -1)
+    x, chosen = x.reshape(-1, x.shape[-1]), chosen.reshape(-1)
+    kernel = _kernel(matrices, x, config) if step is unit else None
+    if kernel is hopper and chosen.size <= hopper.FEW:
+        y = hopper.row_by_row((*matrices[:2], matrices[4]), x, chosen, kernel_act(config))
+    elif kernel is not None:
         y = through_kernel(matrices, x, kernel.plan_rows(chosen, num_experts), slots, config)
-        return y.reshape(b, t, slots, d)
-
-    if rows <= ALONE * num_experts and not seen and not isinstance(w.gate, Spread):
-        return _row_by_row(matrices, x, chosen, config).reshape(b, t, slots, d)
-
-    plan = plan_blocks(chosen, num_experts, _block_size(rows, num_experts))
-    if seen:  # in two steps, since only one of an expert's two products leaves the blocks
-        h = _through_blocks(hidden, matrices[:4], x, plan, slots, config).reshape(b, t, slots, -1)
-        h = tap("expert.act", h, experts=experts).reshape(rows, -1)
-        y = _through_blocks(answer, matrices[4:], h, plan, 1, config)
+    elif chosen.size <= ALONE * num_experts and not isinstance(matrices[0], OutputFirst):
+        y = _row_by_row(step, matrices, x, chosen, config)
     else:
-        y = _through_blocks(unit, matrices, x, plan, slots, config)
-    return y.reshape(b, t, slots, d)
+        plan = plan_blocks(chosen, num_experts, _block_size(chosen.size, num_experts))
+        y = _through_blocks(step, matrices, x, plan, slots, config)
+    return y.reshape(shape)
+
+
+def _row_by_row(
+    step: Step, matrices: Matrices, x: Float[Array, "N P"], chosen: Int[Array, " M"], config: BlockConfig
+) -> Float[Array, "M Q"]:
+    """Each row through its expert by itself, M a multiple of N; zeros where it has none."""
+    apply, num_experts = _of_expert(step, matrices, config), matrices[0].shape[0]
+    rows = jnp.repeat(x, chosen.shape[0] // x.shape[0], axis=0)[:, None]
+
+    def one(item: tuple[Array, Array]) -> Array:
+        expert, row = item
+        y = apply(jnp.minimum(expert, num_experts - 1), row)[0]
+        return jnp.where(expert < num_experts, y, 0)
+
+    return jax.lax.map(one, (chosen, rows))
 
 
 def _kernel(matrices: Matrices, x: Array, config: BlockConfig) -> ModuleType | None:
@@ -145,8 +163,6 @@ def _in_blocks(
     step: Step, matrices: Matrices, blocks: Float[Array, "N M P"], plan: Plan, config: BlockConfig
 ) -> Float[Array, "N M Q"]:
     first = matrices[0]
-    if isinstance(first, Spread):
-        return _all_at_once(step, matrices, blocks, plan, config)
     matrices = tuple(w.as_scaled() if isinstance(w, OutputFirst) else w for w in matrices)
     _, size, d = blocks.shape
     f = matrices[0].shape[2]
@@ -216,24 +232,3 @@ def _one_by_one(
         return None, jax.lax.cond(index < plan.num_blocks, unit, skip, expert, rows)
 
     return jax.lax.scan(step, None, (jnp.arange(blocks.shape[0]), plan.expert_of_block, blocks))[1]
-
-
-def _all_at_once(
-    step: Step, matrices: Matrices, blocks: Float[Array, "N M P"], plan: Plan, config: BlockConfig
-) -> Float[Array, "N M Q"]:
-    """The n-th block of every expert in one product, n after n: no expert's weights leave their device."""
-    stacks = tuple(w.stack if isinstance(w, Spread) else w for w in matrices)
-    first = jnp.cumsum(plan.blocks_of_expert) - plan.blocks_of_expert
-
-    def of_each(arrays: Matrices, rows: Array) -> Array:
-        forms = [Scaled(a.values, a.scales, 0, 1, a.size) if isinstance(a, Scaled) else a for a in arrays]
-        return step(tuple(forms), rows, config)
-
-    def turn(n: Array, y: Array) -> Array:
-        at = jnp.where(n < plan.blocks_of_expert, first + n, blocks.shape[0])
-        out = jax.vmap(of_each)(stacks, blocks.at[at].get(mode="fill", fill_value=0))
-        return y.at[at].set(out, mode="drop")
-
-    like = jax.eval_shape(jax.vmap(of_each), stacks, jnp.zeros((first.shape[0], *blocks.shape[1:]), blocks.dtype))
-    nothing = jnp.zeros((blocks.shape[0], *like.shape[1:]), like.dtype)
-    return jax.lax.fori_loop(0, plan.blocks_of_expert.max(), turn, nothing)

@@ -167,9 +167,19 @@ def woven(x: Array, axis: int) -> Array:
 
 @pytree
 class Spread:
-    """A stack of experts, E I O, that lies on several devices, by expert or by width: all its experts work at once."""
+    """An array of experts (E in front) that lies on several devices, by expert or by width: each works on its own part.
 
-    stack: Array | Scaled | Mxfp4
+    specs: how each of the stack's arrays is cut.
+    """
+
+    stack: Array | Scaled | Mxfp4 | OutputFirst
+    mesh: Any = field(default=None, metadata={"static": True})
+    specs: tuple[Any, ...] = field(default=(), metadata={"static": True})
+
+    @classmethod
+    def of(cls, stack: Any, mesh: Any) -> Spread | None:
+        """One that lies there already."""
+        return stack if stack is None else cls(stack, mesh, tuple(leaf.sharding.spec for leaf in jax.tree.leaves(stack)))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -184,6 +194,6 @@ def plain(w: Weight, dtype: Any) -> jax.Array:
     """`w` as an ordinary array of `dtype`."""
     if isinstance(w, PerExpert):
         return jnp.stack([jnp.swapaxes(part, 0, 1) for part in w.parts]).astype(dtype)
-    if isinstance(w, OutputFirst | Spread):
-        w = w.as_scaled() if isinstance(w, OutputFirst) else w.stack
+    w = w.stack if isinstance(w, Spread) else w
+    w = w.as_scaled() if isinstance(w, OutputFirst) else w
     return w.to(dtype) if isinstance(w, Quantised) else jnp.asarray(w, dtype)

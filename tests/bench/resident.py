@@ -26,12 +26,13 @@ from grokscope.devices.placement import _for_hopper, placement
 from grokscope.devices.sharding import Layout
 from grokscope.model.model import Model
 from grokscope.transformer.attention import Sequence
-from grokscope.transformer.forms import Scaled, Spread
+from grokscope.transformer.forms import Scaled
 from grokscope.transformer.forward import run_block
 from grokscope.transformer.kernels import hopper
 from grokscope.transformer.quantize import quantize
+from grokscope.transformer.stream import Streamed
 from grokscope.transformer.tap import Selection
-from grokscope.transformer.weights import CONTRACTED, BlockWeights, ModelWeights, block_from, field_of, random_weights
+from grokscope.transformer.weights import CONTRACTED, BlockWeights, ModelWeights, block_from, random_weights
 
 SMALL = dataclasses.replace(
     GROK, vocab_size=1024, d_model=256, num_layers=4, num_heads=16, num_kv_heads=8, d_head=32, d_expert=512, max_tokens=512,
@@ -46,7 +47,9 @@ class Made(Layout):
     """A layout whose arrays are drawn where they lie: no device and no host has more than its parts."""
 
     def array(self, name: str, array: Any) -> Any:
-        self.fill = 1.0 if array is None or len(array.shape) == 1 else float(np.prod(array.shape[-2:])) ** -0.25
+        if array is None:
+            return None
+        self.fill = 1.0 if len(array.shape) == 1 else float(np.prod(array.shape[-2:])) ** -0.25
         if name in CONTRACTED:
             lead, rows = CONTRACTED[name]
             self.fill = float(np.prod(array.shape[lead : lead + rows])) ** -0.5 / 74
@@ -85,20 +88,13 @@ def made(config: gs.ModelConfig, mesh: Any) -> Model:
     shapes = config.block(0).shapes
 
     def block(_: int) -> BlockWeights:
-        whole = block_from(lambda name: layout.array(name, wanted(name, shapes[name])))
-        if mesh is not None:
-            return whole
-        plain = block_from(lambda name: _unspread(whole, name))
-        return _for_hopper(plain) if hopper.is_there() else plain
+        whole = block_from(lambda name: layout.array(name, wanted(name, shapes.get(name))))
+        whole = whole if mesh is None else layout.spread(whole)
+        return _for_hopper(whole) if hopper.is_there() else whole
 
     table = layout.array("embed", jax.ShapeDtypeStruct((config.vocab_size, config.d_model), jnp.bfloat16))
     blocks = [block(n) for n in range(config.num_layers)]
     return Model(config, ModelWeights(table, blocks, jnp.ones(config.d_model)), None, "bfloat16", "random", None, mesh)
-
-
-def _unspread(block: BlockWeights, name: str) -> Any:
-    array = field_of(block, name)
-    return array.stack if isinstance(array, Spread) else array
 
 
 def held() -> list[int]:
@@ -121,7 +117,7 @@ def collectives(model: Model, mesh: Any, tokens: int) -> None:
     """What a block's program sends between devices, and how long so many bytes of all-reduce take alone."""
     x = model.on_device(np.zeros((1, tokens, model.config.d_model), jnp.bfloat16))
     at = model.on_device(np.arange(tokens)[None])
-    seq = Sequence(at, model.on_device(np.ones((1, tokens), np.int32)), one_device=False)
+    seq = Sequence(at, model.on_device(np.ones((1, tokens), np.int32)), mesh=model.mesh)
     text = run_block.lower(model.weights.blocks[0], x, seq, ((), Selection()), config=model.config, sites=()).compile().as_text()
     found = [(kind, int(np.prod([int(n) for n in dims.split(",") if n])), width) for width, dims, kind in COLLECTIVE.findall(text)]
     size = sum(n * jnp.dtype({"f32": "float32", "bf16": "bfloat16"}.get(w, "int32")).itemsize for _, n, w in found)
@@ -156,7 +152,7 @@ def same_numbers(mesh: Any) -> None:
     for where in (None, mesh):
         place = placement(SMALL, "float32", where)
         outer = {n: place.outer(n, getattr(stored, n)) for n in ("embed", "final_norm", "unembed")}
-        blocks = [place.whole(b) for b in stored.blocks]
+        blocks = list(Streamed(range(len(stored.blocks)), lambda n, p=place: p.read(stored.blocks[n]), place.send, place.prepare))
         traces.append(Model(SMALL, ModelWeights(blocks=blocks, **outer), None, "float32", "small", None, where).trace(ids))
     one, many = traces
     off = float(abs(one["logits"] - many["logits"]).max() / abs(one["logits"]).max())

@@ -51,7 +51,7 @@ def plan_rows(chosen: Int[Array, " M"], num_experts: int) -> Plan:
     there = (place % 16 == 0) & (chosen[place // 16] < num_experts)
     alone = jnp.where(there, place // 16, rows)
     mine = jnp.where(chosen < num_experts, jnp.arange(rows) * 16, rows * 16)
-    return Plan(mine, alone, jnp.minimum(chosen, num_experts - 1), jnp.asarray(rows), jnp.bincount(chosen, length=num_experts))
+    return Plan(mine, alone, jnp.minimum(chosen, num_experts - 1), jnp.asarray(rows))
 
 
 def block_size(rows: int, num_experts: int) -> int:
