@@ -175,7 +175,7 @@ def _for_hopper(block: BlockWeights) -> BlockWeights:
             return w
         if mesh is None:
             return OutputFirst(_outputs_first(w.values), w.scales)
-        experts, inputs, outputs = w.specs[0]
+        experts, inputs, outputs = (*w.specs[0], None, None)[:3]  # a program's answer has no trailing axes that are not cut
         turned = jax.sharding.PartitionSpec(experts, outputs, inputs)
         turn = jax.shard_map(hopper.outputs_first, mesh=mesh, in_specs=w.specs[0], out_specs=turned, check_vma=False)
         return Spread.of(OutputFirst(jax.jit(turn)(w.stack.values), w.stack.scales), mesh)
