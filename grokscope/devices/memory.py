@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grokscope.config import ModelConfig
@@ -41,6 +42,11 @@ def free_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
+def memory_grows() -> bool:
+    """Whether this is a virtual machine whose memory is added while it is used (virtio-mem): what is free now says little."""
+    return any(Path("/sys/bus/virtio/drivers/virtio_mem").glob("virtio*"))
+
+
 def device_memory() -> int | None:
     """Bytes that JAX may use of a device's own memory; None where the device is the host."""
     import jax
@@ -50,7 +56,11 @@ def device_memory() -> int | None:
 
 
 def check_memory(config: ModelConfig, capture: Capture, texts: tuple[int, int], max_bytes: int | None) -> None:
-    """Raise MemoryError, saying what would fit, where (B, T) texts would take over `max_bytes` (half of what is free)."""
+    """Raise MemoryError, saying what would fit, where (B, T) texts would take over `max_bytes` (half of what is free; nothing is
+    refused where memory grows as it is used).
+    """
+    if max_bytes is None and memory_grows():
+        return
     limit = free_memory() // 2 if max_bytes is None else max_bytes
     sizes = {s: _bytes(shape) for s, shape in _shapes(config, capture, *texts).items()}
     total = sum(sizes.values())

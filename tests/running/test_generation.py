@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import grokscope as gs
+from grokscope.running import decoding
 from grokscope.transformer.sampling import nucleus
 from tests.conftest import GOLDENS
 
@@ -56,6 +58,39 @@ def test_stopping_at_the_end_of_text(tiny):
     )
     assert [len(t) for t in made.tokens] == [10, 10]
     assert made.trace["router.experts"].sizes["token"] == 10
+
+
+def test_texts_end_at_different_steps_while_later_ones_are_under_way(tiny):
+    """The host looks some steps late: what was made meanwhile is in no text and in no trace."""
+    free = tiny.generate(PROMPTS, 24, temperature=1.5, seed=2, capture=()).tokens
+    first = free[0][len(PROMPTS[0]) + 3]
+    ends = [next((n for n, t in enumerate(row) if n >= len(p) and t == first), len(row)) for row, p in zip(free, PROMPTS, strict=True)]
+    ending = replace(tiny, config=replace(tiny.config, eos_id=first))
+    made = ending.generate(PROMPTS, 24, temperature=1.5, seed=2, capture=["router.*", "attn.pattern", "logits", "attn.k"])
+    assert made.tokens == [row[:end] for row, end in zip(free, ends, strict=True)]
+    assert ends[0] < ends[1], "they end apart"
+    whole = tiny.trace(made.tokens, ["router.*", "attn.pattern", "logits", "attn.k"])
+    for site in whole.sites:
+        np.testing.assert_allclose(made.trace[site].values, whole[site].values, atol=2e-5, equal_nan=True, err_msg=site)
+
+
+def test_it_keeps_the_layers_heads_and_experts_that_are_asked_for(tiny):
+    chosen = {"layers": [2, 0], "heads": [1], "experts": [3, 0]}
+    sites = ["attn.pattern", "router.probs", "resid_post"]
+    made = tiny.generate(PROMPTS, 5, capture=sites, **chosen)
+    whole = tiny.trace(made.tokens, sites, **chosen)
+    for site in sites:
+        np.testing.assert_allclose(made.trace[site].values, whole[site].values, atol=2e-5, equal_nan=True, err_msg=site)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_how_many_blocks_are_a_program_changes_nothing(tiny, size, monkeypatch):
+    wanted = tiny.generate(PROMPTS, 4, capture=["router.logits"])
+    monkeypatch.setattr(decoding, "GROUP", {"gpu": size, "other": size})
+    monkeypatch.setattr(decoding, "KEPT_ON_DEVICE", 3000)
+    made = tiny.generate(PROMPTS, 4, capture=["router.logits"])
+    assert made.tokens == wanted.tokens
+    np.testing.assert_allclose(made.trace["router.logits"].values, wanted.trace["router.logits"].values, atol=1e-5, equal_nan=True)
 
 
 def test_sampling_keeps_the_reference_s_sets():
