@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import grokscope as gs
-from grokscope.running import decoding
+from grokscope.running import decoding, steps
 from grokscope.transformer.sampling import nucleus
 from tests.conftest import GOLDENS
 
@@ -87,7 +87,7 @@ def test_it_keeps_the_layers_heads_and_experts_that_are_asked_for(tiny):
 def test_how_many_blocks_are_a_program_changes_nothing(tiny, size, monkeypatch):
     wanted = tiny.generate(PROMPTS, 4, capture=["router.logits"])
     monkeypatch.setattr(decoding, "GROUP", {"gpu": size, "other": size})
-    monkeypatch.setattr(decoding, "KEPT_ON_DEVICE", 3000)
+    monkeypatch.setattr(steps, "KEPT_ON_DEVICE", 3000)
     made = tiny.generate(PROMPTS, 4, capture=["router.logits"])
     assert made.tokens == wanted.tokens
     np.testing.assert_allclose(made.trace["router.logits"].values, wanted.trace["router.logits"].values, atol=1e-5, equal_nan=True)
