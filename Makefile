@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo families test bench lint clean
+.PHONY: demo families test fuzz bench lint clean
 
 demo: .venv/ready  ## set up, then show how the embedded model routes a sentence
 	$(BIN)/grokscope trace "The moon is bright. 床前明月光 def moon(): return 42"
@@ -13,6 +13,10 @@ families: .venv/ready  ## the list of every family for all of them, not for one 
 
 test: .venv/ready  ## set up, then run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+fuzz: .venv/ready  ## damaged files against every reader, and work that is killed, 200 and 100 times (15 minutes)
+	$(BIN)/python -m tests.fuzz
+	$(BIN)/python -m tests.kill
 
 bench: .venv/ready  ## the speed of this machine, as ratios against floors and peers
 	$(BIN)/python tests/bench/forward.py

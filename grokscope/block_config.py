@@ -6,12 +6,12 @@ makes sense; one that does not is refused here. `research/families.md` of the pr
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from grokscope.router_config import RouterConfig, wanted
+from grokscope.fields import MOST, Count, NotNegative, Number, Positive, Size, Tokens, check_fields, wanted
+from grokscope.router_config import RouterConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -20,31 +20,30 @@ Shapes = dict[str, tuple[int, ...]]
 class RopeConfig:
     """How positions turn queries and keys; `transformer.rope.frequencies` has the formulas."""
 
-    base: float = 10_000.0
-    width: int | None = None
+    base: Positive = 10_000.0
+    width: Size | None = None
     """The first so many entries of each head are turned; None: all."""
     scaling: Literal["linear", "yarn", "llama3", "longrope"] | None = None
-    factor: float = 1.0
+    factor: Positive = 1.0
     """How many times slower what is stretched turns (linear, yarn, llama3)."""
-    original_tokens: int = 0
+    original_tokens: Tokens | Literal[0] = 0
     """The context that the model was first trained with (yarn, llama3, longrope)."""
-    turns: tuple[float, float] = (32.0, 1.0)
+    turns: tuple[Number, Number] = (32.0, 1.0)
     """Frequencies of more turns over `original_tokens` than the first stay, of fewer than the second are divided by
     `factor` (yarn, llama3)."""
     truncate: bool = True
     """Whether yarn's bounds are whole numbers of planes."""
-    magnitude: float = 1.0
+    magnitude: Positive = 1.0
     """Multiplies cosine and sine."""
-    short: tuple[float, ...] = ()
+    short: tuple[Positive, ...] = ()
     """longrope: a divisor of each frequency for texts of up to `original_tokens`."""
-    long: tuple[float, ...] = ()
+    long: tuple[Positive, ...] = ()
     """longrope: those of longer texts."""
-    long_magnitude: float = 1.0
+    long_magnitude: Positive = 1.0
     """longrope: `magnitude` of longer texts."""
 
     def __post_init__(self) -> None:
-        if self.scaling not in (None, "linear", "yarn", "llama3", "longrope"):
-            raise wanted("scaling", '"linear", "yarn", "llama3", "longrope" or None', self.scaling)
+        check_fields(self)
         if self.width is not None and (self.width < 2 or self.width % 2):
             raise wanted("width", "an even number (rotary halves)", self.width)
         if self.scaling == "longrope" and not len(self.short) == len(self.long) > 0:
@@ -59,19 +58,19 @@ class RopeConfig:
 class BlockConfig:
     """One decoder block. A dense one has a router of one expert, which is no router."""
 
-    d_model: int
+    d_model: Size
     """D."""
-    num_heads: int
+    num_heads: Size
     """H, query heads; head h reads key/value head h // R."""
-    num_kv_heads: int
+    num_kv_heads: Size
     """G."""
-    d_head: int
+    d_head: Size
     """K, the width of queries and keys; H K need not equal D."""
-    d_value: int | None = None
+    d_value: Size | None = None
     """The width of values where it is not K."""
-    attention_scale: float
+    attention_scale: Positive
     """Multiplies query-key products. The reference calls it attn_output_multiplier, which it is not."""
-    attention_cap: float | None = 30.0
+    attention_cap: Positive | None = 30.0
     """c in c tanh(scores / c), before the mask."""
     attention_bias: Literal["", "qkv", "qkvo"] = ""
     """Which projections have biases."""
@@ -79,62 +78,56 @@ class BlockConfig:
     """Whether queries and keys are normed by their root mean square, each head by itself or all heads as one vector."""
     qk_norm_last: bool = False
     """After the rotation, not before."""
-    qkv_clip: float | None = None
+    qkv_clip: Positive | None = None
     """Queries, keys and values are clamped to +- this, before the rotation (after a norm that comes before it)."""
     sinks: bool = False
     """Whether each head has a logit that joins the sum of its softmax and nothing else: rows sum to less than 1."""
-    window: int | None = None
+    window: Tokens | None = None
     """A token reads itself and the window - 1 tokens before it; None: all."""
-    kv_rank: int | None = None
+    kv_rank: Size | None = None
     """Latent attention: keys and values are made from a normed vector of this width and a rotated key (rope.width) that all
     heads share."""
-    q_rank: int | None = None
+    q_rank: Size | None = None
     """The same for queries."""
     rope: RopeConfig = field(default_factory=RopeConfig)
 
     router: RouterConfig = field(default_factory=RouterConfig)
-    d_expert: int
+    d_expert: Size
     """F, hidden neurons of an expert, or of a dense block's only unit."""
     expert_bias: bool = False
-    d_shared: int = 0
+    d_shared: Count = 0
     """Hidden neurons of the shared experts, which every token visits, taken as one; 0: none."""
     shared_gate: bool = False
     """Whether a sigmoid of x . w multiplies the shared experts' output."""
-    branch_scale: float = 1.0
+    branch_scale: Number = 1.0
     """Multiplies the sum of experts and shared experts."""
     activation: Literal["gelu", "silu"] = "gelu"
     """Of the gate half of each expert; gelu is the tanh form."""
-    glu_alpha: float = 1.0
+    glu_alpha: Positive = 1.0
     """The gate half becomes act(alpha x) / alpha."""
-    glu_limit: float | None = None
+    glu_limit: Positive | None = None
     """The gate half is clamped from above and the other from both sides, biases included, before anything else."""
-    glu_offset: float = 0.0
+    glu_offset: Number = 0.0
     """Added to the other half before the two are multiplied."""
 
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = False
-    norm_eps: float = 1e-5
-    latent_norm_eps: float = 1e-6
+    norm_eps: NotNegative = 1e-5
+    latent_norm_eps: NotNegative = 1e-6
     """Of the norms inside latent attention."""
     post_norms: bool = True
     """Whether each branch is normed again before it is added to the stream (Grok-1: yes)."""
-    residual_scale: float = 1.0
+    residual_scale: Number = 1.0
     """Multiplies what each branch adds to the stream."""
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value, least = getattr(self, f.name), 0 if f.default == 0 else 1
-            if f.type == "int" and (not isinstance(value, int) or value < least):
-                raise wanted(f.name, "a positive whole number", value)
+        check_fields(self)
         if self.num_heads % self.num_kv_heads:
             raise wanted("num_heads", f"a multiple of num_kv_heads ({self.num_kv_heads})", self.num_heads)
         if self.rope_width % 2 or self.rope_width > self.d_head:
             raise wanted("d_head", "an even number (rotary halves), at least rope.width", self.d_head)
-        for name, words in _WORDS.items():
-            if getattr(self, name) not in words:
-                raise wanted(
-                    name, " or ".join(f'"{w}"' if isinstance(w, str) else str(w) for w in words), getattr(self, name)
-                )
+        if max(self.num_heads * max(self.d_head, self.value_width), self.kv_rank or 0) > MOST:
+            raise wanted("num_heads", f"num_heads * d_head up to {MOST:,}", self.num_heads)
         if self.d_shared and self.is_dense:
             raise wanted("d_shared", "0 in a dense model", self.d_shared)
         if self.rope.scaling == "longrope" and len(self.rope.short) != self.rope_width // 2:
@@ -214,8 +207,3 @@ class BlockConfig:
         shapes |= {"shared_gate": (d, s), "shared_up": (d, s), "shared_down": (s, d)} if s else {}
         return shapes | ({"shared_router": (d,)} if s and self.shared_gate else {})
 
-
-_WORDS: dict[str, tuple[str | None, ...]] = {
-    "activation": ("gelu", "silu"), "norm": ("rms", "layer"), "qk_norm": (None, "head", "all"),
-    "attention_bias": ("", "qkv", "qkvo"),
-}  # fmt: skip

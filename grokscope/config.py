@@ -14,7 +14,9 @@ from functools import cached_property
 from typing import Any
 
 from grokscope.block_config import BlockConfig, RopeConfig
-from grokscope.router_config import RouterConfig, wanted
+from grokscope.fields import Count, Id, Layers, Number, Positive, Size, Tokens, wanted
+from grokscope.harmless import html_block, html_table, told
+from grokscope.router_config import RouterConfig
 
 __all__ = ["GROK_1", "MIXTRAL_8X7B", "BlockConfig", "ModelConfig", "RopeConfig", "RouterConfig"]
 
@@ -31,32 +33,32 @@ class ModelConfig(BlockConfig):
     says so. Raises ValueError, naming the field, for what makes no model.
     """
 
-    vocab_size: int
+    vocab_size: Size
     """V."""
-    num_layers: int
+    num_layers: Layers
     """L."""
-    max_tokens: int
+    max_tokens: Tokens
     """The longest text, in tokens."""
 
-    dense_layers: tuple[int, ...] = ()
+    dense_layers: tuple[Count, ...] = ()
     """Layers with one unit and no router."""
-    d_dense: int | None = None
+    d_dense: Size | None = None
     """The width of that unit; None: d_expert."""
-    full_layers: tuple[int, ...] = ()
+    full_layers: tuple[Count, ...] = ()
     """Layers in which a token reads all before it, whatever `window` says of the others."""
 
-    embed_scale: float = 1.0
-    logit_scale: float = 1.0
-    final_cap: float | None = None
+    embed_scale: Number = 1.0
+    logit_scale: Number = 1.0
+    final_cap: Positive | None = None
     """c in c tanh(logits / c), of the next-token logits."""
     tied_embedding: bool = True
     unembed_bias: bool = False
 
-    bos_id: int | None = None
+    bos_id: Id | None = None
     """Put before every text. The released runner adds none."""
-    eos_id: int | tuple[int, ...] | None = None
+    eos_id: Id | tuple[Id, ...] | None = None
     """Generation stops here; several where a model has several."""
-    pad_id: int | None = 0
+    pad_id: Id | None = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +66,10 @@ class ModelConfig(BlockConfig):
             layers = getattr(self, name)
             if sorted(set(layers)) != list(layers) or not all(0 <= n < self.num_layers for n in layers):
                 raise wanted(name, f"layers from 0 to {self.num_layers - 1} in their order, each once", layers)
+        for name in ("bos_id", "eos_id", "pad_id"):
+            ids = getattr(self, name)
+            if any(i >= self.vocab_size for i in (ids if isinstance(ids, tuple) else (ids or 0,))):
+                raise wanted(name, f"an id below vocab_size ({self.vocab_size}), or None", ids)
 
     @cached_property
     def blocks(self) -> tuple[BlockConfig, ...]:
@@ -149,47 +155,43 @@ class ModelConfig(BlockConfig):
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def _repr_html_(self) -> str:
-        """For a notebook: what a reader asks first, then every field. All values are numbers and known words."""
-        told = {
+        """For a notebook: what a reader asks first, then every field."""
+        about = {
             "parameters": f"{self.num_parameters:,} ({self.num_active_parameters:,} for a token)",
             "layers": f"{self.num_layers} of width {self.d_model}, {self.num_heads} heads of {self.d_head}",
             "router": "dense" if self.is_dense else f"{self.router.rule}, in {self.num_moe_layers} layers",
         }
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k != "router"} | dataclasses.asdict(self.router)
-        rows = (f"<tr><td>{k}</td><td>{v}</td></tr>" for k, v in told.items())
-        more = (f"<tr><td>{k}</td><td>{v!r}</td></tr>" for k, v in fields.items())
-        return (
-            f"<b>ModelConfig</b><table>{''.join(rows)}</table>"
-            f"<details><summary>all fields</summary><table>{''.join(more)}</table></details>"
+        more = html_table((name, repr(value)) for name, value in fields.items())
+        return html_block(
+            "<b>ModelConfig</b>", html_table(about.items()), f"<details><summary>all fields</summary>{more}</details>"
         )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`, of earlier versions too. Raises ValueError for unknown or missing fields, all named."""
-        values = _of_today({name: _frozen(value) for name, value in values.items()})
-        known = {f.name for f in dataclasses.fields(cls)}
-        needed = {
-            f.name
-            for f in dataclasses.fields(cls)
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        }
-        unknown, missing = sorted(set(values) - known), sorted(needed - set(values))
-        if unknown or missing:
-            raise ValueError(
-                f"model config: unknown fields {unknown}, missing fields {missing}; known are {sorted(known)}"
-            )
+        if not isinstance(values, dict):
+            raise wanted("model config", "named fields", values)
+        values = _of_today(dict(values))
+        _check_names(cls, values)
         for name, kind in (("router", RouterConfig), ("rope", RopeConfig)):
             if isinstance(values.get(name), dict):
-                inner = {field: _frozen(value) for field, value in values[name].items()}
-                if unknown := sorted(set(inner) - {f.name for f in dataclasses.fields(kind)}):
-                    raise ValueError(f"model config: {name}: unknown fields {unknown}")
-                values[name] = kind(**inner)
+                _check_names(kind, values[name], f"{name}: ")
+                values[name] = kind(**values[name])
         return cls(**values)
 
 
-def _frozen(value: Any) -> Any:
-    """JSON has lists where a config has tuples."""
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+def _check_names(kind: type, values: dict[str, Any], where: str = "") -> None:
+    """Raise ValueError for fields that a config does not have, or has no value for."""
+    fields = dataclasses.fields(kind)
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    known = {f.name for f in fields}
+    unknown, missing = sorted(values.keys() - known), sorted(needed - values.keys())
+    if unknown or missing:
+        raise ValueError(
+            f"model config: {where}unknown fields [{', '.join(map(told, unknown[:20]))}], missing fields {missing}; known are "
+            f"{sorted(known)}"
+        )
 
 
 def _of_today(values: dict[str, Any]) -> dict[str, Any]:

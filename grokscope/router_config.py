@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from grokscope.fields import Experts, NotNegative, Positive, Size, check_fields, wanted
 
-def wanted(name: str, what: object, got: object) -> ValueError:
-    """The error of a field that holds something else."""
-    return ValueError(f"{name}: wanted {what}, got {got!r}")
+__all__ = ["RouterConfig", "wanted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,26 +19,26 @@ class RouterConfig:
     alone (Mixtral, gpt-oss) is the softmax over all, renormalised.
     """
 
-    num_experts: int = 8
+    num_experts: Experts = 8
     """E. One expert means a dense block: there is no router."""
-    top_k: int = 2
+    top_k: Size = 2
     """A, the experts that a token visits."""
     score: Literal["softmax", "sigmoid"] = "softmax"
     """Over all experts; sigmoid scores are no distribution: they do not sum to 1."""
     renormalize: bool = False
     """Divide the gates by their sum. Grok-1 does not: its gates sum to less than 1."""
-    scale: float = 1.0
+    scale: Positive = 1.0
     """Multiplies the gates, after renormalising."""
-    logit_cap: float | None = None
+    logit_cap: Positive | None = None
     """c in c tanh(logits / c), bias included; Grok-1 has none. router.logits are what comes of it."""
     logit_bias: bool = False
     """Whether the logits have a bias."""
     choice_bias: bool = False
     """Whether a bias is added to the scores for the choice alone: gates are made of the scores without it."""
-    groups: tuple[int, int, Literal["best", "best_two"]] | None = None
+    groups: tuple[Size, Size, Literal["best", "best_two"]] | None = None
     """(groups of experts, how many of them may be chosen from, whether the best or the sum of the best two stands for a
     group); an expert of another group scores 0 ("best") or minus infinity ("best_two") in the choice, as released."""
-    near: float | None = None
+    near: NotNegative | None = None
     """Sparsemixer: slot by slot, the best logit z is compared with those of (z - other) / max(|other|, z) <= near, and its
     gate is the softmax over these alone; the next slot's pool lacks it. Gates are then often exactly 1. The choice is by the
     logits; renormalize and scale act as ever."""
@@ -68,10 +67,9 @@ class RouterConfig:
         return ", ".join(parts) + (f", times {self.scale:g}" if self.scale != 1 else "")
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 1 <= self.top_k <= max(self.num_experts, 1):
             raise wanted("top_k", f"1 to {self.num_experts} (the number of experts)", self.top_k)
-        if self.score not in ("softmax", "sigmoid"):
-            raise wanted("score", '"softmax" or "sigmoid"', self.score)
         if self.near is not None and (self.score, self.choice_bias, self.groups) != ("softmax", False, None):
             raise wanted("near", "softmax scores, no choice_bias and no groups beside it", self)
         if self.groups is not None:

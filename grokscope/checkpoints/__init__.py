@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from grokscope.checkpoints import grok1, huggingface, native
-from grokscope.checkpoints.pickled_array import CheckpointError
+from grokscope.checkpoints.pickle_machine import CheckpointError
 
 FORMATS: dict[str, ModuleType] = {"grokscope": native, "grok-1": grok1, "huggingface": huggingface}
 

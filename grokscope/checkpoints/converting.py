@@ -9,19 +9,23 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
 from grokscope.checkpoints import FORMATS, CheckpointError, native, recognise
-from grokscope.checkpoints.finding import found, tokenizer_files
-from grokscope.checkpoints.native_writer import Writer, arrays_of, file_of
+from grokscope.checkpoints.finding import BESIDE, TOKENIZERS, found, tokenizer_files
+from grokscope.checkpoints.native_writer import CHECKSUMS, Writer, arrays_of, file_of
 from grokscope.checkpoints.source import Source
 from grokscope.config import ModelConfig
+from grokscope.disk.reading import read_json
+from grokscope.disk.writing import clear_stale, force, is_scratch, write_whole
+from grokscope.harmless import told
 from grokscope.transformer.quantize import quantize_lazily
 from grokscope.transformer.weights import ModelWeights
 
@@ -55,10 +59,13 @@ def convert(
         raise ValueError(f'quantize: wanted "int8" or None, got {quantize!r}')
     source = Source(kind, folder, config)
     weights = quantize_lazily(source.weights) if quantize else source.weights
+    about = {"path": str(folder.resolve()), "format": kind, "model": config.to_dict(), "quantize": quantize}
+    about |= {"files": _state(folder), "version": native.VERSION}
+    if _noted(out / SOURCE) == about:  # the last step alone is left
+        return _without_note(out)
     writer = Writer(out, out.with_name(f"{out.name}.part"))
     with _alone(writer.scratch):
-        about = {"path": str(folder.resolve()), "format": kind, "model": config.to_dict(), "quantize": quantize}
-        _same_source(writer, about, folder)
+        _same_source(writer, about)
         layers = [*range(config.num_layers), None]
         left = [layer for layer in layers if file_of(layer) not in writer.sums]
         sizes = _sizes(config, weights, left)
@@ -72,8 +79,25 @@ def convert(
             _check(writer, progress)
         with _explained(writer):
             writer.finish(native.header(config), tokenizer_files(folder))
+    return _without_note(out)
+
+
+def _without_note(out: Path) -> Path:
     (out / SOURCE).unlink()
+    force(out)
     return out
+
+
+def _state(folder: Path) -> dict[str, list[int]]:
+    stats = {p.name: p.stat() for p in sorted(folder.iterdir()) if p.is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _noted(file: Path) -> dict[str, Any] | None:
+    """What is converted somewhere; None where nothing says so, or a power cut left less of it than was written."""
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        return found if isinstance(found := read_json(file), dict) else None
+    return None
 
 
 def _sizes(config: ModelConfig, weights: ModelWeights, left: list[int | None]) -> dict[int | None, int]:
@@ -93,37 +117,42 @@ def _check_room(writer: Writer, wanted: int) -> None:
     free = shutil.disk_usage(writer.scratch).free
     if wanted > free:
         if not writer.sums:
-            shutil.rmtree(writer.scratch)
+            (writer.scratch / SOURCE).unlink()
+            with suppress(OSError):  # what else is there is not ours
+                writer.scratch.rmdir()
         raise OSError(
             f"{writer.path}: wanted {wanted:,} bytes of disk for what is left to write, {free:,} are free there; "
             "make room or name another disk"
         )
 
 
-def _same_source(writer: Writer, source: dict[str, Any], folder: Path) -> None:
+def _same_source(writer: Writer, source: dict[str, Any]) -> None:
     """Note in the scratch directory what is converted there; refuse to go on with something else."""
-    stats = {p.name: p.stat() for p in sorted(folder.iterdir()) if p.is_file()}
-    source["files"] = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-    source["version"] = native.VERSION
     noted = writer.scratch / SOURCE
-    for unfinished in writer.scratch.glob("*.part"):  # would be written over, but its room is wanted before
-        unfinished.unlink()
-    if not noted.exists() and any(writer.scratch.iterdir()):
-        raise CheckpointError(
-            f"{writer.scratch}: wanted a conversion's scratch, got other files; move them or name another"
-        )
-    if noted.exists():
-        before = json.loads(noted.read_text(encoding="utf-8"))
-        differs = sorted(key for key in source if source[key] != before.get(key))
-        if differs:
+    if (before := _noted(noted)) is None:
+        ours = _is_ours if noted.exists() else lambda path: is_scratch(path, SOURCE)
+        if foreign := sorted(p.name for p in writer.scratch.iterdir() if not ours(p)):
             raise CheckpointError(
-                f"{writer.scratch}: wanted a conversion of {source['path']} to go on with, got one of {before.get('path')} "
-                f"(other {', '.join(differs)}); delete it, or name another output"
+                f"{writer.scratch}: wanted a conversion's scratch, got other files ({told(foreign[0])}); move them or name another"
             )
+        writer.forget() if writer.sums else None  # of what source they are nothing tells any more
+        write_whole(noted, json.dumps(source).encode(), replace=True)
         return
-    part = noted.with_suffix(".part")
-    part.write_text(json.dumps(source), encoding="utf-8")
-    part.replace(noted)
+    differs = sorted(key for key in source if source[key] != before.get(key))
+    if differs:
+        raise CheckpointError(
+            f"{writer.scratch}: wanted a conversion of {source['path']} to go on with, got one of {before.get('path')} "
+            f"(other {', '.join(differs)}); delete it, or name another output"
+        )
+    for layer in range(source["model"]["num_layers"]):  # would be written over, but their room is wanted before
+        clear_stale(writer.scratch / file_of(layer))
+    clear_stale(writer.scratch / file_of(None))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file of a scratch directory can be a conversion's."""
+    names = (SOURCE, CHECKSUMS, "config.json", *TOKENIZERS, *BESIDE)
+    return path.name in names or bool(re.fullmatch(r"(layer-\d{3,}|outer)\.safetensors|\..*\.part", path.name))
 
 
 def _check(writer: Writer, progress: bool) -> None:

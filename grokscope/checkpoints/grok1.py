@@ -6,15 +6,18 @@ The i-th file is the i-th leaf of the reference's parameter tree in its sorted o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from grokscope.checkpoints.pickled_array import CheckpointError, read_arrays
+from grokscope.checkpoints.pickle_machine import CheckpointError
+from grokscope.checkpoints.pickled_array import read_arrays
 from grokscope.config import GROK_1, ModelConfig, RouterConfig
+from grokscope.disk.reading import read_json
+from grokscope.fields import MOST
+from grokscope.harmless import listed, told
 from grokscope.transformer.forms import Scaled
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.weights import CONTRACTED, BlockWeights, ModelWeights, block_from
@@ -69,7 +72,11 @@ def config_from_reference(values: dict[str, Any]) -> ModelConfig:
     }
     if missing := sorted(wanted - set(values)):
         raise ValueError(f"config.json: wanted the reference's fields, missing {missing}")
-    width, widening = values["emb_size"], values["widening_factor"]
+    width, widening, e = values["emb_size"], values["widening_factor"], values.get("num_experts", 1)
+    kept = values.get("num_selected_experts", 1)
+    for name, value in {"emb_size": width, "widening_factor": widening, "num_experts": e, "num_selected_experts": kept}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST:
+            raise ValueError(f"{name}: wanted a positive number up to {MOST:,}, got {told(value)}")
     rounded = -(-(int(widening * width) * 2 // 3) // 8) * 8
     return ModelConfig(
         vocab_size=values["vocab_size"],
@@ -83,9 +90,7 @@ def config_from_reference(values: dict[str, Any]) -> ModelConfig:
         attention_scale=values.get("attn_output_multiplier", 1.0),
         embed_scale=values.get("embedding_multiplier_scale", 1.0),
         logit_scale=values.get("output_multiplier_scale", 1.0),
-        router=RouterConfig(
-            num_experts=(e := values.get("num_experts", 1)), top_k=values.get("num_selected_experts", 1) if e > 1 else 1
-        ),
+        router=RouterConfig(num_experts=e, top_k=kept if e > 1 else 1),
         eos_id=values.get("eos_token"),
         pad_id=values.get("pad_token"),
     )
@@ -161,13 +166,11 @@ def read_config(path: Path) -> ModelConfig:
     for place in (path / "config.json", path.parent / "config.json"):
         if place.exists():
             try:
-                values = json.loads(place.read_text(encoding="utf-8"))
-                return (
-                    ModelConfig.from_dict(values.get("model", values))
-                    if "d_model" in values.get("model", values)
-                    else config_from_reference(values)
-                )
-            except (ValueError, TypeError, AttributeError) as error:
+                values = read_json(place)
+                ours = values.get("model", values) if isinstance(values, dict) else values
+                is_ours = not isinstance(ours, dict) or "d_model" in ours
+                return ModelConfig.from_dict(ours) if is_ours else config_from_reference(values)
+            except (OSError, ValueError) as error:
                 raise CheckpointError(f"{place}: wanted a model's config, got something else ({error})") from error
     files = sum(1 for p in path.iterdir() if p.name.startswith("tensor"))
     if files == len(file_names(GROK_1)) or _has_embedding_of(path, GROK_1):
@@ -213,10 +216,8 @@ def problems(path: Path, config: ModelConfig) -> Iterator[str]:
 def load(path: Path, config: ModelConfig) -> ModelWeights:
     """The weights of a released checkpoint, mapped from its files. Raises CheckpointError with every problem found."""
     if found := list(problems(path, config)):
-        raise CheckpointError(
-            f"{path}: {len(found)} of {len(file_names(config))} files are not as they should be:\n  "
-            + "\n  ".join(found)
-        )
+        of = len(file_names(config))
+        raise CheckpointError(f"{path}: wanted {of} files of a release, {len(found)} are not as they should be:{listed(found)}")
     files = file_names(config)
     return weights_from(config, lambda name: read_arrays(path / files[name]))
 

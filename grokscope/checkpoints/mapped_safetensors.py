@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from grokscope.checkpoints.pickled_array import CheckpointError
+from grokscope.checkpoints.pickle_machine import CheckpointError
+from grokscope.disk.reading import JSON_LIMIT, opened, parse_json
+from grokscope.harmless import told, visible
 
 DTYPES = {
     "BOOL": np.bool_, "I8": np.int8, "U8": np.uint8, "I16": np.int16, "I32": np.int32, "I64": np.int64,
     "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
 }  # fmt: skip
-LONGEST_HEADER = 100_000_000
-"""The library's own limit, in bytes."""
+MOST_DIMS = 8
 STRETCH = 16 * 2**20
 ALIGNED = 4096
 """Where the arrays begin in files that we write, a multiple of a page: JAX uses an aligned array where it lies."""
@@ -38,37 +40,56 @@ def read_header(path: str | Path) -> dict[str, dict[str, Any]]:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(LONGEST_HEADER, size - 8):
+            if size < 8 or length > min(JSON_LIMIT, size - 8):
                 raise CheckpointError(f"{path}: truncated or no safetensors file; download it again")
-            entries = json.loads(file.read(length))
-        entries.pop("__metadata__", None)
-        for name, entry in entries.items():
-            start, stop = (8 + length + int(offset) for offset in entry["data_offsets"])
-            wanted = math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize
-            if not (all(isinstance(n, int) and n >= 0 for n in entry["shape"]) and stop - start == wanted):
-                raise CheckpointError(
-                    f"{path}: {name}: wanted {wanted:,} bytes for {entry['dtype']} {entry['shape']}, "
-                    f"got {stop - start:,}; download it again"
-                )
-            if not 8 + length <= start <= stop <= size:
-                raise CheckpointError(
-                    f"{path}: {name}: truncated: ends at byte {stop:,} of {size:,}; download it again"
-                )
-            entry["data_offsets"] = (start, stop)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+            entries = parse_json(file.read(length), "header")
+    except FileNotFoundError:
+        raise
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: truncated or no safetensors file ({error}); download it again") from error
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path}: truncated or no safetensors file (a header of {told(entries)}); download it again")
+    entries.pop("__metadata__", None)
+    for name, entry in entries.items():
+        try:
+            entry["data_offsets"] = _place(entry, 8 + length, size)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {visible(name)}: {error}; download it again") from None
     return entries
+
+
+def _place(entry: Any, begin: int, size: int) -> tuple[int, int]:
+    """Where an array of a header lies in its file. Raises ValueError for a header that no writer makes."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str) or entry["dtype"] not in DTYPES:
+        known = entry.get("dtype") if isinstance(entry, dict) else entry
+        raise ValueError(f"wanted a dtype of {', '.join(DTYPES)}, got {told(known)}")
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not _whole(shape) or len(shape) > MOST_DIMS or math.prod(max(n, 1) for n in shape) >= 1 << 48:
+        raise ValueError(f"wanted a shape of up to {MOST_DIMS} whole numbers, got {told(shape)}")
+    if not _whole(offsets) or len(offsets) != 2:
+        raise ValueError(f"wanted two whole numbers as data_offsets, got {told(offsets)}")
+    start, stop = begin + offsets[0], begin + offsets[1]
+    wanted = math.prod(shape) * np.dtype(DTYPES[entry["dtype"]]).itemsize
+    if stop - start != wanted:
+        raise ValueError(f"wanted {wanted:,} bytes for {entry['dtype']} {shape}, got {stop - start:,}")
+    if stop > size:
+        raise ValueError(f"truncated: ends at byte {stop:,} of {size:,}")
+    return start, stop
+
+
+def _whole(values: Any) -> bool:
+    return isinstance(values, list) and all(type(n) is int and 0 <= n < 1 << 48 for n in values)
 
 
 def map_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Name -> a read-only view of the file. Raises CheckpointError as `read_header` does."""
     header = read_header(path)
-    with open(path, "rb") as file:
+    with opened(path) as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return {
         name: np.frombuffer(data, np.uint8, stop - start, start).view(DTYPES[entry["dtype"]]).reshape(entry["shape"])

@@ -8,10 +8,8 @@ before it is used. So headers are checked when a directory is opened, the rest b
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,11 @@ from typing import Any
 from grokscope.checkpoints.digests import PIECE, file_digests
 from grokscope.checkpoints.mapped_safetensors import map_arrays, read_header
 from grokscope.checkpoints.native_writer import CHECKSUMS, OUTER, Writer, arrays_of, file_of, layer_of, put_together
-from grokscope.checkpoints.pickled_array import CheckpointError
+from grokscope.checkpoints.pickle_machine import CheckpointError
 from grokscope.config import ModelConfig
+from grokscope.disk.reading import read_json
+from grokscope.disk.writing import whole_folder
+from grokscope.harmless import listed, told, visible
 from grokscope.transformer.weights import CONTRACTED, ModelWeights, block_from
 from grokscope.transformer.weights import OUTER as OUTER_ARRAYS
 
@@ -33,19 +34,30 @@ FLOATS = ("F16", "BF16", "F32")
 def recognises(path: Path) -> bool:
     """Whether this directory holds our format."""
     try:
-        return json.loads((path / "config.json").read_text(encoding="utf-8")).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
+        values = read_json(path / "config.json")
+    except (OSError, ValueError):
         return False
+    return isinstance(values, dict) and values.get("format") == FORMAT
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The config of a directory in our format. Raises CheckpointError for a version from the future."""
-    values = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    if values.get("version", 0) > VERSION:
-        raise CheckpointError(
-            f"{path}: wanted format version {VERSION} or older, got {values['version']}; update grokscope"
-        )
-    return ModelConfig.from_dict(values["model"])
+    """The config of a directory in our format. Raises CheckpointError for a version from the future, and for a config.json
+    that is not what was written there.
+    """
+    file = path / "config.json"
+    try:
+        values = read_json(file)
+        version = values.get("version", 0)
+        if type(version) is not int or version > VERSION:
+            raise CheckpointError(f"{path}: wanted format version {VERSION} or older, got {told(version)}; update grokscope")
+        config = ModelConfig.from_dict(values.get("model"))
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: wanted a model's config, got something else ({error})") from error
+    if (path / CHECKSUMS).exists() and file.name in _checksums(path):  # `problems` says it where they are missing
+        verify(path, file.name)
+    return config
 
 
 def header(config: ModelConfig) -> dict[str, Any]:
@@ -56,14 +68,11 @@ def header(config: ModelConfig) -> dict[str, Any]:
 def save(path: str | Path, config: ModelConfig, weights: ModelWeights, tokenizer: Sequence[str | Path] = ()) -> None:
     """Write the weights to a new directory. It appears under its name when it is complete, or not at all."""
     path = Path(path)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole_folder(path) as scratch:
         writer = Writer(path, scratch)
         for layer in (*range(config.num_layers), None):
             writer.write_arrays(file_of(layer), arrays_of(config, weights, layer))
-        writer.finish(header(config), tokenizer)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        writer.write_rest(header(config), tokenizer)
 
 
 def _files(config: ModelConfig) -> list[str]:
@@ -86,8 +95,13 @@ def problems(path: Path, config: ModelConfig) -> Iterator[str]:
         yield str(error).removeprefix(f"{path}/")
     present = {p.name for p in path.iterdir()}
     files = _files(config)
-    wanted = [*files, *(n for n in sorted(sums) if not n.endswith(".safetensors"))]
-    yield from (f"{name}: missing" for name in wanted if name not in present)
+    small = [n for n in sorted(sums) if not n.endswith(".safetensors")]
+    yield from (f"{name}: missing" for name in (*files, *small) if name not in present)
+    for name in (n for n in small if sums and n in present):
+        try:
+            verify(path, name)
+        except CheckpointError as error:
+            yield str(error).removeprefix(f"{path}/")
     foreign = sorted(n for n in present - set(files) if n.endswith(".safetensors"))
     yield from (f"{name}: not part of this model ({config.num_layers} layers)" for name in foreign)
     for name in (n for n in files if n in present):
@@ -109,7 +123,7 @@ def _array_problems(file: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[
         kinds = {name.removeprefix(field): (e["dtype"], tuple(e["shape"])) for name, e in held.items()}
         if problem := _problem(field, wanted, kinds):
             yield f"{field}: {problem}"
-    yield from (f"{name}: not part of this model" for name in entries)
+    yield from (f"{visible(name)}: not part of this model" for name in entries)
 
 
 def _problem(field: str, wanted: tuple[int, ...], parts: dict[str, tuple[str, tuple[int, ...]]]) -> str:
@@ -145,10 +159,12 @@ def _scales_fit(field: str, shape: tuple[int, ...], scales: tuple[int, ...], siz
 
 def _checksums(path: Path) -> dict[str, list[str]]:
     try:
-        sums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
-        if not all(isinstance(digests, list) for digests in sums.values()):
+        sums = read_json(path / CHECKSUMS)
+        if not isinstance(sums, dict) or not all(isinstance(digests, list) for digests in sums.values()):
             raise ValueError("not a list for each file")
-    except (OSError, ValueError, AttributeError) as error:
+        if odd := [name for name in sums if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII)]:
+            raise ValueError(f"{told(odd[0])} is not the name of a file beside it")
+    except (OSError, ValueError) as error:
         reason = "missing" if isinstance(error, FileNotFoundError) else f"unreadable ({error})"
         raise CheckpointError(f"{path / CHECKSUMS}: {reason}; copy or convert the checkpoint again") from error
     return sums
@@ -181,7 +197,7 @@ def verify(path: str | Path, name: str) -> None:
 def load(path: Path, config: ModelConfig) -> ModelWeights:
     """The weights of a directory in our format, mapped: nothing is read. Raises CheckpointError with every problem found."""
     if found := list(problems(path, config)):
-        raise CheckpointError(f"{path}: wanted the files that grokscope wrote:\n  " + "\n  ".join(found))
+        raise CheckpointError(f"{path}: wanted the files that grokscope wrote:{listed(found)}")
     blocks = [block_from(_fields(path / file_of(layer)).get) for layer in range(config.num_layers)]
     outer = _fields(path / OUTER)
     return ModelWeights(blocks=blocks, **{name: outer.get(name) for name in OUTER_ARRAYS})
@@ -196,7 +212,7 @@ def describe(path: Path, config: ModelConfig) -> tuple[list[int], dict[str, Any]
     for file in (file_of(0), OUTER):
         try:
             arrays |= _fields(path / file)
-        except (OSError, CheckpointError, KeyError):
+        except (OSError, ValueError, KeyError, StopIteration):
             continue
     order = [*config.block(0).shapes, *_shapes(OUTER, config)]
     return list(range(config.num_layers)), {name: arrays[name] for name in order if name in arrays}

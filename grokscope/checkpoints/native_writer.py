@@ -7,8 +7,8 @@ own name last. Digests are of the bytes that were meant, so that what the disk h
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import numpy as np
 from grokscope.checkpoints.digests import Digests
 from grokscope.checkpoints.mapped_safetensors import stretches
 from grokscope.config import ModelConfig
+from grokscope.disk.reading import read_json
+from grokscope.disk.writing import force, whole_file, write_whole
 from grokscope.transformer.forms import Mxfp4, Scaled
 from grokscope.transformer.weights import CONTRACTED, ModelWeights, field_of
 from grokscope.transformer.weights import OUTER as OUTER_ARRAYS
@@ -86,12 +88,15 @@ class Writer:
     def __init__(self, path: Path, scratch: Path) -> None:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(f"{path}: wanted a new or an empty directory, got one with files; name another")
+        if scratch.is_symlink():
+            raise FileExistsError(f"{scratch}: wanted a directory to work in, got a link to another; remove it")
         scratch.mkdir(parents=True, exist_ok=True)
         self.path, self.scratch = path, scratch
         self.sums: dict[str, list[str]] = {}
         if (scratch / CHECKSUMS).exists():
-            noted = json.loads((scratch / CHECKSUMS).read_text(encoding="utf-8"))
-            self.sums = {name: digests for name, digests in noted.items() if (scratch / name).exists()}
+            with suppress(ValueError, AttributeError):  # what a power cut left of it names no file: all are written anew
+                noted = read_json(scratch / CHECKSUMS)
+                self.sums = {name: digests for name, digests in noted.items() if (scratch / name).is_file()}
 
     def write(self, name: str, parts: Iterable[memoryview], seen: Seen = lambda _: None) -> None:
         """One file of these bytes. It is there when this returns, and where it fails it is not."""
@@ -112,40 +117,32 @@ class Writer:
         del self.sums[name]
         self._note()
 
+    def forget(self) -> None:
+        """Forget all files: nothing tells of what source they are."""
+        self.sums = {}
+        self._note()
+
     def finish(self, header: dict[str, Any], tokenizer: Sequence[str | Path]) -> None:
         """Write what is not weights, and give the directory its name. tokenizer: the files to copy."""
+        self.write_rest(header, tokenizer)
+        if self.path.exists():
+            self.path.rmdir()
+        self.scratch.replace(self.path)
+        force(self.path.parent)
+
+    def write_rest(self, header: dict[str, Any], tokenizer: Sequence[str | Path]) -> None:
+        """What is not weights."""
         self.write("config.json", [memoryview((json.dumps(header, indent=1) + "\n").encode())])
         for file in map(Path, tokenizer):
             name = "tokenizer.model" if file.suffix == ".model" else file.name
             self.write(name, [memoryview(file.read_bytes())])
-        if self.path.exists():
-            self.path.rmdir()
-        self.scratch.replace(self.path)
-        _force(self.path.parent)
 
     def _note(self) -> None:
         text = json.dumps(dict(sorted(self.sums.items())), indent=1) + "\n"
-        self._replace(CHECKSUMS, [memoryview(text.encode())], lambda _: None)
+        write_whole(self.scratch / CHECKSUMS, text.encode(), replace=True)
 
     def _replace(self, name: str, parts: Iterable[memoryview], seen: Callable[[memoryview], Any]) -> None:
-        part_file = self.scratch / f"{name}.part"
-        try:
-            with open(part_file, "wb") as file:
-                for part in parts:
-                    seen(part)
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            part_file.replace(self.scratch / name)
-            _force(self.scratch)
-        finally:
-            part_file.unlink(missing_ok=True)
-
-
-def _force(directory: Path) -> None:
-    """A rename is on the disk when its directory is."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        with whole_file(self.scratch / name, replace=True) as file:
+            for part in parts:
+                seen(part)
+                file.write(part)

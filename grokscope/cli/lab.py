@@ -11,6 +11,8 @@ import webbrowser
 from importlib.resources import files
 from pathlib import Path
 
+from grokscope.disk.writing import write_whole
+
 QUIET = (
     "--LabApp.extension_manager=readonly", "--LabApp.news_url=",
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
@@ -36,10 +38,8 @@ def copy_notebooks(to: Path) -> list[str]:
         names = [p.name for p in sorted(source.iterdir()) if p.suffix in (".ipynb", ".md")]
         fresh = [name for name in names if not (to / name).exists()]
         for name in fresh:
-            part = to / f".{name}.{os.getpid()}.part"
             text = (source / name).read_text(encoding="utf-8")
-            part.write_text(without_outputs(text) if name.endswith(".ipynb") else text, encoding="utf-8")
-            part.replace(to / name)
+            write_whole(to / name, (without_outputs(text) if name.endswith(".ipynb") else text).encode(), replace=True)
     except OSError as error:
         raise OSError(f"{to}: the notebooks could not be copied there ({error.strerror}); name another folder") from error
     if not os.access(to, os.W_OK):

@@ -10,6 +10,7 @@ import typer
 
 from grokscope.cli.reading import read_text
 from grokscope.cli.sweep import Format, Full, sweep
+from grokscope.harmless import listed, visible_lines
 
 app = typer.Typer(
     help="Look inside mixture-of-experts language models, Grok-1 first.",
@@ -127,9 +128,9 @@ def inspect(
         print(library.dumps(as_dict(found), indent=1))
     else:
         for line in inspection_lines(found):
-            print(line)
+            print(visible_lines(line))
     if found.problems:
-        raise ValueError("this checkpoint cannot be loaded:\n  " + "\n  ".join(found.problems))
+        raise ValueError(f"this checkpoint cannot be loaded:{listed(found.problems)}")
 
 
 @app.command()
@@ -148,8 +149,11 @@ def convert(
     """
     if text and not int8:
         raise typer.BadParameter("--text measures what --int8 costs: it needs it")
-    _check_free(out)
+    from grokscope.checkpoints.converting import SOURCE
     from grokscope.checkpoints.converting import convert as work
+
+    if not (out / SOURCE).is_file():  # else its last step was cut off
+        _check_free(out)
 
     made = work(path, out, quantize="int8" if int8 else None, check=check)
     files = [p.stat().st_size for p in made.iterdir()]
@@ -207,13 +211,10 @@ def main() -> None:
     _add_others()
     try:
         app()
-    except (ValueError, OSError, MemoryError, TypeError, IndexError, ImportError) as error:
-        line = (
-            str(error)
-            if not isinstance(error, OSError) or error.errno is None
-            else f"{error.strerror}: {error.filename}"
-        )
-        print(f"grokscope: {line}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, TypeError, IndexError, ImportError, RecursionError) as error:
+        is_systems = isinstance(error, OSError) and error.errno is not None
+        line = f"{error.strerror}: {error.filename}" if is_systems else str(error) or type(error).__name__
+        print(f"grokscope: {visible_lines(line)}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("grokscope: interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
 """Mergeable sufficient statistics of routing, for a text of any length. No JAX.
 
-May import trace and recordings. Read counters.py first, then tally.py.
+May import trace, recordings and what is below devices' JAX (memory.py). Read counters.py first, then tally.py.
 """

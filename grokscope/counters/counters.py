@@ -20,9 +20,11 @@ from grokscope.counters import file, tally
 from grokscope.counters.display import as_html
 from grokscope.counters.documents import SHARDS, RoutingDocument, documents_of, identity_of
 from grokscope.counters.loads import checked_loads
-from grokscope.counters.narrow import WIDTHS, Counts, narrowed
+from grokscope.counters.narrow import WIDTHS, Counts
+from grokscope.counters.shapes import memory
 from grokscope.counters.sparse import SparseCounts, by_key
-from grokscope.counters.spec import FIXED_POINT, LARGEST, CounterSpec, smallest
+from grokscope.counters.spec import FIXED_POINT, LARGEST, CounterSpec
+from grokscope.harmless import visible
 from grokscope.trace.trace import Trace
 
 
@@ -137,12 +139,10 @@ class RoutingCounters:
             growing[name].add(at, count)
             tables[name] = growing[name].table
 
-    @classmethod
-    def memory(cls, spec: CounterSpec) -> int:
+    @staticmethod
+    def memory(spec: CounterSpec) -> int:
         """Bytes that the tables of one label take once counts exceed 65,535, without the token ids'."""
-        one = cls(spec)
-        one.add_document(smallest(spec))
-        return sum(a.size * (8 if name in FIXED_POINT else 4) for name, a in one._tables[""].items())
+        return memory(spec)
 
     @property
     def nbytes(self) -> int:
@@ -215,30 +215,23 @@ class RoutingCounters:
         """Documents counted."""
         return int(self.table("documents")) if self._tables else 0
 
-    def save(self, path: str | Path) -> None:
-        """Write one .npz, whole or not at all. The same counters give the same bytes."""
-        file.save(Path(path), self.spec, self.labels, self._tables, self._vocabulary)
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write one .npz, whole or not at all. The same counters give the same bytes. Raises FileExistsError for a file that is
+        there, unless `overwrite`.
+        """
+        file.save(Path(path), self.spec, self._tables, self._vocabulary, overwrite=overwrite)
 
     @classmethod
     def open(cls, path: str | Path) -> RoutingCounters:
         """Read what `save` wrote. Raises ValueError for a file that is cut short or not ours."""
-
-        def like(spec: CounterSpec) -> dict[str, np.ndarray]:
-            one = cls(spec)
-            one.add_document(smallest(spec))
-            return one._tables[""]
-
-        spec, tables, vocabulary = file.load(Path(path), like)
+        spec, tables, vocabulary = file.load(Path(path))
         made = cls(spec)
-        made._tables = {
-            label: {n: a if n in FIXED_POINT else narrowed(a) for n, a in part.items()} for label, part in tables.items()
-        }
-        made._vocabulary = vocabulary
+        made._tables, made._vocabulary = tables, vocabulary
         return made
 
     def __repr__(self) -> str:
         s = self.spec
-        return (
+        return visible(
             f"RoutingCounters of {s.model}: {self.tokens:,} tokens in {self.documents:,} documents, "
             f"{len(s.layers)} layers, {s.num_experts} experts, top {s.slots}; labels {self.labels}"
         )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 
 import numpy as np
 
-from grokscope.text.visible import visible
+from grokscope.harmless import html, html_block, html_table
 
 FEW = 16
 """Experts in a row of the table; of more, the busiest and the idlest are named."""
@@ -21,7 +20,7 @@ def as_html(
     text, whatever they hold. load: choices by layer and expert, None where they were not counted.
     """
     named = [(label or "(none)", f"{documents:,}", f"{tokens:,}") for label, documents, tokens in counted]
-    tables = [_table(("label", "documents", "tokens"), named[:LABELS])]
+    tables = [html_table(named[:LABELS], ("label", "documents", "tokens"))]
     if (more := len(named) - LABELS) > 0:
         tables.append(f"<div>and {more} labels more</div>")
     if load is not None:
@@ -29,19 +28,15 @@ def as_html(
         numbers = [str(layer) for layer in layers]
         if share.shape[-1] <= FEW:
             rows = ([layer, *(f"{v:.1f}" for v in row)] for layer, row in zip(numbers, share, strict=True))
-            tables.append(_table(("layer", *(f"expert {e}" for e in range(share.shape[-1]))), rows))
+            tables.append(html_table(rows, ("layer", *(f"expert {e}" for e in range(share.shape[-1])))))
         else:
             rows = ([layer, *_ends(row)] for layer, row in zip(numbers, share, strict=True))
-            tables.append(_table(("layer", "busiest", "idlest"), rows))
+            tables.append(html_table(rows, ("layer", "busiest", "idlest")))
         tables.append("<div>per cent of a layer's slots; <code>gs.routing.expert_load</code> has the null</div>")
-    return f'<div class="mathjax_ignore tex2jax_ignore"><b>{escape(visible(head))}</b>{"".join(tables)}</div>'
+    return html_block(f"<b>{html(head)}</b>", *tables)
 
 
 def _ends(row: Iterable[float]) -> list[str]:
     ordered = sorted(enumerate(row), key=lambda item: item[1])
     return [f"expert {e}: {v:.2f}" for e, v in (ordered[-1], ordered[0])]
 
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = "".join(f"<tr>{''.join(f'<td>{escape(visible(c))}</td>' for c in row)}</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{escape(h)}</th>' for h in head)}</tr>{lines}</table>"

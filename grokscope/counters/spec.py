@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
-
-from grokscope.counters.documents import SHARDS, RoutingDocument
+from grokscope.counters.documents import SHARDS
+from grokscope.fields import MOST_LAYERS, Count, Experts, Size, check_fields, wanted
 
 BY_LABEL = ("gate_histogram", "entropy_histogram", "margin_histogram", "coactivation_adjacent", "position")
 """Tables that are not kept by shard."""
@@ -20,14 +19,16 @@ FIXED_POINT = (
 )  # fmt: skip
 """Tables of fractions, in whole numbers of `tally.UNIT`."""
 
+MOST_DISTANCES = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class CounterSpec:
     """What two counters must share to be added."""
 
-    layers: tuple[int, ...]
-    num_experts: int
-    slots: int
+    layers: tuple[Count, ...]
+    num_experts: Experts
+    slots: Size
     router: dict[str, Any] | None = None
     tokenizer: str | None = None
     model: str | None = None
@@ -38,8 +39,8 @@ class CounterSpec:
     gates: bool = False
     scores: bool = False
     token_ids: bool = False
-    distances: tuple[int, ...] = (1,)
-    lags: tuple[int, ...] = (1,)
+    distances: tuple[Count, ...] = (1,)
+    lags: tuple[Count, ...] = (1,)
     contributions: bool = False
     """Whether the norms of experts' outputs are counted."""
     edges: str = "1"
@@ -48,9 +49,12 @@ class CounterSpec:
     def __post_init__(self) -> None:
         for name in ("layers", "distances", "lags", "edits"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_fields(self)
         for name in ("distances", "lags"):
-            if any(int(n) != n or n < 1 for n in getattr(self, name)):
-                raise ValueError(f"{name}: wanted whole numbers from 1, got {getattr(self, name)}")
+            if len(numbers := getattr(self, name)) > MOST_DISTANCES or min(numbers, default=1) < 1:
+                raise wanted(name, f"up to {MOST_DISTANCES} whole numbers from 1", numbers)
+        if list(self.layers) != sorted(set(self.layers)) or len(self.layers) > MOST_LAYERS:
+            raise wanted("layers", f"numbers of up to {MOST_LAYERS:,} layers in their order, each once", self.layers)
 
     @property
     def probabilities(self) -> str:
@@ -91,13 +95,3 @@ class CounterSpec:
 
 FIELDS = tuple(f.name for f in fields(CounterSpec))
 
-
-def smallest(spec: CounterSpec) -> RoutingDocument:
-    """A document of one token that counters of this spec take."""
-    layers, experts, slots = len(spec.layers), spec.num_experts, spec.slots
-    return RoutingDocument(
-        np.tile(np.arange(slots), (1, layers, 1)), np.zeros(1, np.int64), np.ones((1, layers, slots)) if spec.gates else None,
-        *((np.zeros((1, layers, experts)), np.full((1, layers, experts), 1 / experts)) if spec.scores else (None, None)),
-        np.zeros(1, np.int64) if spec.token_ids else None,
-        output_norms=np.zeros((1, layers, slots, 2)) if spec.contributions else None,
-    )  # fmt: skip

@@ -6,25 +6,30 @@ what is there.
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
+from grokscope.disk.arrays import ZipEntries, npy_array
+from grokscope.disk.reading import JSON_LIMIT, opened, parse_json, read_bytes, read_json
 from grokscope.recordings.moe_trace import read_moe_trace
-from grokscope.recordings.recorded import LIMIT, Hint, Recorded, merged, npy_array, whole_numbers
+from grokscope.recordings.recorded import LIMIT, Hint, Recorded, merged, whole_numbers
 from grokscope.recordings.server_answers import read_node
 
-TEXT_LIMIT = 1 << 28
+TEXT_LIMIT = JSON_LIMIT
 """The bytes of JSON or CSV: read, they take many times as much."""
 
 
 def read_anything(source: Any, hint: Hint) -> Recorded:
     """What `read_routed_experts` takes -> its texts, unchecked."""
-    if isinstance(source, Path) or (isinstance(source, str) and _is_path(source)):
-        return _read_file(Path(source), hint)
-    return read_node(source, hint, "array")
+    is_file = isinstance(source, Path) or (isinstance(source, str) and _is_path(source))
+    what = str(source) if is_file else "experts"
+    try:
+        return _read_file(Path(source), hint) if is_file else read_node(source, hint, "array")
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(
+            f"{what}: wanted [tokens, layers, slots], got what is nested too deep or too large ({type(error).__name__}); "
+            "save it as .npy"
+        ) from None
 
 
 def _is_path(text: str) -> bool:
@@ -52,14 +57,14 @@ def _by_suffix(path: Path, hint: Hint) -> Recorded:
             f"{path}: wanted at most {limit:,} bytes, got {size:,}; save as .npy, or record in several files"
         )
     if suffix == ".npy":
-        return Recorded([npy_array(path.read_bytes(), str(path))], "npy")
+        return Recorded([npy_array(read_bytes(path, LIMIT), str(path))], "npy")
     if suffix == ".npz":
         return _read_npz(path)
     if suffix == ".json":
-        return read_node(_json(path.read_bytes(), str(path)), hint, "JSON", str(path))
+        return read_node(read_json(path), hint, "JSON", str(path))
     if suffix == ".jsonl":
-        with open(path, "rb") as lines:
-            nodes = [_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+        with opened(path) as lines:
+            nodes = [parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
         return merged([read_node(n, hint, "JSON lines", f"{path}, text {i}") for i, n in enumerate(nodes)], str(path))
     if suffix == ".pt":
         from grokscope.recordings.expert_recorder import read_recorder  # its pickle machine's package brings JAX
@@ -74,33 +79,16 @@ def _by_suffix(path: Path, hint: Hint) -> Recorded:
 
 def _read_npz(path: Path) -> Recorded:
     """experts (or routed_experts); gates, sequence_lengths, layers, token_ids where they are there."""
-    try:
-        with zipfile.ZipFile(path) as entries:
-            known = {i.filename.removesuffix(".npy"): i for i in entries.infolist()}
-            name = "experts" if "experts" in known else "routed_experts"
-            wanted = [name, "gates", "sequence_lengths", "layers", "token_ids"]
-            if any(
-                known[n].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for n in wanted if n in known
-            ):
-                raise ValueError(f"{path}: wanted arrays as NumPy stores them, got another compression; use np.savez")
-            if name not in known:
-                raise ValueError(
-                    f"{path}: wanted an array named experts, got {sorted(known)[:8]}; save it under this name"
-                )
-            if (size := sum(known[n].file_size for n in wanted if n in known)) > LIMIT:
-                raise ValueError(f"{path}: wanted at most {LIMIT:,} bytes, got {size:,}; record in several files")
-            arrays = {n: npy_array(entries.read(known[n]), f"{path}, {n}") for n in wanted if n in known}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(
-            f"{path}: wanted a .npz file, got a truncated or foreign one ({error}); copy it again"
-        ) from None
+    entries = ZipEntries(path, "a .npz file")
+    known = {entry.removesuffix(".npy"): size for entry, size in entries.sizes.items()}
+    name = "experts" if "experts" in known else "routed_experts"
+    if name not in known:
+        raise ValueError(f"{path}: wanted an array named experts, got {sorted(known)[:8]}; save it under this name")
+    wanted = [n for n in (name, "gates", "sequence_lengths", "layers", "token_ids") if n in known]
+    if (size := sum(known[n] for n in wanted)) > LIMIT:
+        raise ValueError(f"{path}: wanted at most {LIMIT:,} bytes, got {size:,}; record in several files")
+    arrays = {n: entries.array(n, LIMIT) for n in wanted}
+    entries.close()
     lists = {n: whole_numbers(arrays[n], f"{path}, {n}") for n in ("sequence_lengths", "layers") if n in arrays}
     each = {n: [arrays[n]] for n in ("gates", "token_ids") if n in arrays}
     return Recorded([arrays[name]], "npz", **each, **lists)
-
-
-def _json(data: bytes, what: str) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what}: wanted JSON, got something else ({error}); copy it again") from None

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from grokscope.harmless import told
 from grokscope.recordings.recorded import Recorded
 from grokscope.recordings.torch_file import Tensor, TorchFile
 
@@ -40,7 +41,7 @@ def read_recorder(path: str | Path) -> Recorded:
     tree = file.tree if isinstance(file.tree, dict) else {}
     records = tree.get("records")
     if not isinstance(records, list) or not records or not all(isinstance(r, dict) for r in records):
-        kind = "the counts of mode stat" if "logical_count" in tree else f"{sorted(map(str, tree))[:5]} and no records"
+        kind = "the counts of mode stat" if "logical_count" in tree else f"{', '.join(sorted(map(told, tree))[:5])} and no records"
         raise ValueError(f"{path}: wanted the recorder's records, got {kind}; {_AGAIN}")
     logical = tree.get("last_physical_to_logical_map")
     to_logical = file.array(logical) if isinstance(logical, Tensor) else None
@@ -113,7 +114,7 @@ def _pass(
     if not _whole(lengths) or not len(ids) == len(positions) == sum(lengths) == tokens or min(lengths, default=1) < 1:
         raise ValueError(
             f"{where}: wanted {tokens} input_ids and positions, extend_seq_lens that add up to it, got {len(ids)}, "
-            f"{len(positions)} and {sum(lengths) if _whole(lengths) else lengths!r}; {_AGAIN}"
+            f"{len(positions)} and {sum(lengths) if _whole(lengths) else told(lengths)}; {_AGAIN}"
         )
     if to_logical is not None:
         if len(to_logical) != len(experts) or experts.max(initial=-1) >= to_logical.shape[1]:

@@ -21,23 +21,29 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from grokscope.disk.reading import opened
+from grokscope.harmless import visible
 from grokscope.recordings.recorded import LIMIT, Hint, Recorded
 
 _ALIASES = {
     "slot": "rank", "weight": "gate", "score": "gate", "sequence": "document", "prompt": "document", "text": "document",
     "position": "token", "pos": "token",
 }  # fmt: skip
+MOST_COLUMNS = 1000
 
 
 def read_moe_trace(path: Path, hint: Hint) -> Recorded:
     """The texts of a moe-trace file. Raises ValueError for other columns, gaps, and rows that no token can have."""
-    with open(path, "rb") as file:
-        first = file.readline(4096)
+    with opened(path) as file:
+        first = file.readline(1 << 16)
+    if first.count(b",") >= MOST_COLUMNS or len(first) == 1 << 16:
+        raise ValueError(f"{path}: wanted at most {MOST_COLUMNS:,} columns, got more; is it a moe-trace?")
     named = any(c.isalpha() for c in first.decode("utf-8", "replace"))
     try:
         table = pd.read_csv(path, header=0 if named else None, skipinitialspace=True)
     except (ValueError, UnicodeDecodeError, OverflowError) as error:
-        raise ValueError(f"{path}: wanted the rows of moe-trace, got something else ({error}); copy it again") from None
+        said = visible(str(error))[:200]
+        raise ValueError(f"{path}: wanted the rows of moe-trace, got something else ({said}); copy it again") from None
     if not len(table):
         raise ValueError(f"{path}: wanted at least one row, got none; was the model a mixture of experts?")
     if named:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from math import prod
-from tokenize import TokenError
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,23 @@ class Hint:
         return shape[0], shape[1], shape[2]
 
 
+def names_its_file(read: Callable[..., Any]) -> Callable[..., Any]:
+    """A reader whose errors begin with the file that it was given, if it was one."""
+
+    @wraps(read)
+    def reading(*given: Any, **more: Any) -> Any:
+        try:
+            return read(*given, **more)
+        except ValueError as error:
+            source = next(iter([*given, *more.values()]), None)
+            named = isinstance(source, Path) or (isinstance(source, str) and len(source) < 4096 and "\0" not in source)
+            if not named or str(source) in str(error) or not Path(source).is_file():
+                raise
+            raise ValueError(f"{source}: {error}") from error
+
+    return reading
+
+
 def whole_numbers(values: Any, what: str) -> list[int]:
     """A list of whole numbers, or ValueError."""
     array = as_array(values, what)
@@ -65,26 +82,6 @@ def whole_numbers(values: Any, what: str) -> list[int]:
             f"{what}: wanted a list of whole numbers, got {array.dtype} {array.shape}; give one a text or layer"
         )
     return [int(n) for n in array]
-
-
-def npy_array(data: bytes, what: str) -> np.ndarray:
-    """The array of .npy bytes; the header must say as many bytes as there are."""
-    file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(file)
-    except (ValueError, KeyError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{what}: wanted a .npy array, got something else ({error!r}); save it with np.save") from None
-    start = file.tell()
-    if dtype.hasobject or dtype.kind not in "iuf":
-        raise ValueError(f"{what}: wanted plain numbers, got {dtype}; save it as an array of numbers")
-    if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != len(data) - start:
-        raise ValueError(
-            f"{what}: wanted {prod(shape) * dtype.itemsize:,} bytes for {shape} of {dtype}, got {len(data) - start:,}; "
-            "copy the file again"
-        )
-    return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
 
 
 def merged(parts: list[Recorded], what: str) -> Recorded:

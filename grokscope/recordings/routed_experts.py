@@ -27,15 +27,16 @@ from grokscope.recordings.checks import (
     split,
     without_dense_layers,
 )
-from grokscope.recordings.recorded import LIMIT, Hint, Recorded, whole_numbers
+from grokscope.recordings.recorded import LIMIT, Hint, Recorded, names_its_file, whole_numbers
 from grokscope.sites import SITES, Capture
 from grokscope.trace.trace import PROVENANCE, Trace
 from grokscope.versions import versions
 
-MOST_TOKENS = 1 << 24
+MOST_TOKENS = 1 << 22
 """Each has a piece, and pieces are text."""
 
 
+@names_its_file
 def read_routed_experts(
     experts: Any,
     gates: Any = None,

@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from grokscope.recordings.recorded import LIMIT, Hint, Recorded, as_array, merged, npy_array, whole_numbers
+from grokscope.disk.arrays import npy_array
+from grokscope.harmless import told
+from grokscope.recordings.recorded import LIMIT, Hint, Recorded, as_array, merged, whole_numbers
 
 _DTYPES = {"uint8": "u1", "int8": "i1", "uint16": "<u2", "int16": "<i2", "int32": "<i4", "int64": "<i8"}
 
@@ -110,14 +112,14 @@ def _envelope(node: dict[str, Any], hint: Hint, what: str) -> np.ndarray:
     shape = node["shape"]
     if not isinstance(node["data"], str) or not isinstance(shape, list) or not all(type(n) is int for n in shape):
         raise ValueError(
-            f"{what}: wanted data in base64 and a shape of whole numbers, got {str(shape)[:60]}; copy it again"
+            f"{what}: wanted data in base64 and a shape of whole numbers, got {told(shape)}; copy it again"
         )
     return _decoded(node["data"], hint, what, _dtype(node.get("dtype", "int32"), what), shape)
 
 
 def _dtype(name: Any, what: str) -> str:
     if not isinstance(name, str) or name not in _DTYPES:
-        raise ValueError(f"{what}: wanted a dtype of {', '.join(_DTYPES)}, got {str(name)[:40]!r}; convert the answer")
+        raise ValueError(f"{what}: wanted a dtype of {', '.join(_DTYPES)}, got {told(name)}; convert the answer")
     return _DTYPES[name]
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
-from grokscope.checkpoints.mapped_safetensors import map_arrays
+from grokscope.checkpoints.mapped_safetensors import map_arrays, stretches
+from grokscope.checkpoints.pickle_machine import CheckpointError
+from grokscope.disk.reading import read_json
+from grokscope.disk.writing import is_scratch, whole_file, write_whole
+from grokscope.harmless import told, visible
 from grokscope.transformer.forward import Kept, Streams
+
+FILES = ("stream-*.safetensors", "kept-*.safetensors")
 
 
 class OnDisk(Streams):
@@ -28,13 +34,26 @@ class OnDisk(Streams):
 
     def __init__(self, folder: Path, batches: int, about: dict[str, Any] | None = None) -> None:
         self.folder = Path(folder)
-        self._lock = claim(self.folder, "run", about or {})
-        self._newest = [
-            max((_stage(p) for p in self.folder.glob(f"stream-{b:05d}-*.safetensors")), default=-1) for b in range(batches)
-        ]
+        is_told = _noted(self.folder / "run.json") is not None
+        self._lock = claim(self.folder, "run", about or {}, FILES)
+        if not is_told:  # of which run they are nothing tells any more
+            for path in [p for pattern in FILES for p in self.folder.glob(pattern)]:
+                path.unlink()
+        self._newest = [self._last_whole(b) for b in range(batches)]
         self.first_layer = max(0, min(self._newest, default=0))
         self._writer = ThreadPoolExecutor(1, "write")
         self._writing: dict[int, Future] = {}
+
+    def _last_whole(self, batch: int) -> int:
+        """The newest stage whose stream and sites are whole, -1 for none."""
+        stages = sorted((_stage(p) for p in self.folder.glob(f"stream-{batch:05d}-*.safetensors")), reverse=True)
+        for stage in stages:
+            with suppress(CheckpointError, OSError):
+                map_arrays(self._stream(batch, stage))
+                for before in range(stage + 1):
+                    map_arrays(self._kept(batch, before))
+                return stage
+        return -1
 
     def recall(self, layer: int | None, batch: int) -> Kept | None:
         """What this call kept, if it was finished."""
@@ -79,26 +98,30 @@ class OnDisk(Streams):
         return self.folder / f"kept-{batch:05d}-{stage:03d}.safetensors"
 
 
-def claim(folder: Path, what: str, about: dict[str, Any]) -> IO[bytes]:
+def claim(folder: Path, what: str, about: dict[str, Any], files: Sequence[str] = ()) -> IO[bytes]:
     """Take a directory for a run or a sweep (`what`) that `about` describes: new, or one in which it was begun.
+
+    files: patterns of what it keeps there. Where a power cut has left nothing of what it was, these may stay, and it is for
+    the caller to see whether they are of this one.
 
     Returns the open file that keeps other processes out until it is closed. Raises FileExistsError for a directory of other
     files, ValueError for one of another run, OSError for one in which another process is at work.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ours = folder / f"{what}.json"
-    if not ours.exists():
-        if any(folder.iterdir()):
-            raise FileExistsError(f"{folder}: wanted a new directory, or one of this {what}, got other files; name another")
-        scratch = ours.with_name(f"{ours.name}.{os.getpid()}.part")
-        scratch.write_bytes(json.dumps(about, indent=1, sort_keys=True, default=str).encode())
-        scratch.replace(ours)
-    begun = json.loads(ours.read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps(about, default=str))
+    ours, wanted = folder / f"{what}.json", json.loads(json.dumps(about, default=str))
+    if (begun := _noted(ours)) is None:
+        names = files if ours.exists() else ()
+        foreign = [p.name for p in folder.iterdir() if p != ours and not is_scratch(p, ours.name) and not any(map(p.match, names))]
+        if foreign:
+            raise FileExistsError(
+                f"{folder}: wanted a new directory, or one of this {what}, got other files ({told(min(foreign))}); name another"
+            )
+        write_whole(ours, json.dumps(about, indent=1, sort_keys=True, default=str).encode(), replace=True)
+        begun = wanted
     if begun != wanted:
         differ = ", ".join(sorted(k for k in begun.keys() | wanted.keys() if begun.get(k) != wanted.get(k)))
         raise ValueError(
-            f"{folder}: wanted the {what} that was begun here, got one that differs in {differ}; name another directory"
+            f"{folder}: wanted the {what} that was begun here, got one that differs in {visible(differ)}; name another directory"
         )
     lock = ours.open("rb")
     try:
@@ -107,6 +130,13 @@ def claim(folder: Path, what: str, about: dict[str, Any]) -> IO[bytes]:
         lock.close()
         raise OSError(f"{folder}: wanted it for this {what} alone, another process is at work in it; wait for it") from error
     return lock
+
+
+def _noted(file: Path) -> dict[str, Any] | None:
+    """What a run or a sweep is; None where nothing says so: a power cut can leave less of a file than was written."""
+    with suppress(FileNotFoundError, ValueError):
+        return found if isinstance(found := read_json(file), dict) else None
+    return None
 
 
 def fingerprint(array: np.ndarray) -> str:
@@ -119,6 +149,6 @@ def _stage(path: Path) -> int:
 
 
 def _save(path: Path, arrays: Kept) -> None:
-    scratch = path.with_suffix(".part")
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, scratch)
-    scratch.replace(path)
+    with whole_file(path, replace=True) as file:
+        for part in stretches({name: np.ascontiguousarray(a) for name, a in arrays.items()}):
+            file.write(part)

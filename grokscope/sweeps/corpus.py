@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import glob
 import gzip
-import json
 import lzma
 import sys
 import zlib
@@ -13,6 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from grokscope.disk.parquet import parquet_file, parquet_rows
+from grokscope.disk.reading import parse_json
+from grokscope.harmless import told
+from grokscope.sweeps.bounded import DOCUMENT_LIMIT, BoundedText
 
 OPENERS = {".xz": lzma.open, ".bz2": bz2.open, ".gz": gzip.open}
 ROWS = (".jsonl", ".ndjson")
@@ -89,7 +93,8 @@ def _of_file(path: Path, label: str | None) -> Iterator[Document]:
         raise ValueError(f"{path}: wanted whole UTF-8 text, got something else ({error}); convert or download it again") from error
 
 
-def _of_stream(stream: IO[str], path: Path, label: str | None) -> Iterator[Document]:
+def _of_stream(raw: IO[str], path: Path, label: str | None) -> Iterator[Document]:
+    stream = BoundedText(raw, path)
     if _kind(path) not in ROWS:
         yield Document(stream.read(), "" if label is None else _name(path))
         return
@@ -97,9 +102,10 @@ def _of_stream(stream: IO[str], path: Path, label: str | None) -> Iterator[Docum
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line, "line")
             if not isinstance(row["text"], str):
                 raise TypeError("text is no string")
+            row["text"].encode()  # a lone surrogate is no text
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f'{path}, line {number}: wanted a JSON object with "text", got {line[:40]!r}; write one document a line'
@@ -108,24 +114,15 @@ def _of_stream(stream: IO[str], path: Path, label: str | None) -> Iterator[Docum
 
 
 def _of_parquet(path: Path, label: str | None) -> Iterator[Document]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: wanted Parquet, got something else ({error}); convert or download it again") from error
+    file = parquet_file(path)
     names: Iterable[str] = file.schema_arrow.names
     if "text" not in names:
-        raise ValueError(f'{path}: wanted a column "text", got {", ".join(names)}; rename one')
-    number = 0
+        raise ValueError(f'{path}: wanted a column "text", got {", ".join(map(told, names))}; rename one')
     columns = ["text", *([label] if label in names else [])]
-    for batch in file.iter_batches(batch_size=256, columns=columns):
-        for row in batch.to_pylist():
-            number += 1
-            if not isinstance(row["text"], str):
-                raise ValueError(f'{path}, row {number}: wanted a text in "text", got {row["text"]!r:.40}; leave the row out')
-            yield Document(row["text"], _group(row, label, f"{path}, row {number}", _name(path)))
+    for number, row in enumerate(parquet_rows(file, path, columns, DOCUMENT_LIMIT), 1):
+        if not isinstance(row["text"], str):
+            raise ValueError(f'{path}, row {number}: wanted a text in "text", got {told(row["text"])}; leave the row out')
+        yield Document(row["text"], _group(row, label, f"{path}, row {number}", _name(path)))
 
 
 def _group(row: Mapping[str, Any], label: str | None, where: str, default: str) -> str:
@@ -134,7 +131,7 @@ def _group(row: Mapping[str, Any], label: str | None, where: str, default: str) 
     if value is None:
         return "" if label is None else default
     if not isinstance(value, str | int | float):
-        raise ValueError(f"{where}: wanted a name in {label!r}, got {value!r:.40}; give each document one text or number")
+        raise ValueError(f"{where}: wanted a name in {label!r}, got {told(value)}; give each document one text or number")
     return str(value)
 
 

@@ -18,12 +18,16 @@ import numpy as np
 from tqdm import tqdm
 
 from grokscope.counters.counters import RoutingCounters
-from grokscope.devices.memory import device_memory
+from grokscope.counters.documents import identity_of
+from grokscope.counters.spec import CounterSpec
+from grokscope.devices.memory import device_memory, free_memory
+from grokscope.disk.writing import whole_file
+from grokscope.harmless import told
 from grokscope.prompt import Prompt, bucket
-from grokscope.running.resuming import claim
 from grokscope.running.running import TOKENS_IN_A_CALL, run
 from grokscope.sites import ROUTING, Capture
 from grokscope.sweeps.corpus import Document, read_documents
+from grokscope.sweeps.state import Piece, State
 from grokscope.tables.export import routing_table
 from grokscope.text.tokenizer import with_prefix
 from grokscope.trace.trace import Trace, as_trace
@@ -39,9 +43,9 @@ CALL = 2048
 WINDOW, STREAMED_WINDOW = 16, 64
 """Calls that are counted together; with streamed weights they share one pass over the layers."""
 TOLD = 5 * 10**7
-"""Bytes of statistics for a label from which on they are told."""
-Piece = tuple[np.ndarray, str, str]
-"""Token ids, label, and the key of the document."""
+"""Bytes of statistics from which on they are told."""
+LONGEST_NAME = 200
+"""Bytes of a folder's name."""
 
 
 class Sweep:
@@ -54,7 +58,7 @@ class Sweep:
         self.config, self.lowered = prepare(edits, model.config)
         self.capture = Capture.of(list(ROUTING))
         self.counters: RoutingCounters | None = None
-        self.documents = 0
+        self.documents, self.most_labels, self._is_told = 0, 0, False
 
     def pieces(self, source: Any, label: str | None) -> Iterator[list[Piece]]:
         """The pieces of each document of this shard."""
@@ -90,12 +94,24 @@ class Sweep:
             trace = Trace(whole.data.isel(batch=slice(0, len(group))))
             named, keys = [p[1] for p in group], [p[2] for p in group]
             if self.counters is None:
-                self.counters = RoutingCounters.from_trace(trace, named, keys)
-                if (size := RoutingCounters.memory(self.counters.spec)) > TOLD:
-                    tqdm.write(f"sweep: the statistics take up to {size / 1e9:.2f} GB for each label", file=sys.stderr)
-            else:
-                self.counters.update(trace, named, keys)
+                self.counters = RoutingCounters(CounterSpec(**identity_of(trace)))
+            self._check_labels(named)
+            self.counters.update(trace, named, keys)
             yield trace, group
+
+    def _check_labels(self, named: Sequence[str]) -> None:
+        """Say once what much of statistics takes. Raises ValueError for more labels than half of the free memory holds."""
+        labels, size = len({*self.counters.labels, *named}), RoutingCounters.memory(self.counters.spec)
+        self.most_labels = self.most_labels or max(1, free_memory() // 2 // max(size, 1))
+        if labels * size > TOLD and not self._is_told:
+            fit = f"{size / 1e6:,.1f} MB for each label, of which {self.most_labels:,} fit in half of the free memory"
+            tqdm.write(f"sweep: the statistics take up to {fit}", file=sys.stderr)
+            self._is_told = True
+        if labels > self.most_labels:
+            raise ValueError(
+                f"labels: wanted at most {self.most_labels:,}, each of which takes up to {size:,} bytes of memory, got more; "
+                "name a field with fewer values, or none"
+            )
 
     def over(
         self,
@@ -109,7 +125,7 @@ class Sweep:
         if rows is not None and not 0 < rows[1] <= 1:
             raise ValueError(f"rows: wanted a share of the documents above 0, up to 1, got {rows[1]}")
         about = {"shard": list(self.shard), "labels": label, "source": str(source)[:500]}
-        with _State(resume, about) as state, tqdm(
+        with State(resume, about) as state, tqdm(
             unit="token", unit_scale=True, desc="sweep", delay=1, disable=None if progress else True
         ) as bar:
             self.documents, self.counters = state.newest()
@@ -187,56 +203,10 @@ def _write_rows(tables: Sequence[pd.DataFrame], folder: str | Path, name: str) -
     import pandas as pd
 
     for label, table in pd.concat(tables).groupby("label"):
-        where = Path(folder) / f"label={quote(str(label), safe=' ')}"
+        place = f"label={quote(str(label), safe=' ')}"
+        if len(place) > LONGEST_NAME:
+            raise ValueError(f"rows: wanted labels that can name a folder, got {told(label)}; give the documents shorter ones")
+        where = Path(folder) / place
         where.mkdir(parents=True, exist_ok=True)
-        scratch = where / f".{name}.part"
-        table.drop(columns="label").to_parquet(scratch, index=False)
-        scratch.replace(where / f"{name}.parquet")
-
-
-class _State:
-    """How far a sweep has come: one file with the counters, whose name says after how many documents, and a digest of them
-    and their labels. Without a folder, nothing.
-    """
-
-    def __init__(self, folder: str | Path | None, about: dict[str, Any]) -> None:
-        self.folder = None if folder is None else Path(folder)
-        self._digest = ""
-        self._lock = None if self.folder is None else claim(self.folder, "sweep", about)
-
-    def __enter__(self) -> _State:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
-
-    def newest(self) -> tuple[int, RoutingCounters | None]:
-        """Documents that are counted, and the counters."""
-        found = [] if self.folder is None else sorted(self.folder.glob("counters-*.npz"))
-        return (int(found[-1].stem.split("-")[1]), RoutingCounters.open(found[-1])) if found else (0, None)
-
-    def add(self, pieces: Sequence[Piece]) -> None:
-        """Take the pieces of a document, or of several, into the digest of all before it."""
-        for _, label, key in pieces:
-            self._digest = hashlib.blake2b(f"{self._digest}{key}{label}".encode(), digest_size=8).hexdigest()
-
-    def after(self, documents: Iterator[list[Piece]], number: int) -> Iterator[list[Piece]]:
-        """The documents after so many, which must be those that were counted. Raises ValueError where they are not."""
-        for pieces in islice(documents, number):
-            self.add(pieces)
-        if number and not (self.folder / f"counters-{number:012d}-{self._digest}.npz").exists():
-            raise ValueError(
-                f"{self.folder}: wanted the {number:,} documents that were counted here, got others; name another directory"
-            )
-        return documents
-
-    def save(self, documents: int, counters: RoutingCounters | None) -> None:
-        """The counters under their new name, then the old ones away: at every moment one of them is whole."""
-        if self.folder is None or counters is None:
-            return
-        now = self.folder / f"counters-{documents:012d}-{self._digest}.npz"
-        counters.save(now)
-        for old in self.folder.glob("counters-*.npz"):
-            if old != now:
-                old.unlink()
+        with whole_file(where / f"{name}.parquet", replace=True) as file:
+            table.drop(columns="label").to_parquet(file, index=False)

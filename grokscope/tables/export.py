@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +18,7 @@ import pandas as pd
 from grokscope.analysis.measure import Routing, counted
 from grokscope.counters.counters import RoutingCounters
 from grokscope.counters.documents import identity_of
+from grokscope.disk.writing import whole_folder
 from grokscope.tables import counters as counter_tables
 from grokscope.tables import tokens as token_tables
 from grokscope.tables.counters import expert_stats_table
@@ -48,35 +47,31 @@ def export(x: Routing, out: str | Path, format: Literal["csv", "parquet"] = "csv
     if format not in ("csv", "parquet"):
         raise ValueError(f'format: wanted "csv" or "parquet", got {format!r}')
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(
-            f"{out}: wanted a new or an empty directory, got one that already holds something; name another"
-        )
-    write, run = {"csv": write_csv, "parquet": write_parquet}[format], _about(x)
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        scratch.mkdir(parents=True)
-        counters, rows = _visible_labels(counted(x, "export")), {}
-        metrics, skipped = metrics_table(counters, pairs=full)
-        about = {**run, "skipped": skipped}
-        for name, frame in _tables(x, counters, run, full):
-            write(as_arrow(name, frame.assign(run_id=run["run_id"]), about), scratch, name)
-            rows[name] = len(frame)
-        write(as_arrow("metrics", metrics.assign(run_id=run["run_id"]), about), scratch, "metrics")
-        told = {**about, "tables": rows | {"metrics": len(metrics)}}
-        # A lone surrogate, from a path that is no UTF-8, becomes JSON's own escape.
-        text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
-        (scratch / "run.json").write_bytes(text.encode("utf-8", "backslashreplace"))
-        if out.exists():
-            out.rmdir()
-        scratch.replace(out)
+        with whole_folder(out) as scratch:
+            _write(x, scratch, format, full)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise OSError(
             f"{out}: the tables could not be written ({error.strerror or error}); nothing was left under this name"
         ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return out
+
+
+def _write(x: Routing, folder: Path, format: str, full: bool) -> None:
+    write, run = {"csv": write_csv, "parquet": write_parquet}[format], _about(x)
+    counters, rows = _visible_labels(counted(x, "export")), {}
+    metrics, skipped = metrics_table(counters, pairs=full)
+    about = {**run, "skipped": skipped}
+    for name, frame in _tables(x, counters, run, full):
+        write(as_arrow(name, frame.assign(run_id=run["run_id"]), about), folder, name)
+        rows[name] = len(frame)
+    write(as_arrow("metrics", metrics.assign(run_id=run["run_id"]), about), folder, "metrics")
+    told = {**about, "tables": rows | {"metrics": len(metrics)}}
+    # A lone surrogate, from a path that is no UTF-8, becomes JSON's own escape.
+    text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    (folder / "run.json").write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def _tables(x: Routing, counters: RoutingCounters, run: dict[str, Any], full: bool) -> Iterator[tuple[str, pd.DataFrame]]:

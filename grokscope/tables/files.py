@@ -14,6 +14,10 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
+from grokscope.devices.memory import free_memory
+from grokscope.disk.parquet import check_unpacked, parquet_file
+from grokscope.disk.reading import opened, read_json
+from grokscope.harmless import told, visible
 from grokscope.tables import schema
 
 _FORMULA = tuple("=+-@|%\t\r\n＝＋－＠")
@@ -105,10 +109,11 @@ def read_csv(path: str | Path) -> pd.DataFrame:
     )  # fmt: skip
     try:
         block = pcsv.ReadOptions(block_size=1 << 24)  # a row must fit
-        table = pcsv.read_csv(path, block, pcsv.ParseOptions(newlines_in_values=True), convert)
-    except pa.ArrowInvalid as error:
+        with opened(path) as file:
+            table = pcsv.read_csv(file, block, pcsv.ParseOptions(newlines_in_values=True), convert)
+    except pa.ArrowException as error:
         raise ValueError(
-            f"{path}: wanted a table that gs.export wrote, got another or a damaged one ({error}); export it again"
+            f"{path}: wanted a table that gs.export wrote, got another or a damaged one ({visible(str(error))}); export it again"
         ) from error
     for at, field in enumerate(table.schema):
         if pa.types.is_string(field.type):
@@ -135,15 +140,27 @@ def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
     folder, found = Path(folder), {}
     if not (run := folder / "run.json").is_file():
         raise FileNotFoundError(f"{folder}: wanted a folder that gs.export wrote, got one without run.json; name another")
-    if (had := json.loads(run.read_text(encoding="utf-8")).get("schema")) != schema.SCHEMA:
-        raise ValueError(f"{folder}: wanted tables of schema {schema.SCHEMA}, got {had}; export them again")
+    about = read_json(run)
+    if (had := about.get("schema") if isinstance(about, dict) else about) != schema.SCHEMA:
+        raise ValueError(f"{folder}: wanted tables of schema {schema.SCHEMA}, got {told(had)}; export them again")
     for name in schema.TABLES:
         csv, one, parts = (folder / p for p in (f"{name}.csv", f"{name}.parquet", name))
         if csv.is_file():
             found[name] = read_csv(csv)
         elif one.is_file() or parts.is_dir():
             try:
+                for file in [one] if one.is_file() else sorted(parts.glob("*.parquet")):
+                    _check_size(parquet_file(file))
                 found[name] = _frame(pq.read_table(one if one.is_file() else parts))
-            except (pa.ArrowInvalid, OSError) as error:
-                raise ValueError(f"{one}: wanted a whole table, got a damaged one ({error}); export it again") from error
+            except (pa.ArrowException, OSError, ValueError) as error:
+                said = visible(str(error))
+                raise ValueError(f"{one}: wanted a whole table, got a damaged one ({said}); export it again") from error
     return found
+
+
+def _check_size(file: pq.ParquetFile) -> None:
+    """Raise ValueError for more cells than half of the free memory holds, and for what no export packs so well."""
+    check_unpacked(file, file.schema_arrow.names)
+    cells = file.metadata.num_rows * file.metadata.num_columns
+    if 8 * cells > free_memory() // 2:
+        raise ValueError(f"{cells:,} cells, more than half of the free memory holds")

@@ -41,7 +41,8 @@ class SentencePiece:
         self.path, self.beside = Path(path), Beside(Path(path))
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError) as error:
+            self._model.id_to_piece(list(range(self.vocab_size)))  # damage may be in a piece that no text asks for today
+        except (OSError, RuntimeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: wanted a SentencePiece model, got something else ({str(error)[:80]})") from error
 
     @property

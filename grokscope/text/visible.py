@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-_NAMED = {"\n": "⏎", "\t": "⇥"}
-_HIDDEN = {"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"}
+from grokscope.harmless import visible
 
-
-def visible(text: str) -> str:
-    """`text` with nothing in it that a reader cannot see or that changes how the rest is shown.
-
-    Newlines become ⏎, tabs ⇥; every other control, format, private or unassigned character (direction overrides, zero
-    width, terminal escapes, lone surrogates) becomes its number, `\\u{202e}`. It still needs escaping where it goes into
-    HTML or a terminal's markup.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_NAMED.get(c) or (f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in _HIDDEN else c) for c in text)
+__all__ = ["in_runs", "of_bytes", "unicode", "visible"]
 
 
 def unicode(text: str) -> str:

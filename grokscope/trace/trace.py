@@ -12,9 +12,9 @@ import numpy as np
 import xarray as xr
 
 from grokscope.config import ModelConfig
+from grokscope.harmless import html, html_block, html_table, visible
 from grokscope.prompt import Prompt
 from grokscope.sites import SITES, parse_site
-from grokscope.text.visible import visible
 from grokscope.trace import store
 from grokscope.trace.recorder import OF_VALUES, Recorder, kept_layers
 from grokscope.trace.store import PROVENANCE
@@ -112,23 +112,17 @@ class Trace:
             lines.append(f"  router: {self.config.router.rule}")
         if edits := told["edits"]:
             lines.append(f"  edits: {'; '.join(edits)}")
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        rows = "".join(
-            f"<tr><td>{s}</td><td>{' × '.join(f'{d} {n}' for d, n in self[s].sizes.items())}</td>"
-            f"<td>{self.data[s].nbytes / 1e6:.2f} MB</td><td>{SITES[s].meaning}</td></tr>"
+        rows = (
+            (s, " × ".join(f"{d} {n}" for d, n in self[s].sizes.items()), f"{self.data[s].nbytes / 1e6:.2f} MB", SITES[s].meaning)
             for s in self.sites
         )
-        head = escape(repr(self).splitlines()[0])
-        text = "".join(f"<bdi>{escape(visible(p))}</bdi> " for p in self.pieces[0][:60])
-        edits = "".join(f"<div>edit: {escape(visible(e))}</div>" for e in self.provenance["edits"])
-        return (
-            f'<div class="mathjax_ignore tex2jax_ignore"><b>{head}</b><div>{text}</div>{edits}'
-            f"<table><tr><th>site</th><th>shape</th><th>size</th><th>meaning</th></tr>{rows}</table></div>"
-        )
+        text = " ".join(html(p) for p in self.pieces[0][:60])
+        edits = "".join(f"<div>edit: {html(e)}</div>" for e in self.provenance["edits"])
+        head = f"<b>{html(repr(self).splitlines()[0])}</b><div>{text}</div>"
+        return html_block(head, edits, html_table(rows, ("site", "shape", "size", "meaning")))
 
 
 def as_trace(recorder: Recorder, prompt: Prompt, pieces: Sequence[Sequence[str]], provenance: dict[str, Any]) -> Trace:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from grokscope.disk.writing import whole_file
 from grokscope.sweeps.corpus import read_documents
 from grokscope.train.recipe import Recipe
 
@@ -57,9 +58,8 @@ def _tokenize_file(path: Path, tokenizer: str, cache: Path) -> None:
     model = sentencepiece.SentencePieceProcessor(model_file=tokenizer)
     documents = [np.array(model.encode(d.text, add_bos=True, add_eos=True), np.uint16) for d in read_documents(path, "domain")]
     starts = np.cumsum([0, *(len(d) for d in documents)])
-    scratch = cache / f".{path.name}.{os.getpid()}.npz"
-    np.savez(scratch, ids=np.concatenate(documents), starts=starts)
-    scratch.replace(cache / f"{path.name}.npz")
+    with whole_file(cache / f"{path.name}.npz", replace=True) as file:
+        np.savez(file, ids=np.concatenate(documents), starts=starts)
 
 
 def plan(corpora: list[Corpus], tokens: int, power: float, seed: int) -> tuple[np.ndarray, dict[str, float]]:

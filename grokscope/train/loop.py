@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from grokscope.disk.writing import whole_file, write_whole
 from grokscope.train.data import Corpus, batches
 from grokscope.train.loss import Teacher, bits_per_byte, initial_weights, loss
 from grokscope.train.optimizer import make_optimizer
@@ -24,6 +28,9 @@ from grokscope.transformer.weights import ModelWeights
 
 EVERY = 100
 """Steps between lines of the log; ten lines to a look at the held-out text."""
+
+SAVE_EVERY = 300.0
+"""Seconds between checkpoints: what a kill may cost."""
 
 Documents = list[tuple[np.ndarray, int, str]]
 
@@ -89,7 +96,7 @@ def train(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.json").write_text(recipe.to_json())
+    write_whole(folder / "recipe.json", recipe.to_json().encode(), replace=True)
     steps = num_steps(recipe)
     optimizer = make_optimizer(recipe, steps)
     weights = jax.tree.map(jnp.copy, start) if start else initial_weights(recipe)
@@ -97,7 +104,8 @@ def train(
     taught = [rounded(w, recipe.dtype) for w, _ in teachers]
     state = optimizer.init(weights)
     first, (weights, state) = _restore(folder, (weights, state))
-    started = clock = time.monotonic()
+    _cut_log(folder / "log.jsonl", first)
+    started = clock = saved = time.monotonic()
     tokens = 0
     with open(folder / "log.jsonl", "a") as log:
         for step, (ids, segments) in enumerate(batches(corpora, recipe, first), first):
@@ -129,15 +137,28 @@ def train(
             if minutes and time.monotonic() - started > 60 * minutes and not last:
                 _save(folder, step + 1, (weights, state))
                 return weights
+            if time.monotonic() - saved > SAVE_EVERY and not last:
+                _save(folder, step + 1, (weights, state))
+                saved = time.monotonic()
     _save(folder, steps, (weights, state))
     return weights
 
 
 def _save(folder: Path, step: int, state: Any) -> None:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-    scratch = folder / ".state.npz"
-    np.savez(scratch, step=step, **{str(i): leaf for i, leaf in enumerate(leaves)})
-    scratch.replace(folder / "state.npz")
+    with whole_file(folder / "state.npz", replace=True) as file:
+        np.savez(file, step=step, **{str(i): leaf for i, leaf in enumerate(leaves)})
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Leave of a log what the checkpoint of `step` knows of: the rest will be done, and written, again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError, TypeError, KeyError):  # the last line may be half
+            kept += [line + "\n"] if json.loads(line)["step"] <= step else []
+    write_whole(path, "".join(kept).encode(), replace=True)
 
 
 def is_complete(folder: str | Path) -> bool:
@@ -145,7 +166,7 @@ def is_complete(folder: str | Path) -> bool:
     folder = Path(folder)
     if not (folder / "state.npz").exists():
         return False
-    with np.load(folder / "state.npz") as arrays:
+    with _opened(folder / "state.npz") as arrays:
         return int(arrays["step"]) == num_steps(Recipe.from_file(folder / "recipe.json"))
 
 
@@ -154,7 +175,7 @@ def load_run(folder: str | Path) -> Teacher:
     folder = Path(folder)
     recipe = Recipe.from_file(folder / "recipe.json")
     shapes = jax.eval_shape(partial(initial_weights, recipe))
-    with np.load(folder / "state.npz") as arrays:
+    with _opened(folder / "state.npz") as arrays:
         leaves = [jnp.asarray(arrays[str(i)]) for i in range(len(jax.tree.leaves(shapes)))]
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves), recipe
 
@@ -163,9 +184,19 @@ def _restore(folder: Path, state: Any) -> tuple[int, Any]:
     path = folder / "state.npz"
     if not path.exists():
         return 0, state
-    with np.load(path) as arrays:
+    with _opened(path) as arrays:
         leaves = [jax.numpy.asarray(arrays[str(i)]) for i in range(len(arrays.files) - 1)]
         wanted = [leaf.shape for leaf in jax.tree.leaves(state)]
         if [leaf.shape for leaf in leaves] != wanted:
             raise ValueError(f"{path}: wanted a checkpoint of this recipe, got other shapes; use another folder")
         return int(arrays["step"]), jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A checkpoint's arrays. Raises ValueError for one that is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        raise ValueError(f"{path}: wanted a training checkpoint, got a damaged one ({error}); remove it to begin anew") from error

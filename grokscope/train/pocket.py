@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from grokscope.disk.writing import write_whole
 from grokscope.train.recipe import Recipe, pocket_config
 
 FIRST_STAGE = {
@@ -91,9 +92,8 @@ def export(weights: Any, recipe: Recipe, out: Path, tokenizer: Path, heldout: An
     scores = {"float32": bits_per_byte(weights, heldout, recipe), "int8": bits_per_byte(again, heldout, recipe)}
     for by_domain in scores.values():
         by_domain["mean"] = float(np.mean(list(by_domain.values())))
-    (out.parent / f"{out.name}.json").write_text(
-        json.dumps({"recipe": json.loads(recipe.to_json()), **scores}, indent=1)
-    )
+    told = json.dumps({"recipe": json.loads(recipe.to_json()), **scores}, indent=1)
+    write_whole(out.parent / f"{out.name}.json", told.encode(), replace=True)
     print(out.name, {kind: round(s["mean"], 4) for kind, s in scores.items()}, flush=True)
 
 

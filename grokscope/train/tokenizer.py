@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from grokscope.disk.writing import write_whole
 from grokscope.sweeps.corpus import read_documents
 from grokscope.train.data import corpus_files
 
@@ -58,9 +59,7 @@ def train_tokenizer(
         minloglevel=1,
     )  # fmt: skip
     out = Path(out)
-    scratch = out.with_name(out.name + ".part")
-    scratch.write_bytes(model.getvalue())
-    scratch.replace(out)
+    write_whole(out, model.getvalue(), replace=True)
 
 
 def _sample(folder: str | Path, num_bytes: int, seed: int, piece: int = 3000) -> Iterator[str]:

@@ -6,7 +6,6 @@ import base64
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from grokscope.disk.writing import write_whole
+from grokscope.harmless import visible
 from grokscope.trace.trace import Trace
 from grokscope.views.payload import pack
 from grokscope.views.routing import Values
@@ -77,16 +78,13 @@ def report(
     allowed = f"script-src {_digest(js)}; style-src {_digest(css)}"
     page = PAGE.format(
         policy=escape(f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"),
-        title=escape(f"GrokScope: {bench.data['model']}, {bench.data['texts'][0]}"),
+        title=escape(visible(f"GrokScope: {bench.data['model']}, {bench.data['texts'][0]}")),
         css=css, js=js, data=base64.b64encode(data).decode(),
     )  # fmt: skip
     path = Path(path)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        scratch.write_text(page, encoding="utf-8")
-        scratch.replace(path)
+        write_whole(path, page.encode(), replace=True)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise OSError(f"{path}: the report could not be written ({error.strerror or error}); name another place") from error
     return path
 

@@ -99,7 +99,6 @@ def test_our_own_format_is_checked_on_the_way(source, tmp_path, weights):
 
 KILLED = """
 import os, signal, sys
-from pathlib import Path
 from grokscope.checkpoints import converting
 from grokscope.checkpoints import mapped_safetensors, native_writer
 source, out, what, number = *sys.argv[1:4], int(sys.argv[4])
@@ -110,13 +109,13 @@ def die_at(place):
     count += place == what
     if count == number and place == what:
         os.kill(os.getpid(), signal.SIGKILL)
-rename = Path.replace
-def replace(self, target):
+rename = os.replace
+def replace(path, target):
     die_at("before a rename")
-    done = rename(self, target)
+    done = rename(path, target)
     die_at("after a rename")
     return done
-Path.replace = replace
+os.replace = replace
 whole = native_writer.stretches
 def stretches(arrays):
     for part in whole(arrays):
@@ -204,12 +203,42 @@ def test_places_that_are_taken(source, tmp_path):
         convert(source, tmp_path / "out")
     (tmp_path / "mine.part").mkdir()
     (tmp_path / "mine.part" / "thesis.tex").write_text("")
-    with pytest.raises(CheckpointError, match="got other files; move them or name another"):
+    with pytest.raises(CheckpointError, match=r"got other files \('thesis.tex'\); move them or name another"):
         convert(source, tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine.part").iterdir()] == ["thesis.tex"]
     (tmp_path / "two.part").mkdir()
     with converting._alone(tmp_path / "two.part"), pytest.raises(CheckpointError, match="another is at work"):
         convert(source, tmp_path / "two")
+
+
+def test_what_was_there_is_not_taken_away(source, tmp_path, monkeypatch):
+    (tmp_path / "mine.part").mkdir()
+    (tmp_path / "mine.part" / "notes.part").write_text("")
+    with pytest.raises(CheckpointError, match="got other files"):
+        convert(source, tmp_path / "mine")
+    stop_in(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "out")
+    monkeypatch.undo()
+    (tmp_path / "out.part" / "notes.part").write_text("mine")
+    made = convert(source, tmp_path / "out")
+    assert (made / "notes.part").read_text() == (tmp_path / "mine.part" / "notes.part").read_text() + "mine"
+
+
+@pytest.mark.parametrize("left", [b"", b'{"path": "/wo'])
+@pytest.mark.parametrize("name", ["source.json", "checksums.json"])
+def test_what_a_power_cut_left_of_the_notes_is_no_foreign_file(source, tmp_path, monkeypatch, name, left):
+    stop_in(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "out")
+    monkeypatch.undo()
+    (tmp_path / "out.part" / name).write_bytes(left)
+    assert contents(convert(source, tmp_path / "out")) == contents(convert(source, tmp_path / "at once"))
+    (tmp_path / "other.part").mkdir()
+    (tmp_path / "other.part" / "source.json").write_bytes(left)
+    (tmp_path / "other.part" / "thesis.tex").write_text("")
+    with pytest.raises(CheckpointError, match=r"got other files \('thesis.tex'\)"):
+        convert(source, tmp_path / "other")
 
 
 def test_too_little_disk_is_said_before_the_work(source, tmp_path, monkeypatch):

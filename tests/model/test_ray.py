@@ -34,7 +34,7 @@ def whole(pocket, tmp_path_factory):
 
 
 def written(counters, folder) -> bytes:
-    counters.save(folder / "x.npz")
+    counters.save(folder / "x.npz", overwrite=True)
     return (folder / "x.npz").read_bytes()
 
 

@@ -35,8 +35,8 @@ def test_a_pickle_that_would_run_something_is_refused(protocol, tmp_path):
 
 
 @pytest.mark.parametrize(("what", "message"), [
-    ("expanded", "wanted at most .* bytes of numbers"), ("beyond", "copy the file again"), ("missing", "found none"),
-    ("compressed", "not compressed"), ("big-endian", "little-endian"), ("two", "one data.pkl"), ("no zip", "truncated or foreign"),
+    ("expanded", "do not trust its source"), ("beyond", "copy the file again"), ("missing", "found no entry"),
+    ("compressed", "compressed in another way"), ("big-endian", "little-endian"), ("two", "one data.pkl"), ("no zip", "truncated or foreign"),
     ("stat", "counts of mode stat.*per_token"), ("counts", "per_pass keeps counts"), ("function", "import builtins.eval"),
 ])  # fmt: skip
 def test_torch_files_that_are_not_as_they_should_be(what, message, tmp_path):
@@ -97,3 +97,45 @@ def test_files_that_lie_about_their_size(tmp_path, monkeypatch):
     assert bomb.stat().st_size < 10_000
     with pytest.raises(ValueError, match="wanted at most 1,048,576 bytes"):
         read_routed_experts(bomb)
+
+
+def test_a_storage_that_many_tensors_call_theirs(tmp_path):
+    """A thousand records of one buffer, each with all of it: more numbers than the file has twice."""
+    pt, numbers = Pt(), np.arange(48, dtype=np.int32).reshape(3, 2, 8)
+    record = one_pass(np.zeros((2, 3, 1)), [1, 2], [0, 1], [2])
+    del record["topk_ids_of_layer"], record["global_physical_count"]
+    one = pt.value(record)[:-1] + pt.text("topk_ids_of_layer") + pt.tensor(numbers) + b"uq\xf0"
+    body = b"}(" + pt.text("records") + b"](" + one + b"h\xf0" * 1000 + b"eu"
+    with pytest.raises(ValueError, match="do not trust its source"):
+        read_routed_experts(pt.file(tmp_path / "r.pt", body))
+
+
+def test_what_is_nested_without_end_is_not_written_out(tmp_path):
+    """Lists of lists of lists, where numbers are wanted: an error that showed them would never come to its end."""
+    pt, numbers = Pt(), np.zeros((3, 2, 8), np.int32)
+    record = one_pass(np.zeros((2, 3, 1)), [1, 2], [0, 1], [2])
+    del record["topk_ids_of_layer"], record["global_physical_count"], record["extend_seq_lens"]
+    laughs = b"]q\x80" + b"".join(b"](h%ch%ceq%c" % (128 + n, 128 + n, 129 + n) for n in range(50))
+    tail = pt.text("topk_ids_of_layer") + pt.tensor(numbers) + pt.text("extend_seq_lens") + b"]" + laughs + b"0" * 0
+    body = b"}(" + pt.text("records") + b"](" + pt.value(record)[:-1] + tail + b"e" * 0 + b"ueu"
+    with pytest.raises(ValueError, match=r"r.pt: (records|wanted|a malformed)") as caught:
+        read_routed_experts(pt.file(tmp_path / "r.pt", body))
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"experts":' * 900 + b"1" + b"}" * 900, b"[]," * 5_000_000, b'{"experts": 1, "experts": 2}'])
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_json_that_is_nested_or_says_a_thing_twice(tmp_path, text, suffix):
+    with pytest.raises(ValueError, match=rf"r.{suffix}.*: wanted "):
+        read_routed_experts(put(tmp_path / f"r.{suffix}", text))
+
+
+def test_columns_without_end(tmp_path):
+    with pytest.raises(ValueError, match="wanted at most 1,000 columns"):
+        read_routed_experts(put(tmp_path / "r.csv", b"1," * 2000 + b"1\n"))
+
+
+def test_every_error_names_the_file(tmp_path):
+    for name, data in {"a.npy": npy(np.full((2, 3, 1), -7)), "b.json": b"[[[70000]]]"}.items():
+        with pytest.raises(ValueError, match=f"{name}: "):
+            read_routed_experts(put(tmp_path / name, data))

@@ -26,7 +26,7 @@ TEXTS = [Document(f"{WORDS[n % 5]} {n} " * (1 + n % 7), "even" if n % 2 == 0 els
 
 
 def written(counters: RoutingCounters, folder) -> bytes:
-    counters.save(folder / "x.npz")
+    counters.save(folder / "x.npz", overwrite=True)
     return (folder / "x.npz").read_bytes()
 
 
@@ -217,3 +217,49 @@ def test_damaged_files_are_named(tmp_path, file):
     pd.DataFrame({"text": ["a", None]}).to_parquet(tmp_path / "null.parquet")
     with pytest.raises(ValueError, match="null.parquet, row 2: wanted a text"):
         list(read_documents(tmp_path / "null.parquet"))
+
+
+@pytest.fixture
+def begun(pocket, tmp_path, monkeypatch):
+    """A state folder after three windows of five documents, and what all of them give."""
+    monkeypatch.setattr(sweeping, "WINDOW", 0.01)
+    pocket.sweep([d.text for d in TEXTS[:3]], resume=tmp_path / "w")
+    return tmp_path / "w", [d.text for d in TEXTS[:3]]
+
+
+@pytest.mark.parametrize("left", [b"", b'{"shard": [0'])
+def test_half_a_note_is_of_this_sweep_and_not_foreign(pocket, begun, tmp_path, left):
+    folder, texts = begun
+    wanted = written(pocket.sweep(texts), tmp_path)
+    (folder / "sweep.json").write_bytes(left)
+    (folder / ".sweep.json.0123456789abcdef.part").write_bytes(left)
+    assert written(pocket.sweep(texts, resume=folder), tmp_path) == wanted
+    (folder / "sweep.json").write_bytes(left)
+    with pytest.raises(ValueError, match="got others; name another directory"):
+        pocket.sweep(texts[::-1], resume=folder)
+    (folder / "sweep.json").write_bytes(left)
+    (folder / "thesis.tex").write_text("")
+    with pytest.raises(FileExistsError, match=r"got other files \('thesis.tex'\)"):
+        pocket.sweep(texts, resume=folder)
+
+
+def test_damaged_counters_go_on_from_those_before(pocket, begun, tmp_path, capfd):
+    folder, texts = begun
+    before, newest = sorted(folder.glob("counters-*.npz"))
+    wanted = newest.read_bytes()
+    newest.write_bytes(wanted[:100])
+    pocket.sweep(texts, resume=folder)
+    assert newest.read_bytes() == wanted and "going on from what was counted before" in capfd.readouterr().err
+    for file in (before, newest):
+        file.write_bytes(b"")
+    pocket.sweep(texts, resume=folder)
+    assert newest.read_bytes() == wanted
+
+
+def test_labels_without_end_are_refused(pocket, whole, monkeypatch, capfd):
+    monkeypatch.setattr(sweeping, "free_memory", lambda: 10 * RoutingCounters.memory(whole.spec))
+    with pytest.raises(ValueError, match=r"labels: wanted at most 5, .* name a field with fewer values"):
+        pocket.sweep([Document("The moon", str(n)) for n in range(7)], "label")
+    monkeypatch.setattr(sweeping, "TOLD", 1000)
+    pocket.sweep([Document("The moon", "a")], "label")
+    assert "MB for each label, of which 5 fit" in capfd.readouterr().err

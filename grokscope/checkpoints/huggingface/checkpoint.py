@@ -20,8 +20,9 @@ from grokscope.checkpoints.huggingface.families import FAMILIES, Family
 from grokscope.checkpoints.huggingface.fields import Fields, json_object
 from grokscope.checkpoints.huggingface.files import INDEX, SINGLE, arrays_of, headers
 from grokscope.checkpoints.huggingface.tensors import Layout, Stored, Table, Tensor, read
-from grokscope.checkpoints.pickled_array import CheckpointError
+from grokscope.checkpoints.pickle_machine import CheckpointError
 from grokscope.config import BlockConfig, ModelConfig
+from grokscope.harmless import listed, told, visible
 from grokscope.transformer.weights import OUTER, BlockWeights, ModelWeights, block_from
 
 HYBRIDS = ("qwen3_next", "qwen3_5_moe", "kimi_linear", "granitemoehybrid", "nemotron_h", "jamba", "lfm2_moe", "bamba")
@@ -51,24 +52,24 @@ def read_config(path: Path) -> ModelConfig:
     except ValueError as error:
         fields.problems.append(str(error))
     if config is None:
-        kind, found = values["model_type"], "\n  ".join(dict.fromkeys(fields.problems))
-        raise CheckpointError(f"{file}: wanted a {kind} that can be computed here; name another:\n  {found}")
+        kind, found = values["model_type"], listed(list(dict.fromkeys(fields.problems)))
+        raise CheckpointError(f"{file}: wanted a {kind} that can be computed here; name another:{found}")
     if fields.unknown:
-        said = ", ".join(f"{name} = {values[name]!r:.40}" for name in fields.unknown)
+        said = ", ".join(f"{visible(name)[:80]} = {told(values[name], 40)}" for name in fields.unknown)
         warnings.warn(f"{file}: fields that are not known here, taken to change nothing: {said}", stacklevel=2)
     return config
 
 
 def _family(file: Path, values: dict[str, Any]) -> Family:
     kind = values.get("model_type")
-    if kind in FAMILIES:
+    if isinstance(kind, str) and kind in FAMILIES:
         return FAMILIES[kind]
-    if kind in HYBRIDS or "linear_num_value_heads" in values or "mamba_n_heads" in values:
+    if (isinstance(kind, str) and kind in HYBRIDS) or "linear_num_value_heads" in values or "mamba_n_heads" in values:
         why = "a hybrid: most of its layers are no attention but a recurrent state, which is not computed here"
     else:
         why = f"it is none of {', '.join(FAMILIES)}"
     raise CheckpointError(
-        f"{file}: wanted an architecture that can be computed here, got model_type {kind!r} ({why}); name another model, or "
+        f"{file}: wanted an architecture that can be computed here, got model_type {told(kind)} ({why}); name another model, or "
         "study its routing as another engine recorded it: gs.read_router_logits, gs.read_routed_experts"
     )
 
@@ -201,7 +202,7 @@ class Layers(Sequence[BlockWeights]):
 def load(path: Path, config: ModelConfig) -> ModelWeights:
     """The weights of a directory, mapped from its files. Raises CheckpointError with every problem found."""
     if found := list(problems(path, config)):
-        raise CheckpointError(f"{path}: wanted the arrays that config.json describes:\n  " + "\n  ".join(found))
+        raise CheckpointError(f"{path}: wanted the arrays that config.json describes:{listed(found)}")
     names, arrays = _Names(path, config), arrays_of(path)
     outer = names.outer()
     return ModelWeights(blocks=Layers(names, arrays), **{f: arrays[outer[f]] if f in outer else None for f in OUTER})

@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from grokscope.checkpoints.pickled_array import CheckpointError
+from grokscope.checkpoints.pickle_machine import CheckpointError
+from grokscope.disk.reading import read_json
+from grokscope.fields import MOST
+from grokscope.harmless import told
 
 MOST_EXPERTS = 100_000
 """In all layers together; a config that asks for more is a mistake, or meant to exhaust the memory."""
-MOST_LAYERS = 10_000
-"""The same of layers."""
 
 _UNREAD: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,), "attention_multiplier": (), "attn_logit_softcapping": (0,), "clip_qkv": (),
@@ -50,12 +51,13 @@ _IDLE = re.compile(
 def json_object(file: Path) -> dict[str, Any]:
     """The object of a JSON file. Raises CheckpointError for a file that is missing or anything else."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise TypeError(type(values).__name__)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        got = "none" if isinstance(error, FileNotFoundError) else f"something else ({error})"
-        raise CheckpointError(f"{file}: wanted a JSON object, got {got}; download it again") from error
+        values = read_json(file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: wanted a JSON object, got none; download it again") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: wanted a JSON object, got something else ({error}); download it again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file}: wanted a JSON object, got something else ({told(values)}); download it again")
     return values
 
 
@@ -79,15 +81,15 @@ class Fields:
     def refuse(self, name: str, wanted: str, got: Any = ...) -> None:
         """Note a problem."""
         got = self.values.get(name) if got is ... else got
-        self.problems.append(f"{name}: wanted {wanted}, got {got!r}")
+        self.problems.append(f"{name}: wanted {wanted}, got {told(got)}")
 
-    def size(self, *names: str, default: int | None = None, least: int = 1, most: int = 2**31) -> int:
+    def size(self, *names: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
         """A whole number, under the first of these names that says something."""
         value = self.get(*names, default=default)
         if type(value) is not int or not least <= value <= most:
             name = next((n for n in names if self.values.get(n) is not None), names[0])
-            limits = f"a whole number from {least}" if most == 2**31 else f"{least} to {most:,}"
-            self.refuse(name, "a positive whole number" if (least, most) == (1, 2**31) else limits, value)
+            limits = f"a whole number from {least}" if most == MOST else f"{least} to {most:,}"
+            self.refuse(name, "a positive whole number" if (least, most) == (1, MOST) else limits, value)
             return max(least, 1)
         return value
 
@@ -112,7 +114,7 @@ class Fields:
         value = self.get(name, default=default)
         if not any(_same(value, a) for a in allowed):
             words = " or ".join("null" if a is None else json.dumps(a) for a in allowed)
-            self.problems.append(f"{name}: wanted {words}, got {value!r}: not supported")
+            self.problems.append(f"{name}: wanted {words}, got {told(value)}: not supported")
         return value
 
     def token(self, name: str, vocab_size: int, several: bool = False) -> Any:
@@ -123,7 +125,7 @@ class Fields:
         ids = value if several and isinstance(value, list) and value else [value]
         if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
             self.problems.append(
-                f"{name}: wanted null or an id below vocab_size ({vocab_size}), got {value!r}: not supported"
+                f"{name}: wanted null or an id below vocab_size ({vocab_size}), got {told(value)}: not supported"
             )
             return None
         return tuple(ids) if len(ids) > 1 else ids[0]
@@ -145,4 +147,4 @@ class Fields:
         for name in sorted(set(self.values) & set(_UNREAD) - self._read):
             value = self.values[name]
             if value is not None and not any(_same(value, a) for a in _UNREAD[name]):
-                yield f"{name}: wanted none in this architecture, got {value!r}: not supported"
+                yield f"{name}: wanted none in this architecture, got {told(value)}: not supported"

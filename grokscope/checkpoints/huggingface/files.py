@@ -11,7 +11,8 @@ import numpy as np
 
 from grokscope.checkpoints.huggingface.fields import json_object
 from grokscope.checkpoints.mapped_safetensors import map_arrays, read_header
-from grokscope.checkpoints.pickled_array import CheckpointError
+from grokscope.checkpoints.pickle_machine import CheckpointError
+from grokscope.harmless import told
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -34,7 +35,7 @@ def _entries(path: Path, shard: str) -> dict[str, dict[str, Any]]:
     """The header of one file. An index may name nothing but a file beside it: no folder, no way out of this one."""
     if not re.fullmatch(r"\w[\w.-]*\.safetensors", shard):
         raise CheckpointError(
-            f"{INDEX}: {shard!r}: wanted the name of a safetensors file beside it, refused; do not trust its source"
+            f"{INDEX}: {told(shard)}: wanted the name of a safetensors file beside it, refused; do not trust its source"
         )
     if not (path / shard).is_file():
         raise CheckpointError(f"{shard}: missing; download it again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from grokscope.checkpoints.pickled_array import CheckpointError
+from grokscope.checkpoints.pickle_machine import CheckpointError
 
 WANTED = [
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",

@@ -7,6 +7,7 @@ from typing import Any
 
 from grokscope.checkpoints.huggingface.fields import Fields
 from grokscope.config import RopeConfig
+from grokscope.harmless import told
 
 _KNOWN = {
     "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
@@ -40,7 +41,7 @@ def rope_of(f: Fields, width: int, *, share: float | None = None, base: float) -
     reader, unknown = _KINDS.get(kind if isinstance(kind, str) else None), sorted(set(scaling) - _KNOWN)
     if reader is None or unknown:
         what = f"rope_type {', '.join(_KINDS)}" if reader is None else f"no {', '.join(unknown)}"
-        f.problems.append(f"rope_scaling: wanted {what}, got {scaling!r}: not supported")
+        f.problems.append(f"rope_scaling: wanted {what}, got {told(scaling)}: not supported")
         return RopeConfig(base=float(theta)), 1.0
     made = reader(f, inner, rotated, float(theta))
     all_dim, factor = (inner.get(name, default=0) for name in ("mscale_all_dim", "factor"))

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from grokscope.checkpoints.huggingface.fields import MOST_EXPERTS, MOST_LAYERS, Fields
+from grokscope.checkpoints.huggingface.fields import MOST_EXPERTS, Fields
 from grokscope.checkpoints.huggingface.rope_fields import rope_of
 from grokscope.checkpoints.huggingface.tensors import Table, Tensor
 from grokscope.config import BlockConfig, RouterConfig
+from grokscope.fields import MOST_LAYERS
 
 OUTER = {
     "embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "final_norm_bias": "model.norm.bias",
