@@ -109,12 +109,20 @@ _SHORT = {
 }
 
 
+def near(name: object, names: Iterable[str]) -> str:
+    """"; did you mean 'x'?" with those of `names` that look like `name`, or nothing."""
+    found = difflib.get_close_matches(str(name), list(names), 3, 0.5)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
 def parse_site(name: str) -> tuple[str, int | None]:
     """A site's name in our spelling or TransformerLens's -> (our name, the layer if the spelling held one).
 
     Traps: TransformerLens's hook_q and hook_k come before RoPE and have no site here, hook_rot_q and hook_rot_k have;
     its short names q and k are understood as the rotated ones. Raises ValueError with the nearest names.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"site: wanted a name, got {type(name).__name__} {str(name)[:40]!r}; see grokscope.SITES")
     if name in SITES:
         return name, None
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
@@ -123,8 +131,7 @@ def parse_site(name: str) -> tuple[str, int | None]:
     for table in (_TRANSFORMER_LENS, _SHORT):
         if name in table:
             return table[name], None
-    near = difflib.get_close_matches(block[2] if block else name, [*SITES, *_TRANSFORMER_LENS], 3, 0.5)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = near(block[2] if block else name, [*SITES, *_TRANSFORMER_LENS])
     raise ValueError(f"site: wanted one of grokscope.SITES, got {name!r}{hint}")
 
 

@@ -127,12 +127,12 @@ class Model(Loaded):
         """
         from grokscope.running.scoring import score
 
-        return score(self, [texts] if isinstance(texts, str) else list(texts))
+        return score(self, texts)
 
     def sweep(
         self,
         source: Any,
-        labels: str | None = None,
+        labels: Any = None,
         *,
         edits: Sequence[Any] = (),
         rows: tuple[str | Path, float] | None = None,
@@ -142,10 +142,11 @@ class Model(Loaded):
     ) -> RoutingCounters:
         """Routing statistics of a corpus of any size, in constant memory.
 
-        source: texts, or a file, folder or glob of .jsonl, .parquet or text, packed or not, or "-" (see
-        `corpus.read_documents`); documents go one by one, none reads another. labels: the field that groups them. rows:
-        (folder, share): the routing table of that share of the documents, chosen by a hash, as Parquet by label. resume: a
-        directory; the same call goes on there after an interrupt, and counts nothing twice. shard: (number, of how many):
+        source: texts, a table with a column "text", or a file, folder or glob of .jsonl, .parquet or text, packed or not, or
+        "-" (see `corpus.read_documents`); documents go one by one, none reads another. labels: the field that groups them
+        ("file": the names of files), or a list or Series with a label for each document; a field that no document has is an
+        error at once. rows: (folder, share): the routing table of that share of the documents, chosen by a hash, as Parquet by
+        label. resume: a directory; the same call goes on there after an interrupt, and counts nothing twice. shard: (number, of how many):
         this process takes every so-manyth document; the counters of all add up to the same bytes as one process's.
         """
         from grokscope.sweeps.sweep import Sweep

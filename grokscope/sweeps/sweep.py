@@ -23,7 +23,7 @@ from grokscope.prompt import Prompt, bucket
 from grokscope.running.resuming import claim
 from grokscope.running.running import TOKENS_IN_A_CALL, run
 from grokscope.sites import ROUTING, Capture
-from grokscope.sweeps.corpus import Document, read_documents
+from grokscope.sweeps.corpus import Document, labels_of, read_documents
 from grokscope.tables.export import routing_table
 from grokscope.text.tokenizer import with_prefix
 from grokscope.trace.trace import Trace, as_trace
@@ -56,7 +56,7 @@ class Sweep:
         self.counters: RoutingCounters | None = None
         self.documents = 0
 
-    def pieces(self, source: Any, label: str | None) -> Iterator[list[Piece]]:
+    def pieces(self, source: Any, label: Any) -> Iterator[list[Piece]]:
         """The pieces of each document of this shard."""
         first, step = self.shard
         for document in islice(read_documents(source, label), first, None, step):
@@ -100,7 +100,7 @@ class Sweep:
     def over(
         self,
         source: Any,
-        label: str | None,
+        label: Any,
         rows: tuple[str | Path, float] | None = None,
         resume: str | Path | None = None,
         progress: bool = True,
@@ -108,7 +108,9 @@ class Sweep:
         """Count a whole source; see `Model.sweep`."""
         if rows is not None and not 0 < rows[1] <= 1:
             raise ValueError(f"rows: wanted a share of the documents above 0, up to 1, got {rows[1]}")
-        about = {"shard": list(self.shard), "labels": label, "source": str(source)[:500]}
+        given = label is not None and not isinstance(label, str)  # they are in the digest of what was counted
+        label = labels_of(label) if given else label
+        about = {"shard": list(self.shard), "labels": "given" if given else label, "source": str(source)[:500]}
         with _State(resume, about) as state, tqdm(
             unit="token", unit_scale=True, desc="sweep", delay=1, disable=None if progress else True
         ) as bar:

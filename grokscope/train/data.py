@@ -55,7 +55,7 @@ def _tokenize_file(path: Path, tokenizer: str, cache: Path) -> None:
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=tokenizer)
-    documents = [np.array(model.encode(d.text, add_bos=True, add_eos=True), np.uint16) for d in read_documents(path, "domain")]
+    documents = [np.array(model.encode(d.text, add_bos=True, add_eos=True), np.uint16) for d in read_documents(path)]
     starts = np.cumsum([0, *(len(d) for d in documents)])
     scratch = cache / f".{path.name}.{os.getpid()}.npz"
     np.savez(scratch, ids=np.concatenate(documents), starts=starts)

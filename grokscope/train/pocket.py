@@ -42,12 +42,11 @@ def heldout_documents(path: str | Path, tokenizer: str | Path) -> list[tuple[np.
     """(ids with BOS, bytes, domain) of each document of a held-out file."""
     import sentencepiece
 
-    from grokscope.sweeps.corpus import read_documents
+    from grokscope.sweeps.corpus import field_or_file, read_documents
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
-    return [
-        (np.array(model.encode(d.text, add_bos=True)), len(d.text.encode()), d.label) for d in read_documents(path, "domain")
-    ]
+    found = read_documents(path, field_or_file(path, "domain"))
+    return [(np.array(model.encode(d.text, add_bos=True)), len(d.text.encode()), d.label) for d in found]
 
 
 def run(name: str, corpora: Path, tokenizer: Path, out: Path, minutes: float) -> None:
