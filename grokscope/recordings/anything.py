@@ -14,7 +14,7 @@ from typing import Any
 
 from grokscope.recordings.moe_trace import read_moe_trace
 from grokscope.recordings.recorded import LIMIT, Hint, Recorded, merged, npy_array, whole_numbers
-from grokscope.recordings.server_answers import read_node
+from grokscope.recordings.server_answers import read_node, refuse_chunks
 
 TEXT_LIMIT = 1 << 28
 """The bytes of JSON or CSV: read, they take many times as much."""
@@ -60,6 +60,7 @@ def _by_suffix(path: Path, hint: Hint) -> Recorded:
     if suffix == ".jsonl":
         with open(path, "rb") as lines:
             nodes = [_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+        refuse_chunks(nodes, str(path))
         return merged([read_node(n, hint, "JSON lines", f"{path}, text {i}") for i, n in enumerate(nodes)], str(path))
     if suffix == ".pt":
         from grokscope.recordings.expert_recorder import read_recorder  # its pickle machine's package brings JAX
