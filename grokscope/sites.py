@@ -113,7 +113,7 @@ _SHORT = {
 
 def near(name: object, names: Iterable[str]) -> str:
     """"; did you mean 'x'?" with those of `names` that look like `name`, or nothing."""
-    found = difflib.get_close_matches(str(name), list(names), 3, 0.5)
+    found = difflib.get_close_matches(str(name), list(dict.fromkeys(names)), 3, 0.5)
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +49,7 @@ def trace(  # noqa: PLR0913 - one a flag
     if capture and out is None:
         raise typer.BadParameter("--capture keeps more in trace.zarr: it needs --out")
     if out is not None:
-        _check_free(out)
+        _check_free(out := out.expanduser())
     from grokscope.model.loading import load
     from grokscope.sites import ROUTING, Capture
     from grokscope.views.terminal import RoutingPicture, draw, legend
@@ -60,11 +61,7 @@ def trace(  # noqa: PLR0913 - one a flag
     recorder, encoded = loaded.record(words, sites, truncate=truncate)
     pieces = loaded.pieces(encoded)
     experts, gates = (recorder.arrays[s][:, 0] for s in ("router.experts", "router.gates"))
-    console.print(legend(recorder.config.router), soft_wrap=True)
-    layers = recorder.layers["router.experts"]
-    for line in draw(RoutingPicture(experts, gates, pieces[0], layers, recorder.config.router), console.width):
-        console.print(line, no_wrap=True, crop=False, soft_wrap=True)
-    if out is not None:
+    if out is not None:  # before anything is shown: a terminal that cannot show it must not cost the tables
         from grokscope.tables.export import export
         from grokscope.trace.trace import as_trace
 
@@ -72,6 +69,11 @@ def trace(  # noqa: PLR0913 - one a flag
         export(made, out, format, full)
         if capture:
             made.save(out / "trace.zarr")
+    console.print(legend(recorder.config.router), soft_wrap=True)
+    layers = recorder.layers["router.experts"]
+    for line in draw(RoutingPicture(experts, gates, pieces[0], layers, recorder.config.router), console.width):
+        console.print(line, no_wrap=True, crop=False, soft_wrap=True)
+    if out is not None:
         console.print(
             f"wrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}", markup=False, highlight=False
         )
@@ -148,7 +150,7 @@ def convert(
     """
     if text and not int8:
         raise typer.BadParameter("--text measures what --int8 costs: it needs it")
-    _check_free(out)
+    _check_free(out := out.expanduser())
     from grokscope.checkpoints.converting import convert as work
 
     made = work(path, out, quantize="int8" if int8 else None, check=check)
@@ -175,8 +177,6 @@ def _check_free(out: Path) -> None:
             f"{out}: wanted a new or an empty directory, got one that already holds something; name another"
         )
     parent = next(p for p in out.absolute().parents if p.exists())
-    import os
-
     if not os.access(parent, os.W_OK):
         raise PermissionError(f"{out}: wanted a place to write, {parent} is not writable; name another")
 
@@ -205,8 +205,14 @@ def _add_others() -> None:
 def main() -> None:
     """Entry point: a user's mistake is one line and exit status 1, never a traceback."""
     _add_others()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal in ASCII or cp1252 shows what it can, and ? for the rest
+            stream.reconfigure(errors="replace")
     try:
         app()
+    except BrokenPipeError:  # the reader of our output has gone, as head does; what was to be written is written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (ValueError, OSError, MemoryError, TypeError, IndexError, ImportError) as error:
         line = (
             str(error)
@@ -215,8 +221,8 @@ def main() -> None:
         )
         print(f"grokscope: {line}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("grokscope: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as told:
+        print(f"grokscope: {str(told) or 'interrupted'}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

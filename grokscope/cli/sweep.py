@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 _SOURCE = "A file, folder or glob of .jsonl, .parquet or text, packed or not; - reads JSON lines from standard input."
-_LABELS = 'The field that groups the documents, e.g. "domain"; where a line has none, its file\'s name.'
+_LABELS = 'The field that groups the documents, e.g. "domain"; where a line has none, its file\'s name; "file": always that.'
 _RESUME = "A directory for what is done: the same command goes on there after an interrupt."
 _SHARD = "K/N: take every Nth document from the Kth on (from 0). The counters of all N add up."
 _RAY = "Share the documents between so many tasks of a Ray cluster: RAY_ADDRESS's, else one of this machine alone."
@@ -39,6 +39,7 @@ def sweep(  # noqa: PLR0913 - one a flag
         raise typer.BadParameter(f"--shard: wanted K/N, as in 0/4, got {shard}")
     if ray is not None and shard != "0/1":
         raise typer.BadParameter("--ray: wanted all documents for the cluster, got --shard too; leave one out")
+    out, tables = out.expanduser(), tables and tables.expanduser()
     if out.exists():
         raise FileExistsError(f"{out}: wanted a new file, got one that is there; name another")
     if tables is not None and tables.exists() and (not tables.is_dir() or any(tables.iterdir())):

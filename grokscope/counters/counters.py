@@ -217,7 +217,7 @@ class RoutingCounters:
 
     def save(self, path: str | Path) -> None:
         """Write one .npz, whole or not at all. The same counters give the same bytes."""
-        file.save(Path(path), self.spec, self.labels, self._tables, self._vocabulary)
+        file.save(Path(path).expanduser(), self.spec, self.labels, self._tables, self._vocabulary)
 
     @classmethod
     def open(cls, path: str | Path) -> RoutingCounters:
@@ -228,7 +228,7 @@ class RoutingCounters:
             one.add_document(smallest(spec))
             return one._tables[""]
 
-        spec, tables, vocabulary = file.load(Path(path), like)
+        spec, tables, vocabulary = file.load(Path(path).expanduser(), like)
         made = cls(spec)
         made._tables = {
             label: {n: a if n in FIXED_POINT else narrowed(a) for n, a in part.items()} for label, part in tables.items()

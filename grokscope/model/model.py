@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grokscope.devices.memory import check_memory, plan
+from grokscope.model.elsewhere import ELSEWHERE
 from grokscope.prompt import Prompt
 from grokscope.running.chatting import chat
 from grokscope.running.generation import Generation, generate
 from grokscope.running.loaded import Loaded, check_arguments
 from grokscope.running.running import run
+from grokscope.sites import near
 from grokscope.transformer.edits import as_edits, check_texts, prepare
 
 if TYPE_CHECKING:
@@ -33,6 +35,15 @@ _OF_GENERATE = (
 @dataclass(frozen=True, repr=False)
 class Model(Loaded):
     """A model that can be asked; `grokscope.load` makes one."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Asked for what is not there alone. Raises AttributeError with what to do instead, or the nearest name."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in ELSEWHERE:
+            raise AttributeError(f"Model has no {name!r}; here {ELSEWHERE[name]}")
+        names = [n for n in dir(type(self)) if not n.startswith("_")] + list(self.__dataclass_fields__)
+        raise AttributeError(f"Model has no {name!r}; it has {', '.join(sorted(set(names)))}{near(name, names)}")
 
     def trace(
         self,
@@ -99,13 +110,14 @@ class Model(Loaded):
             longest = f"0 to {encoded.tokens - 1}, the longest text's"
             raise ValueError(f"tokens: wanted some of {longest}, got {max(kept.tokens)}; leave out those after its end")
         check_memory(config, kept, (encoded.batch, encoded.tokens), max_bytes)
+        resume = None if resume is None else Path(resume).expanduser()
         return run(self, config, [encoded], kept, single, resume)[0], encoded
 
     def plan(
         self, prompt: Any, capture: Any = None, layers: Any = None, **select: Any
     ) -> pd.DataFrame:
         """What a trace of `prompt` would keep, a row a site: its named shape and its bytes (4 a value)."""
-        check_arguments(select, _OF_TRACE, "plan")
+        check_arguments(select, [n for n in _OF_TRACE if n not in ("edits", "truncate", "max_bytes", "resume")], "plan")
         encoded = self.encode(prompt)
         kept = self.capture(capture, layers, lengths=encoded.lengths, **select)
         return plan(self.config, kept, encoded.batch, encoded.tokens)

@@ -23,7 +23,7 @@ TEXT_LIMIT = 1 << 28
 def read_anything(source: Any, hint: Hint) -> Recorded:
     """What `read_routed_experts` takes -> its texts, unchecked."""
     if isinstance(source, Path) or (isinstance(source, str) and _is_path(source)):
-        return _read_file(Path(source), hint)
+        return _read_file(Path(source).expanduser(), hint)
     return read_node(source, hint, "array")
 
 
@@ -31,7 +31,7 @@ def _is_path(text: str) -> bool:
     if text.lower().endswith((".npy", ".npz", ".json", ".jsonl", ".pt", ".csv")):
         return True
     try:
-        return len(text) < 4096 and Path(text).is_file()
+        return len(text) < 4096 and Path(text).expanduser().is_file()
     except (OSError, ValueError):
         return False
 

@@ -154,9 +154,8 @@ def check_slots(made: Recorded, router: RouterConfig | None) -> int:
         raise ValueError(f"experts: wanted at most {LIMIT // 2:,} numbers, got more; read them in parts")
     for row, text in enumerate(made.texts):
         if (high := int(text.max())) >= MOST_EXPERTS:
-            raise ValueError(
-                f"experts: wanted ids below {MOST_EXPERTS:,}, got {high} in text {row}; check the encoding"
-            )
+            cause = "-1 in a type without a sign? Make it -1" if high in UNSIGNED else "check the encoding"
+            raise ValueError(f"experts: wanted ids below {MOST_EXPERTS:,}, got {high} in text {row}; {cause}")
         if (low := int(text.min())) < -1:
             raise ValueError(f"experts: wanted ids from 0, -1 if unset, got {low} in text {row}; check the encoding")
         ordered = np.sort(text, axis=-1)

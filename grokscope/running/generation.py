@@ -15,7 +15,7 @@ import numpy as np
 
 from grokscope.devices.memory import check_memory
 from grokscope.prompt import Prompt, bucket
-from grokscope.running.chatting import continued
+from grokscope.running.chatting import continued, parted
 from grokscope.sites import Capture
 from grokscope.trace.recorder import Recorder
 from grokscope.transformer import kv_cache
@@ -94,9 +94,9 @@ def generate(
             break
         if step + 1 < max_new_tokens or wanted.sites:
             logits = session.step()
-    decode = model.tokenizer.decode if model.tokenizer else lambda _: ""
     rows = session.rows
-    texts, new = [decode(r) for r in rows], [decode(r[n:]) for r, n in zip(rows, encoded.lengths, strict=True)]
+    parts = [parted(model.tokenizer, r, n) for r, n in zip(rows, encoded.lengths, strict=True)]
+    texts, new = [before + after for before, after in parts], [after for _, after in parts]
     trace = session.trace(edits) if wanted.sites else None
     return Generation(*((x[0] if single else x) for x in (texts, new, rows)), trace)
 
@@ -122,7 +122,7 @@ class _Stream:
     def __init__(self, model: Loaded, prompt: list[int], on_text: Callable[[str], None] | None) -> None:
         self._decode = model.tokenizer.decode if model.tokenizer else None
         self._on_text = on_text
-        self._shown = len(self._decode(prompt)) if self._decode and on_text else 0
+        self._shown = len(self._decode(prompt).rstrip("\ufffd")) if self._decode and on_text else 0
 
     def update(self, ids: list[int]) -> None:
         if self._on_text and self._decode:

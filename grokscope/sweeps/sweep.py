@@ -117,15 +117,19 @@ class Sweep:
             self.documents, self.counters = state.newest()
             documents = state.after(self.pieces(source, label), self.documents)
             window = _call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
-            for number, pieces in _windows(documents, window):
-                sampled = [_sampled(*counted, rows[1]) if rows else None for counted in self.count(pieces)]
-                if rows:
-                    _write_rows(sampled, rows[0], f"{self.shard[0]:05d}-{self.documents:012d}")
-                self.documents += number
-                state.add(pieces)
-                bar.update(sum(len(p[0]) for p in pieces))
-                bar.set_postfix(documents=self.documents, max_load=f"{_largest_load(self.counters):.2f}")
-                state.save(self.documents, self.counters)
+            try:
+                for number, pieces in _windows(documents, window):
+                    sampled = [_sampled(*counted, rows[1]) if rows else None for counted in self.count(pieces)]
+                    if rows:
+                        _write_rows(sampled, rows[0], f"{self.shard[0]:05d}-{self.documents:012d}")
+                    self.documents += number
+                    state.add(pieces)
+                    bar.update(sum(len(p[0]) for p in pieces))
+                    bar.set_postfix(documents=self.documents, max_load=f"{_largest_load(self.counters):.2f}")
+                    state.save(self.documents, self.counters)
+            except KeyboardInterrupt:
+                kept = f"kept in {state.folder}: the same call goes on there" if state.folder else "not kept; with resume= they are"
+                raise KeyboardInterrupt(f"sweep: interrupted, {self.documents:,} documents are counted and {kept}") from None
         if self.counters is None:
             raise ValueError("sweep: wanted at least one document, got none; look at the source")
         return self.counters
@@ -189,7 +193,7 @@ def _write_rows(tables: Sequence[pd.DataFrame], folder: str | Path, name: str) -
     import pandas as pd
 
     for label, table in pd.concat(tables).groupby("label"):
-        where = Path(folder) / f"label={quote(str(label), safe=' ')}"
+        where = Path(folder).expanduser() / f"label={quote(str(label), safe=' ')}"
         where.mkdir(parents=True, exist_ok=True)
         scratch = where / f".{name}.part"
         table.drop(columns="label").to_parquet(scratch, index=False)
@@ -202,7 +206,7 @@ class _State:
     """
 
     def __init__(self, folder: str | Path | None, about: dict[str, Any]) -> None:
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else Path(folder).expanduser()
         self._digest = ""
         self._lock = None if self.folder is None else claim(self.folder, "sweep", about)
 

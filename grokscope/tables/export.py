@@ -47,7 +47,7 @@ def export(x: Routing, out: str | Path, format: Literal["csv", "parquet"] = "csv
     """
     if format not in ("csv", "parquet"):
         raise ValueError(f'format: wanted "csv" or "parquet", got {format!r}')
-    out = Path(out)
+    out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(
             f"{out}: wanted a new or an empty directory, got one that already holds something; name another"

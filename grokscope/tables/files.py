@@ -132,7 +132,7 @@ def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
 
     Raises FileNotFoundError where there are none, ValueError for a table that is damaged or of a later version.
     """
-    folder, found = Path(folder), {}
+    folder, found = Path(folder).expanduser(), {}
     if not (run := folder / "run.json").is_file():
         raise FileNotFoundError(f"{folder}: wanted a folder that gs.export wrote, got one without run.json; name another")
     if (had := json.loads(run.read_text(encoding="utf-8")).get("schema")) != schema.SCHEMA:

@@ -27,7 +27,7 @@ def _written(store: Array, new: Array, at: Int[Array, " B"]) -> Array:
     """`store` B S ... with `new` B T ... put in at position `at` of each text."""
 
     def one(store: Array, new: Array, at: Array) -> Array:
-        return jax.lax.dynamic_update_slice(store, new, (at, *[0] * (store.ndim - 1)))
+        return jax.lax.dynamic_update_slice(store, new, (at, *[jnp.zeros_like(at)] * (store.ndim - 1)))
 
     return jax.vmap(one)(store, new.astype(store.dtype), at)
 

@@ -80,7 +80,7 @@ def report(
         title=escape(f"GrokScope: {bench.data['model']}, {bench.data['texts'][0]}"),
         css=css, js=js, data=base64.b64encode(data).decode(),
     )  # fmt: skip
-    path = Path(path)
+    path = Path(path).expanduser()
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         scratch.write_text(page, encoding="utf-8")

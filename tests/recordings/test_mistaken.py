@@ -101,7 +101,7 @@ def test_unset_in_a_type_without_a_sign(dtype, number):
         assert t.provenance["recording"]["unset_number"] == number
     half = CHOICE.astype(dtype)
     half[2, 1, 1] = number
-    with pytest.raises(ValueError, match=f"got {number}; -1 in a type without a sign"):
+    with pytest.raises(ValueError, match=f"got {number}( in text 0)?; -1 in a type without a sign"):
         read_routed_experts(half, num_experts=8)
     one = several[:, :, :1]
     for others in ({}, {"num_experts": 8}):

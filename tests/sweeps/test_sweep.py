@@ -217,3 +217,16 @@ def test_damaged_files_are_named(tmp_path, file):
     pd.DataFrame({"text": ["a", None]}).to_parquet(tmp_path / "null.parquet")
     with pytest.raises(ValueError, match="null.parquet, row 2: wanted a text"):
         list(read_documents(tmp_path / "null.parquet"))
+
+
+def test_an_interrupt_says_how_to_go_on(pocket, tmp_path, monkeypatch):
+    from grokscope.sweeps import sweep as module
+
+    def cut(self, *args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "STREAMED_WINDOW", 1)
+    monkeypatch.setattr(module.Sweep, "count", cut)
+    for resume, message in ((None, "0 documents are counted and not kept; with resume="), (tmp_path / "w", "kept in .*w: the same call goes on there")):
+        with pytest.raises(KeyboardInterrupt, match=message):
+            pocket.sweep(TEXTS[:3], resume=resume, progress=False)
