@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,6 @@ def train(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.json").write_text(recipe.to_json())
     steps = num_steps(recipe)
     optimizer = make_optimizer(recipe, steps)
     weights = jax.tree.map(jnp.copy, start) if start else initial_weights(recipe)
@@ -97,21 +97,25 @@ def train(
     taught = [rounded(w, recipe.dtype) for w, _ in teachers]
     state = optimizer.init(weights)
     first, (weights, state) = _restore(folder, (weights, state))
+    (folder / "recipe.json").write_text(recipe.to_json())  # of another recipe the folder has been refused
     started = clock = time.monotonic()
     tokens = 0
     with open(folder / "log.jsonl", "a") as log:
         for step, (ids, segments) in enumerate(batches(corpora, recipe, first), first):
-            weights, state, report = train_step(
-                weights,
-                state,
-                (ids, segments),
-                np.int32(step),
-                taught,
-                recipe=recipe,
-                teachers=tuple(r for _, r in teachers),
-                optimizer=optimizer,
-                mesh=mesh,
-            )
+            with _unsupported(recipe):
+                weights, state, report = train_step(
+                    weights,
+                    state,
+                    (ids, segments),
+                    np.int32(step),
+                    taught,
+                    recipe=recipe,
+                    teachers=tuple(r for _, r in teachers),
+                    optimizer=optimizer,
+                    mesh=mesh,
+                )
+                if step == first:
+                    jax.block_until_ready(report)
             tokens += ids.shape[0] * (ids.shape[1] - 1)
             last = step + 1 == steps
             if (step + 1) % EVERY == 0 or last:
@@ -131,6 +135,20 @@ def train(
                 return weights
     _save(folder, steps, (weights, state))
     return weights
+
+
+@contextmanager
+def _unsupported(recipe: Recipe) -> Iterator[None]:
+    """Not every processor multiplies bfloat16 numbers in every form that a step needs."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if recipe.dtype != "bfloat16" or jax.default_backend() != "cpu":
+            raise
+        raise ValueError(
+            f'recipe: dtype: wanted one that this processor computes in, got "bfloat16" ({str(error).splitlines()[0][:80]}); write '
+            '"dtype": "float32" in the recipe'
+        ) from None
 
 
 def _save(folder: Path, step: int, state: Any) -> None:

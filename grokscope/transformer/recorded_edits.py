@@ -12,7 +12,7 @@ from grokscope.config import ModelConfig
 from grokscope.transformer.primitives import Place
 from grokscope.transformer.selecting import Indices, indices
 from grokscope.transformer.site_edits import Edit, Replace, concise
-from grokscope.transformer.values import Placed, numbers_of
+from grokscope.transformer.values import Placed, is_trace, numbers_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +30,7 @@ class ReplaceExpert:
 
     def primitives(self, config: ModelConfig) -> list[Edit]:
         """The single-site edits that this verb stands for."""
-        if not hasattr(self.value, "sites"):
+        if not is_trace(self.value):
             return [Replace("expert.out", self.value, self.layers, self.tokens, experts=self.experts)]
         out, visited = self.value["expert.out"], self.value["router.experts"]
         made: list[Edit] = []
@@ -60,7 +60,7 @@ class Replay:
 
     def primitives(self, config: ModelConfig) -> list[Edit]:
         """The single-site edits that this verb stands for."""
-        recorded = self.experts["router.experts"] if hasattr(self.experts, "sites") else self.experts
+        recorded = self.experts["router.experts"] if is_trace(self.experts) else self.experts
         recorded = numbers_of(recorded, self)
         wanted, k = indices(self.layers, config.num_layers, "layer", self), config.router.top_k
         if hasattr(recorded, "sel"):
@@ -87,7 +87,7 @@ class Replay:
 
     def check_texts(self, rows: Sequence[Sequence[int]]) -> None:
         """Raise ValueError where a trace is known to be of other texts than these token ids, as far as both go."""
-        if not hasattr(self.experts, "sites"):
+        if not is_trace(self.experts):
             return
         data = self.experts.data
         known = np.atleast_2d(data["token_id"].values)

@@ -16,7 +16,7 @@ from grokscope.config import ModelConfig
 from grokscope.sites import DIMS, SITES, parse_site
 from grokscope.transformer.primitives import Place, Primitive
 from grokscope.transformer.selecting import Indices, chosen, hot, indices
-from grokscope.transformer.values import Placed, check_choice, numbers_of, placed
+from grokscope.transformer.values import Placed, check_choice, is_trace, numbers_of, placed
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,7 +49,7 @@ class Edit:
         object.__setattr__(self, "site", site)
         if layer is not None and self.layers is None:
             object.__setattr__(self, "layers", layer)
-        if hasattr(self.value, "sites"):  # a trace: what it kept of this site
+        if is_trace(self.value):  # a trace: what it kept of this site
             object.__setattr__(self, "value", self.value[site])
 
     def __repr__(self) -> str:

@@ -18,6 +18,11 @@ Placed = tuple[np.ndarray, np.ndarray, bool]
 """The value; where it is known (a recording may be shorter than the text); whether it has a row for each expert."""
 
 
+def is_trace(value: Any) -> bool:
+    """Whether it is a run's trace; nothing below knows the class."""
+    return hasattr(value, "sites") and hasattr(value, "provenance") and hasattr(value, "data")
+
+
 def numbers_of(value: Any, who: object) -> Any:
     """The value as an array of numbers, with its names where it has any. Raises TypeError for what is none."""
     if hasattr(value, "dims") and hasattr(value, "sel"):
