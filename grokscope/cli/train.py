@@ -35,6 +35,7 @@ def tokenizer(
 @app.command()
 def recipe(out: Annotated[Path, typer.Argument(help="The file to write.")]) -> None:
     """Write the default recipe (on a CPU a small one) as JSON, to be changed and given to `grokscope train model`."""
+    out = out.expanduser()
     if out.exists():
         raise FileExistsError(f"{out}: wanted a new file, got one that exists; name another")
     out.write_text(_default().to_json() + "\n", encoding="utf-8")

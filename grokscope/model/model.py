@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from grokscope.running.generation import Generation, generate
 from grokscope.running.loaded import Loaded, check_arguments
 from grokscope.running.running import run
 from grokscope.sites import near
+from grokscope.text.given import is_whole
 from grokscope.transformer.edits import as_edits, check_texts, prepare
 
 if TYPE_CHECKING:
@@ -102,6 +105,8 @@ class Model(Loaded):
     ) -> tuple[Recorder, Prompt]:
         """What `trace` makes a trace of: the bare arrays, and the prompt as ids. For programs that must start at once."""
         check_arguments(select, _OF_TRACE, "trace")
+        if max_bytes is not None and not isinstance(max_bytes, Real):
+            raise TypeError(f"max_bytes: wanted a number of bytes, got {str(max_bytes)[:40]!r}; as in 2e9")
         encoded, edits = self.encode(prompt, truncate), as_edits(edits)
         config, single = prepare(edits, self.config)
         check_texts(edits, encoded.rows)
@@ -139,6 +144,14 @@ class Model(Loaded):
         on_text, a function that gets each new stretch of the first text as soon as it is whole characters.
         """
         check_arguments(options, _OF_GENERATE, "generate")
+        for name, value in {"max_new_tokens": max_new_tokens, "seed": seed}.items():
+            if not is_whole(value):
+                raise TypeError(f"{name}: wanted a whole number, got {type(value).__name__} {str(value)[:40]!r}; give one")
+        for name, value in {"temperature": temperature, "top_p": top_p}.items():
+            if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+                raise TypeError(f"{name}: wanted a number, got {type(value).__name__} {str(value)[:40]!r}; give one")
+        if options.get("on_text") is not None and not callable(options["on_text"]):
+            raise TypeError(f"on_text: wanted a function of a text, got {options['on_text']!r:.40}; as in on_text=print")
         encoded, edits = self.encode(prompt), as_edits(edits)
         check_texts(edits, encoded.rows)
         return generate(self, encoded, max_new_tokens, (temperature, top_p, seed), capture, edits, **options)

@@ -25,6 +25,7 @@ from grokscope.running.running import TOKENS_IN_A_CALL, run
 from grokscope.sites import ROUTING, Capture
 from grokscope.sweeps.corpus import Document, labels_of, read_documents
 from grokscope.tables.export import routing_table
+from grokscope.text.given import is_whole
 from grokscope.text.tokenizer import with_prefix
 from grokscope.trace.trace import Trace, as_trace
 from grokscope.transformer.edits import prepare
@@ -48,7 +49,7 @@ class Sweep:
     """One pass over a corpus; `Model.sweep` runs it."""
 
     def __init__(self, model: Loaded, *, edits: Sequence[Any] = (), shard: tuple[int, int] = (0, 1)) -> None:
-        if not 0 <= shard[0] < shard[1]:
+        if not isinstance(shard, tuple | list) or [*map(is_whole, shard)] != [True, True] or not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard: wanted (number, of how many) with 0 <= number < how many, got {shard}")
         self.model, self.edits, self.shard = model, edits, shard
         self.config, self.lowered = prepare(edits, model.config)
@@ -106,9 +107,10 @@ class Sweep:
         progress: bool = True,
     ) -> RoutingCounters:
         """Count a whole source; see `Model.sweep`."""
-        if rows is not None and not 0 < rows[1] <= 1:
-            raise ValueError(f"rows: wanted a share of the documents above 0, up to 1, got {rows[1]}")
-        given = label is not None and not isinstance(label, str)  # they are in the digest of what was counted
+        pair = isinstance(rows, tuple | list) and len(rows) == 2 and isinstance(rows[1], int | float)
+        if rows is not None and not (pair and 0 < rows[1] <= 1):
+            raise ValueError(f"rows: wanted (folder, share of the documents above 0, up to 1), got {rows!r:.60}; as in ('rows', 0.01)")
+        given = label is not None and not isinstance(label, str)
         label = labels_of(label) if given else label
         about = {"shard": list(self.shard), "labels": "given" if given else label, "source": str(source)[:500]}
         with _State(resume, about) as state, tqdm(

@@ -33,7 +33,7 @@ class Corpus:
 
 def corpus_files(folder: str | Path) -> list[Path]:
     """The training files of a folder (`train-*.jsonl*`), sorted by name."""
-    files = sorted(p for p in Path(folder).glob("train-*.jsonl*"))
+    files = sorted(p for p in Path(folder).expanduser().glob("train-*.jsonl*"))
     if not files:
         raise FileNotFoundError(f"{folder}: wanted files named train-<domain>.jsonl[.xz|.bz2|.gz], found none")
     return files

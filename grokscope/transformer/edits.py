@@ -14,6 +14,7 @@ import numpy as np
 
 from grokscope.config import ModelConfig
 from grokscope.sites import near
+from grokscope.text.given import is_whole
 from grokscope.transformer.primitives import Place, Primitive
 from grokscope.transformer.recorded_edits import ReplaceExpert, Replay
 from grokscope.transformer.router import EMPTY
@@ -72,7 +73,8 @@ class ForceExperts:
         slots = config.router.top_k
         if wanted.ndim == 0 or wanted.shape[-1] != slots or wanted.dtype.kind not in "iu":
             raise ValueError(
-                f"{self}: experts: wanted {slots} for each token, one a slot, got {wanted.tolist()}; -1 leaves a slot empty"
+                f"{self}: experts: wanted {slots} for each token, one a slot, got {str(wanted.tolist())[:60]}; "
+                "-1 leaves a slot empty"
             )
         return [Replace("router.experts", wanted, self.layers, self.tokens)]
 
@@ -110,8 +112,8 @@ class SetTopK:
 
     def primitives(self, config: ModelConfig) -> list[Edit]:
         """The single-site edits that this verb stands for."""
-        if not 1 <= self.k <= config.router.num_experts:
-            raise ValueError(f"{self}: wanted 1 to {config.router.num_experts} experts, got {self.k}")
+        if not is_whole(self.k) or not 1 <= self.k <= config.router.num_experts:
+            raise ValueError(f"{self}: wanted 1 to {config.router.num_experts} experts, got {self.k!r}; give a whole number")
         beyond = range(self.k, config.router.top_k)
         return [Replace("router.experts", EMPTY, self.layers, self.tokens, slots=list(beyond))] if beyond else []
 
@@ -152,7 +154,8 @@ class _OwnSlots(Edit):
 
 def as_edits(edits: Any) -> list[Any]:
     """Edits as a list; one may stand alone. Raises TypeError for what is none."""
-    edits = [] if edits is None else [edits] if hasattr(edits, "primitives") or isinstance(edits, str) else list(edits)
+    alone = hasattr(edits, "primitives") or isinstance(edits, str | dict) or not hasattr(edits, "__iter__")
+    edits = [] if edits is None else [edits] if alone else list(edits)
     for edit in edits:
         if isinstance(edit, type) or not hasattr(edit, "primitives"):
             raise TypeError(f"edits: wanted values of grokscope.edits, as in BanExperts([3]), got {edit!r}; make one of these")
@@ -166,7 +169,7 @@ def prepare(edits: Any, config: ModelConfig) -> tuple[ModelConfig, list[Edit]]:
     """
     edits = as_edits(edits)
     own = config.router.top_k
-    wider = tuple(e for e in edits if isinstance(e, SetTopK) and e.k > own)
+    wider = tuple(e for e in edits if isinstance(e, SetTopK) and is_whole(e.k) and e.k > own)
     slots = max([own, *(e.k for e in wider)])
     if wider:  # the same config else, so that its blocks are described once
         router = dataclasses.replace(config.router, top_k=min(slots, config.router.num_experts))

@@ -182,7 +182,8 @@ def concise(edit: Any) -> str:
             return getattr(value, "__name__", repr(value))
         big = hasattr(value, "shape") and np.size(value) > 8
         if not big:
-            return repr(value)
+            lines = repr(value).splitlines()
+            return lines[0] if len(lines) == 1 else f"<{lines[0]}>" if lines else "''"
         digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:8]
         return f"<array {' x '.join(map(str, value.shape))}, {digest}>"
 

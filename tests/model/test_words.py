@@ -92,3 +92,16 @@ def test_in_64_bits_it_is_the_same():
         for c in (code, code.replace("'jax_enable_x64', True", "'jax_enable_x64', False"))
     ]
     assert got[0] == got[1]
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: MODEL.generate(IDS, 2.5), "max_new_tokens: wanted a whole number, got float"), (lambda: MODEL.generate(IDS, 1, temperature=float("nan")), "temperature: wanted a number, got float 'nan'"),
+    (lambda: MODEL.generate(IDS, 1, top_p=None), "top_p: wanted a number, got NoneType"), (lambda: MODEL.generate(IDS, 1, seed=1.5), "seed: wanted a whole"), (lambda: MODEL.generate(IDS, 1, on_text=5), "on_text: wanted a function"),
+    (lambda: MODEL.trace(IDS, max_bytes="1GB"), "max_bytes: wanted a number of bytes"), (lambda: MODEL.trace(IDS, edits=5), "wanted values of grokscope.edits.*got 5"), (lambda: MODEL.trace(IDS, edits=gs.edits.SetTopK("2")), "got '2'; give a whole"),
+    (lambda: MODEL.trace(IDS, edits=gs.edits.BiasLogits(TRACE)), "BiasLogits.bias=<Trace of tiny"), (lambda: MODEL.trace(IDS, edits=gs.edits.Map("resid_pre", lambda x: x[..., :3])), "Map at resid_pre: wanted a function that keeps the shape"),
+    (lambda: MODEL.sweep(["a"], rows="x"), "rows: wanted .folder, share"), (lambda: MODEL.sweep(["a"], shard=2), "shard: wanted .number"),
+])  # fmt: skip
+def test_wrong_kinds_are_named(call, message):
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
