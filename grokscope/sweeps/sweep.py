@@ -109,7 +109,7 @@ class Sweep:
         """Count a whole source; see `Model.sweep`."""
         pair = isinstance(rows, tuple | list) and len(rows) == 2 and isinstance(rows[1], int | float)
         if rows is not None and not (pair and 0 < rows[1] <= 1):
-            raise ValueError(f"rows: wanted (folder, share of the documents above 0, up to 1), got {rows!r:.60}; as in ('rows', 0.01)")
+            raise ValueError(f"rows: wanted (folder, share of the documents above 0, up to 1), got {rows!r:.60}; give both")
         given = label is not None and not isinstance(label, str)
         label = labels_of(label) if given else label
         about = {"shard": list(self.shard), "labels": "given" if given else label, "source": str(source)[:500]}
