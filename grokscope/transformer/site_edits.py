@@ -118,6 +118,7 @@ class Edit:
                 f"{self}: {what}: {self.site} has no such dimension ({', '.join(DIMS[c] for c in dims)}); leave it out"
             )
         if letters == "S":
+            self._check_order(place)
             return chosen(selected, place.key_positions, place, "sources", self)[:, None, None, :]
         config = place.config
         size = {
@@ -128,6 +129,18 @@ class Edit:
         }[dims[axis]]
         wanted = indices(selected, size, what[:-1], self)
         return hot(wanted, size).reshape([-1 if i == axis else 1 for i in range(len(dims))])
+
+    def _check_order(self, place: Place) -> None:
+        """A score of what comes after its token is never read, so that an edit of such scores alone would do nothing."""
+        if self.site != "attn.scores":
+            return
+        every = np.broadcast_to(np.arange(place.max_length), (len(place.lengths), place.max_length))
+        reads = chosen(self.tokens, every, place, "tokens", self)[:, ::-1].argmax(1)
+        read = chosen(self.sources, every, place, "sources", self).argmax(1)
+        if (place.max_length - 1 - reads < read).all():
+            raise ValueError(
+                f"{self}: sources: wanted some up to the last of tokens, got later ones, which no token reads; move one of the two"
+            )
 
     def _value(self, place: Place, layer: int | None) -> Placed:
         return placed(self.value, place, layer, self.site, self)

@@ -100,6 +100,8 @@ def test_what_is_kept_counts_from_the_end_too():
 
 
 @pytest.mark.parametrize(("make_edit", "message"), [
+    (lambda: E.Scale("attn.scores", 0, tokens=[2, 3], sources=[4, 9]), "later ones, which no token reads"),
+    (lambda: E.Scale("attn.scores", 0, tokens=0, sources=slice(1, None)), "later ones"), (lambda: E.Scale("resid_pre", 0, sources=[1]), "sources: resid_pre has no such"),
     (lambda: E.Add("resid_post", np.ones(10)), "wanted 40 d_model, got 10 in shape .10"), (lambda: E.Replace("resid_post", np.ones((2, 5, 40))), "wanted 3 texts, got 2"),
     (lambda: E.Scale("attn.z", np.ones((14, 6))), "wanted 6 head, got 14"), (lambda: E.BiasLogits(np.ones(4)), "wanted 5 expert, got 4"),
     (lambda: E.Add("resid_pre"), "got none; give what to add"), (lambda: E.Add("resid_pre", np.tanh), "use Map"), (lambda: E.Scale("resid_pre", "big"), "got ndarray 'big'"),
