@@ -181,3 +181,19 @@ def test_marks_and_line_ends_of_a_file_are_no_tokens(tmp_path):
     shown = [grokscope("trace", "--file", str(tmp_path / name)).stdout for name in ("a.txt", "b.txt")]
     shown += [grokscope("trace", "--file", "-", stdin=(tmp_path / name).read_bytes()).stdout for name in ("a.txt", "b.txt")]
     assert len(set(shown)) == 1 and "lines" in shown[0]
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys, tmp_path):
+    """typer would swallow it."""
+    import typer
+
+    from grokscope.cli.sweep import sweep
+    from grokscope.model import loading
+
+    def cut(*_):
+        raise KeyboardInterrupt("sweep: interrupted, 3 documents are counted")
+
+    monkeypatch.setattr(loading, "load", cut)
+    with pytest.raises(typer.Exit) as ended:
+        sweep("x.jsonl", tmp_path / "c.npz")
+    assert ended.value.exit_code == 130 and capsys.readouterr().err == "grokscope: sweep: interrupted, 3 documents are counted\n"
