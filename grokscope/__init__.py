@@ -71,7 +71,9 @@ def __getattr__(name: str) -> Any:
         return import_module(_MODULES[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'grokscope' has no attribute {name!r}; it has {', '.join(__all__)}")
+    from grokscope.sites import near
+
+    raise AttributeError(f"module 'grokscope' has no attribute {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")
 
 
 def __dir__() -> list[str]:

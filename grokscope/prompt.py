@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from grokscope.text.given import parts_of
 from grokscope.text.tokenizer import Tokenizer, with_prefix
 
 
@@ -66,13 +67,15 @@ class Encoder:
     bos_id: int | None
 
     def __call__(self, prompt: Any, truncate: bool = False) -> Prompt:
-        """A prompt from a text, several texts, an int array [B, T] or lists of ids.
+        """A prompt from a text, several texts (a list, an array, a Series, a table with a column "text"), token ids (lists,
+        an int array [T] or [B, T]) or a tokenizer's output, whose mask says what is padding.
 
         Texts get what the tokenizer puts before a text (else the model's beginning-of-text token), unless it is there; ids
-        are taken as they are. Raises ValueError for an empty text, for
-        ids out of range, and for more tokens than the model's context unless `truncate` (which keeps the first ones).
+        are taken as they are. Raises TypeError for what is none of these (a mapping, bytes, a path), ValueError for an
+        empty text, for ids out of range, and for more tokens than the model's context unless `truncate` (which keeps the
+        first ones).
         """
-        rows, classes = self._rows(prompt), getattr(prompt, "classes", {})
+        rows, classes = self._rows(prompt), prompt.classes if isinstance(prompt, Prompt) else {}
         for number, row in enumerate(rows):
             where = f"prompt {number}: " if len(rows) > 1 else "prompt: "
             if not row:
@@ -95,20 +98,7 @@ class Encoder:
     def _rows(self, prompt: Any) -> list[list[int]]:
         if isinstance(prompt, Prompt):
             return prompt.rows
-        if isinstance(prompt, str):
-            prompt = [prompt]
-        if not isinstance(prompt, np.ndarray) and not hasattr(prompt, "__array__"):
-            prompt = list(prompt)
-            if prompt and all(isinstance(p, str) for p in prompt):
-                return [self._text(p) for p in prompt]
-            if prompt and all(isinstance(p, (list, tuple, np.ndarray)) for p in prompt):
-                return [self._ids(p) for p in prompt]
-        array = np.asarray(prompt)
-        if array.ndim == 0 or array.size == 0 or array.ndim > 2 or array.dtype.kind not in "iu":
-            raise ValueError(
-                f"prompt: wanted a text, several texts, or token ids [batch, tokens], got {str(prompt)[:60]!r}"
-            )
-        return [self._ids(row) for row in np.atleast_2d(array)]
+        return [self._text(part) if isinstance(part, str) else part for part in parts_of(prompt)]
 
     def _text(self, text: str) -> list[int]:
         if self.tokenizer is None:
@@ -117,10 +107,3 @@ class Encoder:
             )
         before, ids = with_prefix(self.tokenizer, text, self.bos_id)
         return ids and [*before, *ids]
-
-    @staticmethod
-    def _ids(row: Any) -> list[int]:
-        array = np.asarray(row)
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise ValueError(f"prompt: wanted whole numbers in each row of token ids, got {array.dtype} {array.shape}")
-        return array.tolist()

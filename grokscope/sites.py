@@ -12,10 +12,12 @@ for (`model.sites`): router.choice where something sets it apart from router.pro
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 DIMS = {
     "L": "layer",
@@ -109,12 +111,20 @@ _SHORT = {
 }
 
 
+def near(name: object, names: Iterable[str]) -> str:
+    """"; did you mean 'x'?" with those of `names` that look like `name`, or nothing."""
+    found = difflib.get_close_matches(str(name), list(dict.fromkeys(names)), 3, 0.5)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
 def parse_site(name: str) -> tuple[str, int | None]:
     """A site's name in our spelling or TransformerLens's -> (our name, the layer if the spelling held one).
 
     Traps: TransformerLens's hook_q and hook_k come before RoPE and have no site here, hook_rot_q and hook_rot_k have;
     its short names q and k are understood as the rotated ones. Raises ValueError with the nearest names.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"site: wanted a name, got {type(name).__name__} {str(name)[:40]!r}; see grokscope.SITES")
     if name in SITES:
         return name, None
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
@@ -123,9 +133,30 @@ def parse_site(name: str) -> tuple[str, int | None]:
     for table in (_TRANSFORMER_LENS, _SHORT):
         if name in table:
             return table[name], None
-    near = difflib.get_close_matches(block[2] if block else name, [*SITES, *_TRANSFORMER_LENS], 3, 0.5)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = near(block[2] if block else name, [*SITES, *_TRANSFORMER_LENS])
     raise ValueError(f"site: wanted one of grokscope.SITES, got {name!r}{hint}")
+
+
+def names_of(sites: Any) -> tuple[Any, ...]:
+    """What is asked for, one after the other: names, or TransformerLens's (name, layer)."""
+    if sites is None:
+        return DEFAULT_CAPTURE
+    if isinstance(sites, str) or (isinstance(sites, tuple) and len(sites) == 2 and not isinstance(sites[1], str | tuple)):
+        return (sites,)
+    if not hasattr(sites, "__iter__"):
+        raise TypeError(f"capture: wanted names of sites, got {type(sites).__name__} {str(sites)[:40]!r}; see grokscope.SITES")
+    return tuple(sites)
+
+
+def _whole(selected: Any, what: str) -> tuple[int, ...]:
+    """Whole numbers of any library as Python's; one may stand alone."""
+    items = selected if hasattr(selected, "__iter__") and not isinstance(selected, str) else (selected,)
+    try:
+        if not any(isinstance(i, bool) for i in items):
+            return tuple(operator.index(i) for i in items)
+    except TypeError:
+        pass
+    raise ValueError(f"{what}: wanted whole numbers, got {str(selected)[:60]}; count from 0")
 
 
 @dataclass(frozen=True)
@@ -153,17 +184,19 @@ class Capture:
         A name that holds a layer ("blocks.3.attn.hook_pattern") sets `layers` when none are given.
         """
         if isinstance(sites, Capture):
+            if given := [n for n, v in (("layers", layers), *selections.items()) if v is not None]:
+                raise ValueError(f"capture: wanted {', '.join(given)} in the Capture, got them beside it; give them in one place")
             return sites
-        wanted = DEFAULT_CAPTURE if sites is None else (sites,) if isinstance(sites, str) else tuple(sites)
+        wanted = names_of(sites)
         names: set[str] = set()
         named_layers: set[int] = set()
-        for name in wanted:
-            if any(c in name for c in "*?["):
+        for item in wanted:
+            name, layer = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+            named_layers |= set() if layer is None else set(_whole(layer, "capture"))
+            if isinstance(name, str) and any(c in name for c in "*?["):
                 matches = [s for s in SITES if fnmatchcase(s, name)]
                 if not matches:
-                    raise ValueError(
-                        f"capture: wanted a pattern that some site matches, got {name!r}; sites: {', '.join(SITES)}"
-                    )
+                    raise ValueError(f"capture: wanted a pattern that some site matches, got {name!r}; sites: {', '.join(SITES)}")
                 names.update(matches)
             else:
                 site, layer = parse_site(name)
@@ -171,10 +204,8 @@ class Capture:
                 named_layers |= set() if layer is None else {layer}
         if layers is None and named_layers:
             layers = sorted(named_layers)
-        chosen = {k: None if v is None else tuple(int(i) for i in v) for k, v in selections.items()}
-        return cls(
-            tuple(s for s in SITES if s in names), None if layers is None else tuple(int(i) for i in layers), **chosen
-        )
+        chosen = {k: None if v is None else _whole(v, k) for k, v in selections.items()}
+        return cls(tuple(s for s in SITES if s in names), None if layers is None else _whole(layers, "layers"), **chosen)
 
     def at(self, layer: int) -> tuple[str, ...]:
         """The sites inside block `layer` to keep."""

@@ -20,6 +20,7 @@ from grokscope.analysis.super_experts import super_experts
 from grokscope.analysis.transitions import transition_information, transitions
 from grokscope.analysis.vocabulary import context_dependence, vocabulary_specialization
 from grokscope.analysis.weight_similarity import expert_weight_similarity
+from grokscope.sites import near
 
 __all__ = [
     "coactivation",
@@ -50,3 +51,7 @@ __all__ = [
     "transitions",
     "vocabulary_specialization",
 ]
+
+
+def __getattr__(name: str) -> object:
+    raise AttributeError(f"grokscope.routing has no {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")

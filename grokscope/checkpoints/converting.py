@@ -52,7 +52,7 @@ def convert(
     Raises CheckpointError for a source with anything wrong, or a disk that gives back other bytes; OSError, before the
     work, where the disk has too little room.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     kind, folder = recognise(found(str(path)))
     config = config or FORMATS[kind].read_config(folder)
     if quantize not in (None, "int8"):

@@ -15,6 +15,7 @@ def found(name: str, weights: bool = True) -> Path:
     """
     if name == "pocket":
         return Path(str(files("grokscope") / "data" / "pocket"))
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
     if not Path(name).parent.is_dir() and huggingface.is_hub_id(name):
         return huggingface.download(name, weights)
     return Path(name)

@@ -34,6 +34,7 @@ def report(  # noqa: PLR0913 - one a flag
     """
     if sum(map(bool, (texts, file, trace))) != 1:
         raise typer.BadParameter("give texts, or one --file, or one --trace")
+    out = out.expanduser()
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"{out}: wanted a folder to write in, {out.absolute().parent} is not there; make it first")
     from grokscope.widgets.report import report as write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,7 +50,7 @@ def trace(  # noqa: PLR0913 - one a flag
     if capture and out is None:
         raise typer.BadParameter("--capture keeps more in trace.zarr: it needs --out")
     if out is not None:
-        _check_free(out)
+        _check_free(out := out.expanduser())
     from grokscope.model.loading import load
     from grokscope.sites import ROUTING, Capture
     from grokscope.views.terminal import RoutingPicture, draw, legend
@@ -61,11 +62,7 @@ def trace(  # noqa: PLR0913 - one a flag
     recorder, encoded = loaded.record(words, sites, truncate=truncate)
     pieces = loaded.pieces(encoded)
     experts, gates = (recorder.arrays[s][:, 0] for s in ("router.experts", "router.gates"))
-    console.print(legend(recorder.config.router), soft_wrap=True)
-    layers = recorder.layers["router.experts"]
-    for line in draw(RoutingPicture(experts, gates, pieces[0], layers, recorder.config.router), console.width):
-        console.print(line, no_wrap=True, crop=False, soft_wrap=True)
-    if out is not None:
+    if out is not None:  # before anything is shown: a terminal that cannot show it must not cost the tables
         from grokscope.tables.export import export
         from grokscope.trace.trace import as_trace
 
@@ -73,6 +70,11 @@ def trace(  # noqa: PLR0913 - one a flag
         export(made, out, format, full)
         if capture:
             made.save(out / "trace.zarr")
+    console.print(legend(recorder.config.router), soft_wrap=True)
+    layers = recorder.layers["router.experts"]
+    for line in draw(RoutingPicture(experts, gates, pieces[0], layers, recorder.config.router), console.width):
+        console.print(line, no_wrap=True, crop=False, soft_wrap=True)
+    if out is not None:
         console.print(
             f"wrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}", markup=False, highlight=False
         )
@@ -152,6 +154,7 @@ def convert(
     from grokscope.checkpoints.converting import SOURCE
     from grokscope.checkpoints.converting import convert as work
 
+    out = out.expanduser()
     if not (out / SOURCE).is_file():  # else its last step was cut off
         _check_free(out)
 
@@ -179,8 +182,6 @@ def _check_free(out: Path) -> None:
             f"{out}: wanted a new or an empty directory, got one that already holds something; name another"
         )
     parent = next(p for p in out.absolute().parents if p.exists())
-    import os
-
     if not os.access(parent, os.W_OK):
         raise PermissionError(f"{out}: wanted a place to write, {parent} is not writable; name another")
 
@@ -209,15 +210,21 @@ def _add_others() -> None:
 def main() -> None:
     """Entry point: a user's mistake is one line and exit status 1, never a traceback."""
     _add_others()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal in ASCII or cp1252 shows what it can, and ? for the rest
+            stream.reconfigure(errors="replace")
     try:
         app()
+    except BrokenPipeError:  # the reader of our output has gone, as head does; what was to be written is written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (ValueError, OSError, MemoryError, TypeError, IndexError, ImportError, RecursionError) as error:
         is_systems = isinstance(error, OSError) and error.errno is not None
         line = f"{error.strerror}: {error.filename}" if is_systems else str(error) or type(error).__name__
         print(f"grokscope: {visible_lines(line)}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("grokscope: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as told:
+        print(f"grokscope: {str(told) or 'interrupted'}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

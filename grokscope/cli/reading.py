@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from grokscope.text.given import decoded
+
 
 def read_text(text: str | None, file: Path | None) -> str:
     """The text of an argument, a file or standard input; exactly one of the two must be given."""
@@ -14,11 +16,4 @@ def read_text(text: str | None, file: Path | None) -> str:
         raise typer.BadParameter("give one text, or one --file")
     if text is not None:
         return text
-    try:
-        return (
-            sys.stdin.buffer.read().decode("utf-8") if str(file) == "-" else Path(str(file)).read_text(encoding="utf-8")
-        )
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file}: wanted UTF-8, got byte {error.object[error.start]:#x} at {error.start}; convert it, e.g. with iconv -t utf-8"
-        ) from error
+    return decoded(sys.stdin.buffer.read() if str(file) == "-" else Path(str(file)).expanduser().read_bytes(), str(file))

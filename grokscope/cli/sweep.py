@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 _SOURCE = "A file, folder or glob of .jsonl, .parquet or text, packed or not; - reads JSON lines from standard input."
-_LABELS = 'The field that groups the documents, e.g. "domain"; where a line has none, its file\'s name.'
+_LABELS = 'The field that groups the documents, e.g. "domain"; where a line has none, its file\'s name; "file": always that.'
 _RESUME = "A directory for what is done: the same command goes on there after an interrupt."
 _SHARD = "K/N: take every Nth document from the Kth on (from 0). The counters of all N add up."
 _RAY = "Share the documents between so many tasks of a Ray cluster: RAY_ADDRESS's, else one of this machine alone."
@@ -39,19 +40,24 @@ def sweep(  # noqa: PLR0913 - one a flag
         raise typer.BadParameter(f"--shard: wanted K/N, as in 0/4, got {shard}")
     if ray is not None and shard != "0/1":
         raise typer.BadParameter("--ray: wanted all documents for the cluster, got --shard too; leave one out")
+    out, tables = out.expanduser(), tables and tables.expanduser()
     if out.exists():
         raise FileExistsError(f"{out}: wanted a new file, got one that is there; name another")
     if tables is not None and tables.exists() and (not tables.is_dir() or any(tables.iterdir())):
         raise FileExistsError(f"{tables}: wanted a new or an empty folder, got one that holds something; name another")
     sample = None if rows is None else (rows, share)
-    if ray is None:
-        from grokscope.model.loading import load
+    try:
+        if ray is None:
+            from grokscope.model.loading import load
 
-        counters = load(model).sweep(source, labels, rows=sample, resume=resume, shard=(int(number), int(of)))
-    else:
-        from grokscope.model.on_ray import sweep_on_ray
+            counters = load(model).sweep(source, labels, rows=sample, resume=resume, shard=(int(number), int(of)))
+        else:
+            from grokscope.model.on_ray import sweep_on_ray
 
-        counters = sweep_on_ray(model, source, labels, shards=ray, rows=sample, resume=resume)
+            counters = sweep_on_ray(model, source, labels, shards=ray, rows=sample, resume=resume)
+    except KeyboardInterrupt as told:  # typer would end in silence
+        print(f"grokscope: {str(told) or 'interrupted'}", file=sys.stderr)
+        raise typer.Exit(130) from None
     counters.save(out)
     print(f"{counters.tokens:,} tokens of {counters.documents:,} documents, labels {', '.join(map(repr, counters.labels))}")
     for layer, row in zip(counters.spec.layers, counters.table("load"), strict=True):

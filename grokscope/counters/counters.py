@@ -219,12 +219,12 @@ class RoutingCounters:
         """Write one .npz, whole or not at all. The same counters give the same bytes. Raises FileExistsError for a file that is
         there, unless `overwrite`.
         """
-        file.save(Path(path), self.spec, self._tables, self._vocabulary, overwrite=overwrite)
+        file.save(Path(path).expanduser(), self.spec, self._tables, self._vocabulary, overwrite=overwrite)
 
     @classmethod
     def open(cls, path: str | Path) -> RoutingCounters:
         """Read what `save` wrote. Raises ValueError for a file that is cut short or not ours."""
-        spec, tables, vocabulary = file.load(Path(path))
+        spec, tables, vocabulary = file.load(Path(path).expanduser())
         made = cls(spec)
         made._tables, made._vocabulary = tables, vocabulary
         return made

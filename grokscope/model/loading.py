@@ -29,7 +29,7 @@ def load(
     path: str | Path | None = None,
     config: ModelConfig | None = None,
     tokenizer: Tokenizer | str | Path | None = None,
-    dtype: str = "bfloat16",
+    dtype: Any = "bfloat16",
     weights: Literal["auto", "resident", "streamed"] = "auto",
     mesh: jax.sharding.Mesh | None = None,
     quantize: Literal["int8"] | None = None,
@@ -48,10 +48,11 @@ def load(
     Raises CheckpointError (a ValueError) with every missing, truncated, mis-shaped or hostile file: nothing is unpickled.
     A layer is checked (checksums, no NaN, no infinity) when it is first read, which for streamed weights is during a run.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: wanted {' or '.join(DTYPES)}, got {dtype!r}")
+    dtype = dtype_name(dtype)
     if weights not in ("auto", "resident", "streamed"):
         raise ValueError(f'weights: wanted "auto", "resident" or "streamed", got {weights!r}')
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise TypeError(f"load: wanted a directory or a hub id, got {type(path).__name__}; save the model, then give its directory")
     keep_compiled()
     name = "pocket" if path is None else str(path)
     where = found(name)
@@ -78,6 +79,18 @@ def load(
     return Model(config, ModelWeights(blocks=blocks, **arrays), tokenizer, dtype, Path(name).name, about, mesh)
 
 
+def dtype_name(dtype: Any) -> str:
+    """The arithmetic's type by its name, from a name or a type of NumPy, JAX or torch. Raises ValueError for another."""
+    try:
+        named = isinstance(dtype, str) or hasattr(dtype, "is_floating_point")
+        name = str(dtype).removeprefix("torch.") if named else jax.numpy.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
+    if name not in DTYPES:
+        raise ValueError(f"dtype: wanted {' or '.join(DTYPES)}, got {name!r}; weights may be in any type, arithmetic in these")
+    return name
+
+
 def fits(size: int, config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None) -> bool:
     """Whether weights of so many bytes in their files may stay on the device, beside what a run needs."""
     room = device_memory()
@@ -91,7 +104,7 @@ def fits(size: int, config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | N
 def _tokenizer(given: Any, folder: Path) -> Tokenizer | None:
     if given is not None and not isinstance(given, str | Path):
         return taken(given)
-    file = tokenizer_file(folder) if given is None else Path(given)
+    file = tokenizer_file(folder) if given is None else Path(given).expanduser()
     if file is not None and file.is_dir():
         file = tokenizer_file(file) or file
     if file is not None and not file.is_file():

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grokscope.devices.memory import check_memory, plan
+from grokscope.model.elsewhere import ELSEWHERE
 from grokscope.prompt import Prompt
 from grokscope.running.chatting import chat
 from grokscope.running.generation import Generation, generate
-from grokscope.running.loaded import Loaded
+from grokscope.running.loaded import Loaded, check_arguments
 from grokscope.running.running import run
-from grokscope.transformer.edits import prepare
+from grokscope.sites import near
+from grokscope.text.given import is_whole
+from grokscope.transformer.edits import as_edits, check_texts, prepare
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,21 +28,37 @@ if TYPE_CHECKING:
     from grokscope.trace.trace import Trace
 
 
+_OF_TRACE = ("prompt", "capture", "layers", "edits", "truncate", "max_bytes", "resume", "tokens", "heads", "experts")
+_OF_GENERATE = (
+    "prompt", "max_new_tokens", "temperature", "top_p", "seed", "capture", "edits", "on_text", "layers", "tokens", "heads",
+    "experts",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, repr=False)
 class Model(Loaded):
     """A model that can be asked; `grokscope.load` makes one."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Asked for what is not there alone. Raises AttributeError with what to do instead, or the nearest name."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in ELSEWHERE:
+            raise AttributeError(f"Model has no {name!r}; here {ELSEWHERE[name]}")
+        names = [n for n in dir(type(self)) if not n.startswith("_")] + list(self.__dataclass_fields__)
+        raise AttributeError(f"Model has no {name!r}; it has {', '.join(sorted(set(names)))}{near(name, names)}")
 
     def trace(
         self,
         prompt: Any,
         capture: Any = None,
-        layers: Sequence[int] | None = None,
-        edits: Sequence[Any] = (),
+        layers: Any = None,
+        edits: Any = (),
         *,
         truncate: bool = False,
         max_bytes: int | None = None,
         resume: str | Path | None = None,
-        **select: Sequence[int] | None,
+        **select: Any,
     ) -> Trace:
         """Run the model over `prompt` and keep what happens inside.
 
@@ -56,7 +77,7 @@ class Model(Loaded):
         recorder, encoded = self.record(
             prompt, capture, layers, edits, truncate=truncate, max_bytes=max_bytes, resume=resume, **select
         )
-        provenance = self.provenance(recorder.config, recorder.capture, edits)
+        provenance = self.provenance(recorder.config, recorder.capture, as_edits(edits))
         return as_trace(recorder, encoded, self.pieces(encoded), provenance)
 
     def chat(self, messages: Sequence[Any], *, template: str | None = None, **options: Any) -> Prompt:
@@ -74,30 +95,37 @@ class Model(Loaded):
         self,
         prompt: Any,
         capture: Any = None,
-        layers: Sequence[int] | None = None,
-        edits: Sequence[Any] = (),
+        layers: Any = None,
+        edits: Any = (),
         *,
         truncate: bool = False,
         max_bytes: int | None = None,
         resume: str | Path | None = None,
-        **select: Sequence[int] | None,
+        **select: Any,
     ) -> tuple[Recorder, Prompt]:
         """What `trace` makes a trace of: the bare arrays, and the prompt as ids. For programs that must start at once."""
-        encoded = self.encode(prompt, truncate)
+        check_arguments(select, _OF_TRACE, "trace")
+        if max_bytes is not None and not isinstance(max_bytes, Real):
+            raise TypeError(f"max_bytes: wanted a number of bytes, got {str(max_bytes)[:40]!r}; as in 2e9")
+        encoded, edits = self.encode(prompt, truncate), as_edits(edits)
         config, single = prepare(edits, self.config)
-        kept = self.capture(capture, layers, **select)
+        check_texts(edits, encoded.rows)
+        kept = self.capture(capture, layers, lengths=encoded.lengths, **select)
         if kept.tokens is not None and max(kept.tokens) >= encoded.tokens:
             longest = f"0 to {encoded.tokens - 1}, the longest text's"
             raise ValueError(f"tokens: wanted some of {longest}, got {max(kept.tokens)}; leave out those after its end")
         check_memory(config, kept, (encoded.batch, encoded.tokens), max_bytes)
+        resume = None if resume is None else Path(resume).expanduser()
         return run(self, config, [encoded], kept, single, resume)[0], encoded
 
     def plan(
-        self, prompt: Any, capture: Any = None, layers: Sequence[int] | None = None, **select: Any
+        self, prompt: Any, capture: Any = None, layers: Any = None, **select: Any
     ) -> pd.DataFrame:
         """What a trace of `prompt` would keep, a row a site: its named shape and its bytes (4 a value)."""
+        check_arguments(select, [n for n in _OF_TRACE if n not in ("edits", "truncate", "max_bytes", "resume")], "plan")
         encoded = self.encode(prompt)
-        return plan(self.config, self.capture(capture, layers, **select), encoded.batch, encoded.tokens)
+        kept = self.capture(capture, layers, lengths=encoded.lengths, **select)
+        return plan(self.config, kept, encoded.batch, encoded.tokens)
 
     def generate(
         self,
@@ -107,7 +135,7 @@ class Model(Loaded):
         top_p: float = 1.0,
         seed: int = 0,
         capture: Any = None,
-        edits: Sequence[Any] = (),
+        edits: Any = (),
         **options: Any,
     ) -> Generation:
         """Continue `prompt`; see `Generation` for what comes back. temperature 0 takes the best token each time.
@@ -115,7 +143,18 @@ class Model(Loaded):
         Stops at the end-of-text token or after max_new_tokens. Options: layers, tokens, heads, experts as in `trace`;
         on_text, a function that gets each new stretch of the first text as soon as it is whole characters.
         """
-        return generate(self, prompt, max_new_tokens, (temperature, top_p, seed), capture, edits, **options)
+        check_arguments(options, _OF_GENERATE, "generate")
+        for name, value in {"max_new_tokens": max_new_tokens, "seed": seed}.items():
+            if not is_whole(value):
+                raise TypeError(f"{name}: wanted a whole number, got {type(value).__name__} {str(value)[:40]!r}; give one")
+        for name, value in {"temperature": temperature, "top_p": top_p}.items():
+            if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+                raise TypeError(f"{name}: wanted a number, got {type(value).__name__} {str(value)[:40]!r}; give one")
+        if options.get("on_text") is not None and not callable(options["on_text"]):
+            raise TypeError(f"on_text: wanted a function of a text, got {options['on_text']!r:.40}; as in on_text=print")
+        encoded, edits = self.encode(prompt), as_edits(edits)
+        check_texts(edits, encoded.rows)
+        return generate(self, encoded, max_new_tokens, (temperature, top_p, seed), capture, edits, **options)
 
     def score(self, texts: str | Iterable[str]) -> pd.DataFrame:
         """How likely each token of each text was, given all before it.
@@ -127,14 +166,14 @@ class Model(Loaded):
         """
         from grokscope.running.scoring import score
 
-        return score(self, [texts] if isinstance(texts, str) else list(texts))
+        return score(self, texts)
 
     def sweep(
         self,
         source: Any,
-        labels: str | None = None,
+        labels: Any = None,
         *,
-        edits: Sequence[Any] = (),
+        edits: Any = (),
         rows: tuple[str | Path, float] | None = None,
         resume: str | Path | None = None,
         shard: tuple[int, int] = (0, 1),
@@ -142,12 +181,13 @@ class Model(Loaded):
     ) -> RoutingCounters:
         """Routing statistics of a corpus of any size, in constant memory.
 
-        source: texts, or a file, folder or glob of .jsonl, .parquet or text, packed or not, or "-" (see
-        `corpus.read_documents`); documents go one by one, none reads another. labels: the field that groups them. rows:
-        (folder, share): the routing table of that share of the documents, chosen by a hash, as Parquet by label. resume: a
-        directory; the same call goes on there after an interrupt, and counts nothing twice. shard: (number, of how many):
-        this process takes every so-manyth document; the counters of all add up to the same bytes as one process's.
+        source: texts, a table with a column "text", or a file, folder or glob of .jsonl, .parquet or text, packed or not, or
+        "-" (see `corpus.read_documents`); documents go one by one, none reads another. labels: the field that groups them
+        ("file": the names of files), or a list or Series with a label for each document; a field that no document has is an
+        error at once. rows: (folder, share): the routing table of that share of the documents, chosen by a hash, as Parquet by
+        label. resume: a directory; the same call goes on there after an interrupt, and counts nothing twice. shard: (number,
+        of how many): this process takes every so-manyth document; the counters of all add up to the same bytes as one process's.
         """
         from grokscope.sweeps.sweep import Sweep
 
-        return Sweep(self, edits=edits, shard=shard).over(source, labels, rows, resume, progress)
+        return Sweep(self, edits=as_edits(edits), shard=shard).over(source, labels, rows, resume, progress)

@@ -39,7 +39,7 @@ ALONE = {
 def sweep_on_ray(
     model: str | Path,
     source: Any,
-    labels: str | None = None,
+    labels: Any = None,
     *,
     shards: int,
     rows: tuple[str | Path, float] | None = None,

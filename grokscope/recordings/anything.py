@@ -13,7 +13,7 @@ from grokscope.disk.arrays import ZipEntries, npy_array
 from grokscope.disk.reading import JSON_LIMIT, opened, parse_json, read_bytes, read_json
 from grokscope.recordings.moe_trace import read_moe_trace
 from grokscope.recordings.recorded import LIMIT, Hint, Recorded, merged, whole_numbers
-from grokscope.recordings.server_answers import read_node
+from grokscope.recordings.server_answers import read_node, refuse_chunks
 
 TEXT_LIMIT = JSON_LIMIT
 """The bytes of JSON or CSV: read, they take many times as much."""
@@ -24,7 +24,7 @@ def read_anything(source: Any, hint: Hint) -> Recorded:
     is_file = isinstance(source, Path) or (isinstance(source, str) and _is_path(source))
     what = str(source) if is_file else "experts"
     try:
-        return _read_file(Path(source), hint) if is_file else read_node(source, hint, "array")
+        return _read_file(Path(source).expanduser(), hint) if is_file else read_node(source, hint, "array")
     except (RecursionError, MemoryError) as error:
         raise ValueError(
             f"{what}: wanted [tokens, layers, slots], got what is nested too deep or too large ({type(error).__name__}); "
@@ -36,7 +36,7 @@ def _is_path(text: str) -> bool:
     if text.lower().endswith((".npy", ".npz", ".json", ".jsonl", ".pt", ".csv")):
         return True
     try:
-        return len(text) < 4096 and Path(text).is_file()
+        return len(text) < 4096 and Path(text).expanduser().is_file()
     except (OSError, ValueError):
         return False
 
@@ -65,6 +65,7 @@ def _by_suffix(path: Path, hint: Hint) -> Recorded:
     if suffix == ".jsonl":
         with opened(path) as lines:
             nodes = [parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+        refuse_chunks(nodes, str(path))
         return merged([read_node(n, hint, "JSON lines", f"{path}, text {i}") for i, n in enumerate(nodes)], str(path))
     if suffix == ".pt":
         from grokscope.recordings.expert_recorder import read_recorder  # its pickle machine's package brings JAX

@@ -70,6 +70,48 @@ def _cut(parts: list[np.ndarray], lengths: list[int], what: str = "experts") -> 
     return np.split(np.concatenate(parts), np.cumsum(lengths)[:-1])
 
 
+UNSIGNED = (0xFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
+"""What -1 becomes in a type without a sign."""
+
+
+def unset_in_unsigned(made: Recorded, known: int | None) -> None:
+    """-1 written into uint8, uint16, ... made -1 again: rows of nothing else, which no router chooses (of several slots).
+
+    Raises ValueError where such a number may be an expert or not: one slot, and nobody says how many experts there are.
+    """
+    several = made.texts[0].shape[2] > 1
+    for number in UNSIGNED:
+        hit = [t == number for t in made.texts]
+        if not any(h.any() for h in hit) or (known is not None and known > number):
+            continue
+        others = max((int(t[~h].max(initial=0)) for t, h in zip(made.texts, hit, strict=True)), default=0)
+        if several:
+            made.texts = [np.where(h.all(2, keepdims=True), -1, t.astype(np.int64)) for t, h in zip(made.texts, hit, strict=True)]
+            made.notes["unset_number"] = number
+        elif known is not None or 2 * others < number:
+            raise ValueError(
+                f"experts: wanted ids, got {number} beside ids of up to {others}: -1 in a type without a sign? Make it -1 "
+                f"(astype(int), then where it is {number}), or give num_experts={number + 1} if there are so many"
+            )
+
+
+def refuse_rankings(made: Recorded, router: RouterConfig | None) -> None:
+    """Raise ValueError for rows that all list the experts 0 to k - 1: a recorder's buffer or a ranking of all, no choice."""
+    k, known = made.texts[0].shape[2], router.num_experts if router else made.num_experts
+    if k == 1 or (router is not None and known == k):
+        return
+    rows = np.concatenate([t[(t >= 0).all(2)] for t in made.texts])
+    if len(rows) < 16 or (np.sort(rows, axis=1) != np.arange(k)).any():
+        return
+    in_order = (rows == np.arange(k)).all()
+    if known is None or known == k or (in_order and made.gates is None):
+        raise ValueError(
+            f"experts: wanted the chosen experts, got {'0, 1, ... in their order' if in_order else f'all of 0 to {k - 1}'} in each "
+            f"of {len(rows):,} rows: a recorder's empty buffer, or rankings of all experts; record the choice, or give "
+            f"router={'RouterConfig(num_experts=..., top_k=...)' if known is None else 'the rule, and gates'} if it is one"
+        )
+
+
 def without_dense_layers(made: Recorded) -> None:
     """Leave out the layers where no token has an expert: its slots are unset, or all 0 where there are several, for no router
     chooses one expert twice. A dense layer's part of a buffer is so.
@@ -112,9 +154,8 @@ def check_slots(made: Recorded, router: RouterConfig | None) -> int:
         raise ValueError(f"experts: wanted at most {LIMIT // 2:,} numbers, got more; read them in parts")
     for row, text in enumerate(made.texts):
         if (high := int(text.max())) >= MOST_EXPERTS:
-            raise ValueError(
-                f"experts: wanted ids below {MOST_EXPERTS:,}, got {high} in text {row}; check the encoding"
-            )
+            cause = "-1 in a type without a sign? Make it -1" if high in UNSIGNED else "check the encoding"
+            raise ValueError(f"experts: wanted ids below {MOST_EXPERTS:,}, got {high} in text {row}; {cause}")
         if (low := int(text.min())) < -1:
             raise ValueError(f"experts: wanted ids from 0, -1 if unset, got {low} in text {row}; check the encoding")
         ordered = np.sort(text, axis=-1)
@@ -133,9 +174,8 @@ def check_ids(made: Recorded) -> int:
     """How many experts there are, or must be at least. Raises ValueError for an id beyond those that are said to be."""
     largest = max(int(t.max()) for t in made.texts)
     if made.num_experts is not None and largest >= made.num_experts:
-        raise ValueError(
-            f"experts: wanted ids 0 to {made.num_experts - 1}, got {largest}; check num_experts, or the order of the dims"
-        )
+        cause = "-1 in a type without a sign? Make it -1" if largest in UNSIGNED else "check num_experts, or the order of the dims"
+        raise ValueError(f"experts: wanted ids 0 to {made.num_experts - 1}, got {largest}; {cause}")
     return made.num_experts or max(largest + 1, made.texts[0].shape[2])
 
 
@@ -148,6 +188,8 @@ def check_gates(made: Recorded) -> list[np.ndarray]:
                 f"gates: wanted the experts' {text.shape} in text {row}, got {gates.shape}; record them together"
             )
         gates = np.where(text >= 0, gates, 0).astype(np.float32)
+        if (gates < 0).any():
+            raise ValueError(f"gates: wanted weights of 0 and more, got {gates.min():.3g} in text {row}; are these the logits?")
         if not np.isfinite(gates).all():
             token, layer, slot = (int(i) for i in np.argwhere(~np.isfinite(gates))[0])
             raise ValueError(

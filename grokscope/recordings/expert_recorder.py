@@ -41,7 +41,8 @@ def read_recorder(path: str | Path) -> Recorded:
     tree = file.tree if isinstance(file.tree, dict) else {}
     records = tree.get("records")
     if not isinstance(records, list) or not records or not all(isinstance(r, dict) for r in records):
-        kind = "the counts of mode stat" if "logical_count" in tree else f"{', '.join(sorted(map(told, tree))[:5])} and no records"
+        counts = "the counts of mode stat (RoutingCounters.from_loads takes such)"
+        kind = counts if "logical_count" in tree else f"{', '.join(sorted(map(told, tree))[:5])} and no records"
         raise ValueError(f"{path}: wanted the recorder's records, got {kind}; {_AGAIN}")
     logical = tree.get("last_physical_to_logical_map")
     to_logical = file.array(logical) if isinstance(logical, Tensor) else None

@@ -98,6 +98,11 @@ def _bare(table: pd.DataFrame, path: Path, hint: Hint) -> Recorded:
 def _tidy(table: pd.DataFrame, path: Path) -> Recorded:
     table = table.rename(columns=lambda c: _ALIASES.get(str(c).strip().lower(), str(c).strip().lower()))
     table = table.loc[:, ~table.columns.duplicated()]
+    if {"layer", "expert", "count"} <= {str(c).removesuffix("_id") for c in table.columns} and "token" not in table:
+        raise ValueError(
+            f"{path}: wanted the experts of each token, got counts, which name no token; make an array [layers, experts] of "
+            "them and give it to grokscope.RoutingCounters.from_loads"
+        )
     if missing := {"token", "layer", "expert"} - set(table.columns):
         raise ValueError(
             f"{path}: wanted columns token, layer and expert, got no {', '.join(sorted(missing))}; name them"

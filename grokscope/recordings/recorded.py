@@ -114,5 +114,6 @@ def as_array(values: Any, what: str) -> np.ndarray:
             f"{what}: wanted an array of numbers, got {type(values).__name__} ({error}); make it even"
         ) from None
     if array.dtype.kind not in "iuf":
-        raise ValueError(f"{what}: wanted an array of numbers, got {array.dtype}; leave out what is no number")
+        kind = type(np.ravel(array)[0]).__name__ if array.dtype == object and array.size else str(array.dtype)
+        raise ValueError(f"{what}: wanted an array of numbers, got {kind}; give the arrays [tokens, layers, slots] themselves")
     return array

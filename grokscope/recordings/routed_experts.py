@@ -24,7 +24,9 @@ from grokscope.recordings.checks import (
     check_ids,
     check_slots,
     note_partly_unset,
+    refuse_rankings,
     split,
+    unset_in_unsigned,
     without_dense_layers,
 )
 from grokscope.recordings.recorded import LIMIT, Hint, Recorded, names_its_file, whole_numbers
@@ -79,10 +81,12 @@ def read_routed_experts(
     made.sequence_lengths = made.sequence_lengths if lengths is None else lengths
     split(made)
     made.model = model
+    made.num_experts = router.num_experts if router else num_experts or made.num_experts
+    unset_in_unsigned(made, made.num_experts)
     without_dense_layers(made)
     note_partly_unset(made)
     k = check_slots(made, router)
-    made.num_experts = router.num_experts if router else num_experts or made.num_experts
+    refuse_rankings(made, router)
     at_least = check_ids(made)
     rule = router or RouterConfig(num_experts=at_least, top_k=k)
     sites = {"router.experts": padded(made.texts, -1, np.int32)}

@@ -57,21 +57,36 @@ def read_router_logits(
     return recording_trace(sites, made, router, [])
 
 
+_STEPS = "join them along the tokens: [np.concatenate([step[n] for step in steps]) for n in range(layers)]"
+
+
 def _even(
     logits: Sequence[Any], mask: np.ndarray | None, router: RouterConfig
 ) -> tuple[list[int], np.ndarray, np.ndarray]:
     """The layers that have a router, their logits [layer, batch, token, expert], and the mask."""
+    if isinstance(logits, dict | str | bytes) or not hasattr(logits, "__iter__"):
+        raise TypeError(f"logits: wanted an array for each layer, got {type(logits).__name__}; give output.router_logits")
     kept = [i for i, layer in enumerate(logits) if layer is not None]
+    tuples = [logits[i] for i in kept if isinstance(logits[i], list | tuple) and len(logits[i])]
+    if any(len(getattr(t[0], "shape", ())) >= 2 for t in tuples):
+        raise ValueError(f"logits: wanted an array for each layer, got {len(kept)} steps of generate, each of some; {_STEPS}")
     if not kept:
         raise ValueError(
             "logits: wanted an array for each layer, got none; run the model with output_router_logits=True"
         )
     raw = [_rows(as_array(_plain(logits[i]), f"logits[{i}]"), mask, router, i) for i in kept]
+    told = mask is not None
     if mask is None:
         mask = np.ones(raw[0].shape[:2], bool)
     if any(r.shape != raw[0].shape for r in raw):
         raise ValueError(
-            f"logits: wanted the same shape in all layers, got {sorted({r.shape for r in raw})}; read them apart"
+            f"logits: wanted the same shape in all layers, got {sorted({r.shape for r in raw})}; if these are the steps of "
+            f"generate, {_STEPS}"
+        )
+    if not told and raw[0].shape[1] == 1 < raw[0].shape[0]:
+        raise ValueError(
+            f"logits: wanted texts, got {raw[0].shape[0]} of one token each: are these the layers of a step of generate? Then "
+            f"{_STEPS}; else say so by attention_mask=np.ones({raw[0].shape[:2]})"
         )
     if 4 * sum(r.size for r in raw) > LIMIT // 4:
         raise ValueError(
@@ -82,9 +97,21 @@ def _even(
     every = np.stack(raw)
     every[:, ~mask] = 0  # whatever the model left in its padding
     seen = every[:, mask]
-    if seen.size >= 64 and (seen >= 0).all() and np.allclose(seen.sum(axis=-1), 1, atol=1e-3):
-        raise ValueError("logits: wanted logits, got probabilities (all rows sum to 1); give np.log of them")
+    _refuse_probabilities(seen)
     return kept, every, mask
+
+
+def _refuse_probabilities(seen: np.ndarray) -> None:
+    """Some models record what comes after the softmax, in float16 or bfloat16 too, whose rows miss 1 by a little."""
+    if seen.min() < 0 or seen.max() == 0:
+        return
+    if np.abs(seen.sum(axis=-1) - 1).max() < 0.03 and seen.shape[-1] > 1:
+        raise ValueError("logits: wanted logits, got probabilities (all rows sum to 1); give np.log of them")
+    if seen.size >= 64 and seen.max() <= 1:
+        raise ValueError(
+            "logits: wanted logits, got numbers from 0 to 1 alone: probabilities of the chosen, or a sigmoid's scores; give what "
+            "comes before them"
+        )
 
 
 def _plain(values: Any) -> Any:

@@ -33,12 +33,47 @@ def read_node(node: Any, hint: Hint, format: str, what: str = "experts") -> Reco
     """A server's answer, an array, nested lists or a base64 string; or several of them, one a text."""
     if isinstance(node, str):
         return Recorded([_decoded(node, hint, what)], "base64")
+    node = _plain(node)
     if isinstance(node, dict):
         return _answer(node, hint, format, what)
     if isinstance(node, (list, tuple)) and node and (isinstance(node[0], (str, dict)) or _depth(node) == 4):
+        refuse_chunks(node, what)
         return merged([read_node(part, hint, format, f"{what}, text {i}") for i, part in enumerate(node)], what)
     array = as_array(node, what)
     return Recorded(list(array) if array.ndim == 4 else [array], format)
+
+
+def _plain(node: Any) -> Any:
+    """The objects of vLLM's LLM.generate and of clients of its server as the dicts that a server sends."""
+    if isinstance(node, list | tuple) and node and any(hasattr(node[0], name) for name in ("outputs", "model_dump")):
+        return [_plain(part) for part in node]
+    if hasattr(node, "model_dump"):
+        return node.model_dump()
+    if hasattr(node, "outputs"):
+        shared = ("prompt_routed_experts", "prompt_token_ids")
+        each = ("index", "token_ids", "routed_experts")
+        choices = [{n: getattr(choice, n, None) for n in each} for choice in node.outputs]
+        return {n: getattr(node, n, None) for n in shared} | {"choices": choices, "request_id": getattr(node, "request_id", None)}
+    return node
+
+
+def refuse_chunks(nodes: Sequence[Any], what: str) -> None:
+    """Raise ValueError where several answers are parts of one: a stream's chunks have one id, and each its own tokens."""
+    seen: set[tuple[Any, Any]] = set()
+    for node in nodes:
+        if not isinstance(node, dict):
+            continue
+        about = node.get("meta_info")
+        name = node.get("id") or node.get("request_id") or (about.get("id") if isinstance(about, dict) else None)
+        choices = node.get("choices")
+        places = [c.get("index") for c in choices if isinstance(c, dict)] if isinstance(choices, list) else [None]
+        for key in ((str(name), str(place)) for place in places):
+            if name is not None and key in seen:
+                raise ValueError(
+                    f"{what}: wanted one answer a text, got several with the id {str(name)[:40]!r}, the chunks of one stream; join "
+                    "their routed_experts along the tokens, or ask the server without stream"
+                )
+            seen.add(key)
 
 
 def _depth(node: Any) -> int:
@@ -87,9 +122,13 @@ def _choice(node: dict[str, Any], hint: Hint, format: str, what: str) -> Recorde
             f"{what}: wanted [tokens, layers, slots], got {[t.shape for t in own]}; give one answer a text"
         )
     text = np.concatenate(own)
-    ids = [i for n in ("prompt_token_ids", "token_ids") for i in node.get(n) or ()]
+    ids = [i for n in ("prompt_token_ids", "token_ids") for i in _listed(node.get(n))]
     known = len(ids) in (len(text), len(text) + 1) and all(type(i) is int for i in ids)
     return Recorded([text], format, token_ids=[np.asarray(ids[: len(text)])] if known else None)
+
+
+def _listed(values: Any) -> list[Any]:
+    return [] if values is None else values.tolist() if hasattr(values, "tolist") else list(values)
 
 
 def _ours(node: dict[str, Any], hint: Hint, format: str, what: str) -> Recorded:

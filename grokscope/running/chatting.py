@@ -39,6 +39,17 @@ def _spans(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]
     return ids, list(pairwise([0, *ends]))
 
 
+def parted(tokenizer: Any, ids: Sequence[int], first: int) -> tuple[str, str]:
+    """(the text of the tokens before `first`, that of the others as it follows on them): together the text of all. Decoded by
+    themselves the others would lose a space that they begin with, or a character that the two share.
+    """
+    if tokenizer is None:
+        return "", ""
+    whole, before = tokenizer.decode(ids), tokenizer.decode(ids[:first])
+    same = next((n for n, (a, b) in enumerate(zip(whole, before, strict=False)) if a != b), min(len(whole), len(before)))
+    return whole[:same], whole[same:]
+
+
 def continued(classes: dict[str, list[list[str]]], pieces: Sequence[Sequence[str]]) -> dict[str, list[list[str]]]:
     """The classes of texts that went on after a chat's prompt: the assistant's, thinking or answer by its marks."""
     roles, stages = [], []

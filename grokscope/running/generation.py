@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from grokscope.prompt import Prompt
+from grokscope.running.chatting import parted
 from grokscope.running.decoding import AHEAD, Session
 
 if TYPE_CHECKING:
@@ -71,9 +72,9 @@ def generate(
         _say(f"the prompt took {each:,.1f} s, and so will each token: {each * max_new_tokens / 60:,.1f} minutes for all")
     for _ in session.tokens(how, ahead=1 if on_text else AHEAD):
         stream.update(session.rows[0])
-    decode = model.tokenizer.decode if model.tokenizer else lambda _: ""
     rows = session.rows
-    texts, new = [decode(r) for r in rows], [decode(r[n:]) for r, n in zip(rows, encoded.lengths, strict=True)]
+    parts = [parted(model.tokenizer, r, n) for r, n in zip(rows, encoded.lengths, strict=True)]
+    texts, new = [before + after for before, after in parts], [after for _, after in parts]
     trace = session.trace(edits) if wanted.sites else None
     return Generation(*((x[0] if single else x) for x in (texts, new, rows)), trace)
 
@@ -99,7 +100,7 @@ class _Stream:
     def __init__(self, model: Loaded, prompt: list[int], on_text: Callable[[str], None] | None) -> None:
         self._decode = model.tokenizer.decode if model.tokenizer else None
         self._on_text = on_text
-        self._shown = len(self._decode(prompt)) if self._decode and on_text else 0
+        self._shown = len(self._decode(prompt).rstrip("\ufffd")) if self._decode and on_text else 0
 
     def update(self, ids: list[int]) -> None:
         if self._on_text and self._decode:

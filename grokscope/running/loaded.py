@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,46 @@ import numpy as np
 from grokscope.config import ModelConfig
 from grokscope.devices.sharding import Layout
 from grokscope.prompt import Encoder, Prompt
-from grokscope.sites import SITES, Capture, parse_site
+from grokscope.sites import SITES, Capture, names_of, near, parse_site
 from grokscope.text.tokenizer import Tokenizer
 from grokscope.trace.recorder import kept_layers
+from grokscope.transformer.selecting import indices
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.weights import ModelWeights
 from grokscope.versions import versions
+
+_LIMITS = ("tokens", "heads", "experts")
+_ELSEWHERE = {
+    "max_length": "max_new_tokens", "max_tokens": "max_new_tokens", "n_tokens": "max_new_tokens", "do_sample": "temperature",
+    "names_filter": "capture", "sites": "capture", "hooks": "edits", "fwd_hooks": "edits", "layer": "layers",
+}  # fmt: skip
+"""Other libraries' words for an argument."""
+
+
+def check_arguments(given: Iterable[str], known: Iterable[str], who: str) -> None:
+    """Raise TypeError for an argument that is none of the known ones, with the nearest."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            other = _ELSEWHERE.get(name)
+            hint = f"; did you mean {other!r}?" if other in known else near(name, known)
+            raise TypeError(f"{who}: wanted arguments of {', '.join(known)}, got {name!r}{hint}")
+
+
+def _kept_tokens(selected: Any, most: int, lengths: Sequence[int] | None) -> list[int]:
+    """Positions from 0 on; negative ones and slices from the end of texts that all have the same length."""
+    from_end = isinstance(selected, slice) or (np.asarray(selected) < 0).any() if not isinstance(selected, str) else False
+    if from_end and lengths is None:
+        raise ValueError(
+            f"tokens: wanted positions from 0 on, got {selected}: where a text ends is not known before it is written; keep all "
+            "and choose afterwards, as in trace[site].isel(token=-1)"
+        )
+    if from_end and lengths is not None and len(set(map(int, lengths))) > 1:
+        raise ValueError(
+            f"tokens: wanted positions from 0 on, got {selected}: these texts end at different places; trace them "
+            "apart, or keep all"
+        )
+    return indices(selected, int(max(lengths)) if from_end and lengths is not None else most, "tokens", "capture")
 
 
 @dataclass(frozen=True)
@@ -47,31 +81,32 @@ class Loaded:
         config = self.config
         return Encoder(self.tokenizer, config.vocab_size, config.max_tokens, config.bos_id)(prompt, truncate)
 
-    def capture(self, sites: Any = None, layers: Sequence[int] | None = None, **select: Any) -> Capture:
-        """What to keep, checked against this model; see `Capture`."""
-        made = Capture.of(sites, layers, **select)
+    def capture(self, sites: Any = None, layers: Any = None, *, lengths: Sequence[int] | None = None, **select: Any) -> Capture:
+        """What to keep, checked against this model; see `Capture`. lengths: of the texts, where they are known, from whose
+        ends negative tokens count.
+        """
+        check_arguments(select, {"tokens", "heads", "experts"}, "capture")
+        config = self.config
+        made = sites if isinstance(sites, Capture) else None
+        given = Capture.of(made, layers, **select) if made else None  # refuses both
+        chosen = {n: getattr(given, n) for n in ("layers", *_LIMITS)} if given else {"layers": layers, **select}
+        sizes = {"layers": config.num_layers, "heads": config.num_heads, "experts": config.router.num_experts}
+        chosen |= {n: indices(chosen[n], size, n, "capture") for n, size in sizes.items() if chosen.get(n) is not None}
+        if chosen.get("tokens") is not None:
+            chosen["tokens"] = _kept_tokens(chosen["tokens"], config.max_tokens, lengths)
+        made = Capture.of(made.sites if made else sites, **chosen)
         if made.layers is not None:  # from 0 on, checked: a negative one would match no block
-            made = dataclasses.replace(made, layers=tuple(kept_layers(made, self.config)))
+            made = dataclasses.replace(made, layers=tuple(kept_layers(made, config)))
         if made.layers == ():
-            raise ValueError(f"layers: wanted some of 0 to {self.config.num_layers - 1}, got none")
-        has = [s for s in self.sites if not SITES[s].in_block or kept_layers(made, self.config, s)]
+            raise ValueError(f"layers: wanted some of 0 to {config.num_layers - 1}, got none")
+        has = [s for s in self.sites if not SITES[s].in_block or kept_layers(made, config, s)]
         lacks = [s for s in made.sites if s not in has]
-        named = [] if sites is None or isinstance(sites, Capture) else [s for s in np.atleast_1d(sites) if "*" not in s]
-        if wrong := [s for s in lacks if any(parse_site(n)[0] == s for n in named)]:
+        named = [n[0] if isinstance(n, tuple) else n for n in names_of(sites)] if sites is not None and given is None else []
+        if wrong := [s for s in lacks if any(parse_site(n)[0] == s for n in named if "*" not in n)]:
             where = "this model" if made.layers is None else f"layers {', '.join(map(str, made.layers))} of this model"
-            where = "a dense model" if self.config.is_dense else where
+            where = "a dense model" if config.is_dense else where
             raise ValueError(f"capture: {where} has no {', '.join(wrong)}; it has {', '.join(has)}")
-        made = dataclasses.replace(made, sites=tuple(s for s in made.sites if s in has))
-        limits = {
-            "heads": self.config.num_heads,
-            "experts": self.config.router.num_experts,
-            "tokens": self.config.max_tokens,
-        }
-        for name, size in limits.items():
-            chosen = getattr(made, name)
-            if chosen is not None and (not chosen or not all(0 <= i < size for i in chosen)):
-                raise ValueError(f"{name}: wanted some of 0 to {size - 1}, got {list(chosen)}")
-        return made
+        return dataclasses.replace(made, sites=tuple(s for s in made.sites if s in has))
 
     def pieces(self, prompt: Prompt) -> list[list[str]]:
         """What a reader sees of each token; the ids in brackets where there is no tokenizer."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from grokscope.prompt import bucket
 from grokscope.sites import Capture
+from grokscope.text.given import texts_of
 from grokscope.text.tokenizer import with_prefix
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.forward import Call, Record, Run, run_layers
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
     from grokscope.running.loaded import Loaded
 
 
-def score(model: Loaded, texts: list[str]) -> pd.DataFrame:
+def score(model: Loaded, given: Any) -> pd.DataFrame:
     """See `Model.score`."""
     import pandas as pd
 
     if model.tokenizer is None:
         raise ValueError("score: wanted a model with a tokenizer; pass tokenizer= to load")
-    frames = []
+    frames, texts = [], texts_of(given, "score")
+    if not texts:
+        raise ValueError("score: wanted at least one text, got none; give one")
     for number, text in enumerate(texts):
         start, ids = with_prefix(model.tokenizer, text, model.config.bos_id)
         if not ids:

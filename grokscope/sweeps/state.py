@@ -26,7 +26,7 @@ class State:
     """
 
     def __init__(self, folder: str | Path | None, about: dict[str, Any]) -> None:
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else Path(folder).expanduser()
         self._digest = ""
         self._found = ""
         self._lock = None if self.folder is None else claim(self.folder, "sweep", about, ["counters-*.npz"])

@@ -26,9 +26,10 @@ from grokscope.harmless import told
 from grokscope.prompt import Prompt, bucket
 from grokscope.running.running import TOKENS_IN_A_CALL, run
 from grokscope.sites import ROUTING, Capture
-from grokscope.sweeps.corpus import Document, read_documents
+from grokscope.sweeps.corpus import Document, labels_of, read_documents
 from grokscope.sweeps.state import Piece, State
 from grokscope.tables.export import routing_table
+from grokscope.text.given import is_whole
 from grokscope.text.tokenizer import with_prefix
 from grokscope.trace.trace import Trace, as_trace
 from grokscope.transformer.edits import prepare
@@ -52,7 +53,7 @@ class Sweep:
     """One pass over a corpus; `Model.sweep` runs it."""
 
     def __init__(self, model: Loaded, *, edits: Sequence[Any] = (), shard: tuple[int, int] = (0, 1)) -> None:
-        if not 0 <= shard[0] < shard[1]:
+        if not isinstance(shard, tuple | list) or [*map(is_whole, shard)] != [True, True] or not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard: wanted (number, of how many) with 0 <= number < how many, got {shard}")
         self.model, self.edits, self.shard = model, edits, shard
         self.config, self.lowered = prepare(edits, model.config)
@@ -60,7 +61,7 @@ class Sweep:
         self.counters: RoutingCounters | None = None
         self.documents, self.most_labels, self._is_told = 0, 0, False
 
-    def pieces(self, source: Any, label: str | None) -> Iterator[list[Piece]]:
+    def pieces(self, source: Any, label: Any) -> Iterator[list[Piece]]:
         """The pieces of each document of this shard."""
         first, step = self.shard
         for document in islice(read_documents(source, label), first, None, step):
@@ -116,30 +117,37 @@ class Sweep:
     def over(
         self,
         source: Any,
-        label: str | None,
+        label: Any,
         rows: tuple[str | Path, float] | None = None,
         resume: str | Path | None = None,
         progress: bool = True,
     ) -> RoutingCounters:
         """Count a whole source; see `Model.sweep`."""
-        if rows is not None and not 0 < rows[1] <= 1:
-            raise ValueError(f"rows: wanted a share of the documents above 0, up to 1, got {rows[1]}")
-        about = {"shard": list(self.shard), "labels": label, "source": str(source)[:500]}
+        pair = isinstance(rows, tuple | list) and len(rows) == 2 and isinstance(rows[1], int | float)
+        if rows is not None and not (pair and 0 < rows[1] <= 1):
+            raise ValueError(f"rows: wanted (folder, share of the documents above 0, up to 1), got {rows!r:.60}; give both")
+        given = label is not None and not isinstance(label, str)
+        label = labels_of(label) if given else label
+        about = {"shard": list(self.shard), "labels": "given" if given else label, "source": str(source)[:500]}
         with State(resume, about) as state, tqdm(
             unit="token", unit_scale=True, desc="sweep", delay=1, disable=None if progress else True
         ) as bar:
             self.documents, self.counters = state.newest()
             documents = state.after(self.pieces(source, label), self.documents)
             window = _call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
-            for number, pieces in _windows(documents, window):
-                sampled = [_sampled(*counted, rows[1]) if rows else None for counted in self.count(pieces)]
-                if rows:
-                    _write_rows(sampled, rows[0], f"{self.shard[0]:05d}-{self.documents:012d}")
-                self.documents += number
-                state.add(pieces)
-                bar.update(sum(len(p[0]) for p in pieces))
-                bar.set_postfix(documents=self.documents, max_load=f"{_largest_load(self.counters):.2f}")
-                state.save(self.documents, self.counters)
+            try:
+                for number, pieces in _windows(documents, window):
+                    sampled = [_sampled(*counted, rows[1]) if rows else None for counted in self.count(pieces)]
+                    if rows:
+                        _write_rows(sampled, rows[0], f"{self.shard[0]:05d}-{self.documents:012d}")
+                    self.documents += number
+                    state.add(pieces)
+                    bar.update(sum(len(p[0]) for p in pieces))
+                    bar.set_postfix(documents=self.documents, max_load=f"{_largest_load(self.counters):.2f}")
+                    state.save(self.documents, self.counters)
+            except KeyboardInterrupt:
+                kept = f"kept in {state.folder}: the same call goes on there" if state.folder else "not kept; with resume= they are"
+                raise KeyboardInterrupt(f"sweep: interrupted, {self.documents:,} documents are counted and {kept}") from None
         if self.counters is None:
             raise ValueError("sweep: wanted at least one document, got none; look at the source")
         return self.counters
@@ -206,7 +214,7 @@ def _write_rows(tables: Sequence[pd.DataFrame], folder: str | Path, name: str) -
         place = f"label={quote(str(label), safe=' ')}"
         if len(place) > LONGEST_NAME:
             raise ValueError(f"rows: wanted labels that can name a folder, got {told(label)}; give the documents shorter ones")
-        where = Path(folder) / place
+        where = Path(folder).expanduser() / place
         where.mkdir(parents=True, exist_ok=True)
         with whole_file(where / f"{name}.parquet", replace=True) as file:
             table.drop(columns="label").to_parquet(file, index=False)

@@ -46,7 +46,7 @@ def export(x: Routing, out: str | Path, format: Literal["csv", "parquet"] = "csv
     """
     if format not in ("csv", "parquet"):
         raise ValueError(f'format: wanted "csv" or "parquet", got {format!r}')
-    out = Path(out)
+    out = Path(out).expanduser()
     try:
         with whole_folder(out) as scratch:
             _write(x, scratch, format, full)

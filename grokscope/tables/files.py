@@ -137,7 +137,7 @@ def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
 
     Raises FileNotFoundError where there are none, ValueError for a table that is damaged or of a later version.
     """
-    folder, found = Path(folder), {}
+    folder, found = Path(folder).expanduser(), {}
     if not (run := folder / "run.json").is_file():
         raise FileNotFoundError(f"{folder}: wanted a folder that gs.export wrote, got one without run.json; name another")
     about = read_json(run)

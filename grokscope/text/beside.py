@@ -17,7 +17,7 @@ class Beside:
     @cached_property
     def _config(self) -> dict[str, Any]:
         try:
-            found = json.loads((self._folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            found = json.loads((self._folder / "tokenizer_config.json").read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
@@ -44,7 +44,7 @@ class Beside:
     def chat_template(self) -> str | None:
         """Jinja source: chat_template.jinja, else the config's own (of several the one named default)."""
         try:
-            return (self._folder / "chat_template.jinja").read_text(encoding="utf-8")
+            return (self._folder / "chat_template.jinja").read_text(encoding="utf-8-sig")
         except (OSError, ValueError):
             said = self._config.get("chat_template")
         if isinstance(said, list):

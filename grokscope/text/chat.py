@@ -56,11 +56,15 @@ def render(template: str, messages: Sequence[Message], special: Mapping[str, str
 
 
 def _check(messages: Sequence[Message]) -> None:
-    good = not isinstance(messages, str | Mapping) and len(messages) > 0
+    good = isinstance(messages, Sequence) and not isinstance(messages, str | bytes) and len(messages) > 0
     if not good or not all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in messages):
         raise ValueError(
             'chat: wanted messages like [{"role": "user", "content": "..."}], each with a role, got ' + repr(messages)[:80]
         )
+    for number, message in enumerate(messages):
+        if not isinstance(content := message.get("content"), str | list | None):
+            kind = type(content).__name__
+            raise ValueError(f"chat: message {number}: wanted a text in content, got {kind} {content!r:.40}; make it a str")
 
 
 def parts_of(text: str, messages: Sequence[Message]) -> list[Part]:

@@ -86,10 +86,10 @@ class Foreign:
         if not 0 <= i < self.vocab_size:
             return f"[{i}]"
         own = self._tokenizer
-        name = own.convert_ids_to_tokens(i) if hasattr(own, "convert_ids_to_tokens") else None
-        if not isinstance(name, str):
+        named = own.convert_ids_to_tokens([i]) if hasattr(own, "convert_ids_to_tokens") else ()
+        if len(named) != 1 or not isinstance(named[0], str):
             return visible(own.decode([i]).replace(" ", "▁"))
-        return of_bytes(name) if "Ġ" in name or set(name) & set("ĊÃÂ") else visible(name)
+        return of_bytes(named[0]) if "Ġ" in named[0] or set(named[0]) & set("ĊÃÂ") else visible(named[0])
 
 
 def taken(tokenizer: Any) -> Tokenizer:

@@ -14,7 +14,7 @@ import xarray as xr
 from grokscope.config import ModelConfig
 from grokscope.harmless import html, html_block, html_table, visible
 from grokscope.prompt import Prompt
-from grokscope.sites import SITES, parse_site
+from grokscope.sites import SITES, near, parse_site
 from grokscope.trace import store
 from grokscope.trace.recorder import OF_VALUES, Recorder, kept_layers
 from grokscope.trace.store import PROVENANCE
@@ -36,7 +36,9 @@ class Trace:
 
     def __getitem__(self, key: str | tuple[str, int]) -> xr.DataArray:
         """A site's array, by our name or TransformerLens's; with a layer, of that layer alone."""
-        name, layer = key if isinstance(key, tuple) else (key, None)
+        name, layer = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
+        if layer is not None and (isinstance(layer, bool) or not hasattr(layer, "__index__")):
+            raise ValueError(f"trace: wanted (site, number of a layer), got {key!r:.60}; choose other dims by .sel")
         site, named_layer = parse_site(name)
         layer = named_layer if layer is None else layer
         if site not in self.data:
@@ -56,10 +58,10 @@ class Trace:
             raise ValueError(f"this trace kept layers {kept} of {site}, not {layer}; run again with layers=[{layer}]")
         return array.sel(layer=wanted)
 
-    def __contains__(self, name: str) -> bool:
-        """Whether a site was kept, by our name or TransformerLens's."""
+    def __contains__(self, key: object) -> bool:
+        """Whether a site was kept, by our name or TransformerLens's; with a layer, whether of that layer."""
         try:
-            return parse_site(name)[0] in self.data
+            return self[key] is not None
         except ValueError:
             return False
 
@@ -100,7 +102,15 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write to a new Zarr directory, without loss; `grokscope.open_trace` opens it."""
-        store.save(self.data, path)
+        store.save(self.data, Path(path).expanduser())
+
+    def __getattr__(self, name: str) -> Any:
+        """Asked for what is not there alone. Raises AttributeError with the nearest name."""
+        if name.startswith("_") or name == "data":
+            raise AttributeError(name)
+        names = [n for n in dir(type(self)) if not n.startswith("_")] + ["data"]
+        site = f'; a site is trace["{name}"]' if name in SITES else near(name, [*names, *SITES])
+        raise AttributeError(f"Trace has no {name!r}; it has {', '.join(names)}{site}")
 
     def __repr__(self) -> str:
         sizes = dict(self.data.sizes)
@@ -168,4 +178,4 @@ def open_trace(path: str | Path) -> Trace:
 
     Raises FileNotFoundError, or ValueError for a directory that is no trace, is incomplete, or comes from a newer version.
     """
-    return Trace(store.load(path))
+    return Trace(store.load(Path(path).expanduser()))

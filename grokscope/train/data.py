@@ -6,12 +6,15 @@ evenly over the run. Documents follow each other in rows of one context; a token
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +34,7 @@ class Corpus:
 
 def corpus_files(folder: str | Path) -> list[Path]:
     """The training files of a folder (`train-*.jsonl*`), sorted by name."""
-    files = sorted(p for p in Path(folder).glob("train-*.jsonl*"))
+    files = sorted(p for p in Path(folder).expanduser().glob("train-*.jsonl*"))
     if not files:
         raise FileNotFoundError(f"{folder}: wanted files named train-<domain>.jsonl[.xz|.bz2|.gz], found none")
     return files
@@ -42,23 +45,51 @@ def tokenize_corpus(folder: str | Path, tokenizer: str | Path, cache: str | Path
     cache = Path(cache)
     cache.mkdir(parents=True, exist_ok=True)
     files = corpus_files(folder)
-    missing = [f for f in files if not (cache / f"{f.name}.npz").exists()]
+    kept = {f: cache / f"{f.name}.{_digest(f, Path(tokenizer))}.npz" for f in files}
+    missing = [f for f in files if not kept[f].exists()]
     with ProcessPoolExecutor(min(len(missing) or 1, os.cpu_count() or 1)) as pool:
-        list(pool.map(partial(_tokenize_file, tokenizer=str(tokenizer), cache=cache), missing))
+        list(pool.map(partial(_tokenize_file, tokenizer=str(tokenizer)), missing, [kept[f] for f in missing]))
     made = []
     for f in files:
-        with np.load(cache / f"{f.name}.npz") as arrays:
+        with np.load(kept[f]) as arrays:
             made.append(Corpus(f.name.split(".")[0].removeprefix("train-"), arrays["ids"], arrays["starts"]))
     return made
 
 
-def _tokenize_file(path: Path, tokenizer: str, cache: Path) -> None:
+def open_tokenizer(path: str | Path) -> Any:
+    """A SentencePiece model that can be trained with. Raises ValueError for another file, and for other ids of BOS and EOS."""
     import sentencepiece
 
-    model = sentencepiece.SentencePieceProcessor(model_file=tokenizer)
-    documents = [np.array(model.encode(d.text, add_bos=True, add_eos=True), np.uint16) for d in read_documents(path, "domain")]
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: wanted a SentencePiece model, got something else ({str(error)[:80]}); `grokscope train tokenizer` makes one"
+        ) from None
+    size, marks = model.get_piece_size(), (model.bos_id(), model.eos_id())
+    if marks != (1, 2) or size > 1 << 16:
+        raise ValueError(
+            f"{path}: wanted up to 65,536 pieces, BOS at 1 and EOS at 2, got {size:,} pieces, {marks[0]} and {marks[1]}; make one "
+            "with `grokscope train tokenizer`"
+        )
+    return model
+
+
+def _digest(*paths: Path) -> str:
+    """Of what the ids follow from: others of the same name must not pass for them."""
+    made = hashlib.blake2b(digest_size=8)
+    for path in paths:
+        made.update(path.read_bytes())
+    return made.hexdigest()
+
+
+def _tokenize_file(path: Path, kept: Path, tokenizer: str) -> None:
+    model = open_tokenizer(tokenizer)
+    documents = [np.array(model.encode(d.text, add_bos=True, add_eos=True), np.uint16) for d in read_documents(path)]
+    if not documents:
+        raise ValueError(f"{path}: wanted at least one document, got none; leave the file out")
     starts = np.cumsum([0, *(len(d) for d in documents)])
-    with whole_file(cache / f"{path.name}.npz", replace=True) as file:
+    with whole_file(kept, replace=True) as file:
         np.savez(file, ids=np.concatenate(documents), starts=starts)
 
 
@@ -71,13 +102,20 @@ def plan(corpora: list[Corpus], tokens: int, power: float, seed: int) -> tuple[n
     for index, corpus in enumerate(corpora):
         needed = tokens * share[index] / len(corpus.ids)
         passes[corpus.domain] = needed
-        count = len(corpus.starts) - 1
+        number_of = len(corpus.starts) - 1
         for number in range(int(np.ceil(needed))):
-            order = rng.permutation(count)[: int(np.ceil(count * min(1.0, needed - number)))]
+            order = rng.permutation(number_of)[: int(np.ceil(number_of * min(1.0, needed - number)))]
             rows.append(np.stack([np.full(len(order), index), order], axis=1))
             width = min(1.0, needed - number)
             times.append((number + width * np.sort(rng.random(len(order)))) / needed)
     return np.concatenate(rows)[np.argsort(np.concatenate(times), kind="stable")], passes
+
+
+def _documents(corpora: list[Corpus], recipe: Recipe) -> Iterator[np.ndarray]:
+    """A run's documents in their order; where rounding takes more than were planned, another order of the same."""
+    for again in count():
+        order, _ = plan(corpora, int(recipe.tokens * 1.02), recipe.domain_power, recipe.seed + again)
+        yield from (corpora[c].ids[corpora[c].starts[d] : corpora[c].starts[d + 1]] for c, d in order)
 
 
 def batches(corpora: list[Corpus], recipe: Recipe, first_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -86,8 +124,7 @@ def batches(corpora: list[Corpus], recipe: Recipe, first_step: int = 0) -> Itera
     A row holds one more token than its context predicts from: ids[:, 1:] are the answers to ids[:, :-1], so rows overlap
     by one token. Segments count the documents of a row from 1.
     """
-    order, _ = plan(corpora, int(recipe.tokens * 1.02), recipe.domain_power, recipe.seed)
-    documents = (corpora[c].ids[corpora[c].starts[d] : corpora[c].starts[d + 1]] for c, d in order)
+    documents = _documents(corpora, recipe)
     left = np.empty(0, np.uint16)
     step = 0
     for context, share in recipe.contexts:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from grokscope.model.model import Model
 from grokscope.running.scoring import read_window
-from grokscope.sweeps.corpus import Document, read_documents
+from grokscope.sweeps.corpus import Document, field_or_file, read_documents
 
 
 def evaluate(model: Model, heldout: str | Path, documents: int | None = None) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def evaluate(model: Model, heldout: str | Path, documents: int | None = None) ->
     domains: list[str] = []
     bits, sizes = {}, {}
     first, slots = [], []
-    chosen = [d for d in read_documents(heldout, "domain") if _take(d, seen, documents)]
+    chosen = [d for d in read_documents(heldout, field_or_file(heldout, "domain")) if _take(d, seen, documents)]
     for document in tqdm(chosen, unit="document"):
         nats, experts, size = _read(model, document)
         bits[document.label] = bits.get(document.label, 0.0) + nats / np.log(2)

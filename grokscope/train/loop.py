@@ -96,7 +96,6 @@ def train(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "recipe.json", recipe.to_json().encode(), replace=True)
     steps = num_steps(recipe)
     optimizer = make_optimizer(recipe, steps)
     weights = jax.tree.map(jnp.copy, start) if start else initial_weights(recipe)
@@ -104,22 +103,26 @@ def train(
     taught = [rounded(w, recipe.dtype) for w, _ in teachers]
     state = optimizer.init(weights)
     first, (weights, state) = _restore(folder, (weights, state))
+    write_whole(folder / "recipe.json", recipe.to_json().encode(), replace=True)  # of another recipe the folder has been refused
     _cut_log(folder / "log.jsonl", first)
     started = clock = saved = time.monotonic()
     tokens = 0
     with open(folder / "log.jsonl", "a") as log:
         for step, (ids, segments) in enumerate(batches(corpora, recipe, first), first):
-            weights, state, report = train_step(
-                weights,
-                state,
-                (ids, segments),
-                np.int32(step),
-                taught,
-                recipe=recipe,
-                teachers=tuple(r for _, r in teachers),
-                optimizer=optimizer,
-                mesh=mesh,
-            )
+            with _unsupported(recipe):
+                weights, state, report = train_step(
+                    weights,
+                    state,
+                    (ids, segments),
+                    np.int32(step),
+                    taught,
+                    recipe=recipe,
+                    teachers=tuple(r for _, r in teachers),
+                    optimizer=optimizer,
+                    mesh=mesh,
+                )
+                if step == first:
+                    jax.block_until_ready(report)
             tokens += ids.shape[0] * (ids.shape[1] - 1)
             last = step + 1 == steps
             if (step + 1) % EVERY == 0 or last:
@@ -142,6 +145,20 @@ def train(
                 saved = time.monotonic()
     _save(folder, steps, (weights, state))
     return weights
+
+
+@contextmanager
+def _unsupported(recipe: Recipe) -> Iterator[None]:
+    """Not every processor multiplies bfloat16 numbers in every form that a step needs."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if recipe.dtype != "bfloat16" or jax.default_backend() != "cpu":
+            raise
+        raise ValueError(
+            f'recipe: dtype: wanted one that this processor computes in, got "bfloat16" ({str(error).splitlines()[0][:80]}); write '
+            '"dtype": "float32" in the recipe'
+        ) from None
 
 
 def _save(folder: Path, step: int, state: Any) -> None:

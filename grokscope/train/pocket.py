@@ -41,14 +41,12 @@ SECOND_STAGE: dict[str, Any] = {
 
 def heldout_documents(path: str | Path, tokenizer: str | Path) -> list[tuple[np.ndarray, int, str]]:
     """(ids with BOS, bytes, domain) of each document of a held-out file."""
-    import sentencepiece
+    from grokscope.sweeps.corpus import field_or_file, read_documents
+    from grokscope.train.data import open_tokenizer
 
-    from grokscope.sweeps.corpus import read_documents
-
-    model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
-    return [
-        (np.array(model.encode(d.text, add_bos=True)), len(d.text.encode()), d.label) for d in read_documents(path, "domain")
-    ]
+    model = open_tokenizer(tokenizer)
+    found = read_documents(path, field_or_file(path, "domain"))
+    return [(np.array(model.encode(d.text, add_bos=True)), len(d.text.encode()), d.label) for d in found]
 
 
 def run(name: str, corpora: Path, tokenizer: Path, out: Path, minutes: float) -> None:
@@ -89,6 +87,10 @@ def export(weights: Any, recipe: Recipe, out: Path, tokenizer: Path, heldout: An
     again = type(weights)(
         plain.embed, jax.tree.map(lambda *a: jax.numpy.stack(a), *plain.blocks), jax.numpy.asarray(plain.final_norm)
     )
+    if not heldout:
+        (out.parent / f"{out.name}.json").write_text(json.dumps({"recipe": json.loads(recipe.to_json())}, indent=1))
+        print("no heldout_dev.jsonl in the folder of corpora: nothing was measured", flush=True)
+        return
     scores = {"float32": bits_per_byte(weights, heldout, recipe), "int8": bits_per_byte(again, heldout, recipe)}
     for by_domain in scores.values():
         by_domain["mean"] = float(np.mean(list(by_domain.values())))

@@ -63,6 +63,18 @@ class Recipe:
     router_z_loss: float = 0.001
     logit_z_loss: float = 1e-5
 
+    def __post_init__(self) -> None:
+        most, steps = self.config.max_tokens, [round(self.tokens * share / self.batch_tokens) for _, share in self.contexts]
+        checks = (
+            ("dtype", self.dtype in ("bfloat16", "float32"), '"bfloat16" or "float32"', self.dtype),
+            ("tokens", sum(steps) >= 1, f"enough for a step of batch_tokens ({self.batch_tokens:,})", self.tokens),
+            ("contexts", all(1 <= n <= most for n, _ in self.contexts), f"lengths up to max_tokens ({most})", self.contexts),
+            ("contexts", abs(sum(share for _, share in self.contexts) - 1) < 1e-6, "shares that add up to 1", self.contexts),
+        )  # fmt: skip
+        for name, is_right, wanted, got in checks:
+            if not is_right:
+                raise ValueError(f"recipe: {name}: wanted {wanted}, got {got}; change it in the recipe")
+
     def to_json(self) -> str:
         """For the run's folder."""
         return json.dumps(dataclasses.asdict(self), indent=1)
@@ -70,7 +82,12 @@ class Recipe:
     @classmethod
     def from_file(cls, path: str | Path, **changes: Any) -> Recipe:
         """The inverse of `to_json`, with some values changed."""
-        values = {**json.loads(Path(path).read_text()), **changes}
+        try:
+            read = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+            values = {**read, **changes}
+        except (ValueError, TypeError) as error:
+            line = f"{path}: wanted a recipe in JSON, got something else ({error}); `grokscope train recipe` writes one"
+            raise ValueError(line) from None
         config = values.pop("config", None)
         values["contexts"] = tuple((int(n), float(share)) for n, share in values.get("contexts", cls.contexts))
         unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})

@@ -29,20 +29,22 @@ SPECIAL_PIECES = (
 
 def train_tokenizer(
     folder: str | Path, out: str | Path, vocab_size: int = 16384, megabytes: int = 64, seed: int = 0
-) -> None:
-    """Train on a sample of `folder` in which a domain's share goes with the square root of its size.
+) -> int:
+    """Train on a sample of `folder` in which a domain's share goes with the square root of its size; gives the pieces that it
+    has, fewer than `vocab_size` where the text holds no more.
 
     The square root keeps a language with a twentieth of the text from being spelt in bytes.
     `character_coverage` 0.998 leaves the rarest ideograms to the bytes: at 16k pieces they would take a third of them.
     """
     import sentencepiece
 
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_sample(folder, megabytes * 1_000_000, seed),
-        model_writer=model,
+    model, out = io.BytesIO(), Path(out).expanduser()
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{out}: wanted a folder to write in, {out.absolute().parent} is not there; make it first")
+    settings = dict(
         model_type="bpe",
         vocab_size=vocab_size,
+        hard_vocab_limit=False,
         character_coverage=0.998,
         normalization_rule_name="identity",
         add_dummy_prefix=True,
@@ -56,10 +58,18 @@ def train_tokenizer(
         pad_id=0, bos_id=1, eos_id=2, unk_id=3,
         pad_piece="[PAD]", bos_piece="[BOS]", eos_piece="[EOS]", unk_piece="[UNK]", unk_surface="[UNK]",
         num_threads=os.cpu_count() or 1,
-        minloglevel=1,
+        minloglevel=2,
     )  # fmt: skip
-    out = Path(out)
+    try:
+        sample = _sample(folder, megabytes * 1_000_000, seed)
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=sample, model_writer=model, **settings)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder}: wanted a text with which {vocab_size:,} pieces can be made (control words, bytes and characters take some "
+            f"400 of them), got another ({str(error).rsplit('] ', 1)[-1][:120]}); give more text, or another --vocab-size"
+        ) from None
     write_whole(out, model.getvalue(), replace=True)
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
 
 
 def _sample(folder: str | Path, num_bytes: int, seed: int, piece: int = 3000) -> Iterator[str]:

@@ -47,7 +47,7 @@ class Past:
         """The same with those of B T tokens put in, from position `at` of each text on."""
 
         def put(store: Array, new: Array, at: Array) -> Array:
-            return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), (at, *[0] * (store.ndim - 1)))
+            return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), (at, *[jnp.zeros_like(at)] * (store.ndim - 1)))
 
         return Past(*(jax.vmap(put)(*pair, at) for pair in ((self.k, k), (self.v, v))))
 

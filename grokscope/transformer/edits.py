@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 
 from grokscope.config import ModelConfig
+from grokscope.sites import near
+from grokscope.text.given import is_whole
 from grokscope.transformer.primitives import Place, Primitive
+from grokscope.transformer.recorded_edits import ReplaceExpert, Replay
 from grokscope.transformer.router import EMPTY
-from grokscope.transformer.site_edits import Add, Edit, Indices, Map, Replace, Scale, concise, indices
+from grokscope.transformer.selecting import Indices, chosen, indices
+from grokscope.transformer.site_edits import Add, Edit, Map, Replace, Scale, concise
 
 __all__ = [
     "Add", "BanExperts", "BiasLogits", "ForceExperts", "Map", "Replace", "ReplaceExpert", "Replay", "Scale",
@@ -66,13 +70,12 @@ class ForceExperts:
     def primitives(self, config: ModelConfig) -> list[Edit]:
         """The single-site edits that this verb stands for."""
         wanted = np.asarray(self.experts)
-        slots, num_experts = config.router.top_k, config.router.num_experts
+        slots = config.router.top_k
         if wanted.ndim == 0 or wanted.shape[-1] != slots or wanted.dtype.kind not in "iu":
             raise ValueError(
-                f"{self}: experts: wanted {slots} for each token, one a slot, got {wanted.tolist()}; -1 leaves a slot empty"
+                f"{self}: experts: wanted {slots} for each token, one a slot, got {str(wanted.tolist())[:60]}; "
+                "-1 leaves a slot empty"
             )
-        if wanted.max() >= num_experts or wanted.min() < EMPTY:
-            raise ValueError(f"{self}: experts: wanted 0 to {num_experts - 1}, or -1, got {np.unique(wanted).tolist()}")
         return [Replace("router.experts", wanted, self.layers, self.tokens)]
 
 
@@ -109,8 +112,8 @@ class SetTopK:
 
     def primitives(self, config: ModelConfig) -> list[Edit]:
         """The single-site edits that this verb stands for."""
-        if not 1 <= self.k <= config.router.num_experts:
-            raise ValueError(f"{self}: wanted 1 to {config.router.num_experts} experts, got {self.k}")
+        if not is_whole(self.k) or not 1 <= self.k <= config.router.num_experts:
+            raise ValueError(f"{self}: wanted 1 to {config.router.num_experts} experts, got {self.k!r}; give a whole number")
         beyond = range(self.k, config.router.top_k)
         return [Replace("router.experts", EMPTY, self.layers, self.tokens, slots=list(beyond))] if beyond else []
 
@@ -132,69 +135,6 @@ class ScaleGate:
 
 
 @dataclass(frozen=True, repr=False)
-class ReplaceExpert:
-    """These experts answer `value` where they are chosen: 0, a vector of D, or `grokscope.expert_means(trace)`; acts
-    on the output, before the gate.
-    """
-
-    experts: Indices
-    value: Any = 0.0
-    layers: Indices = None
-    tokens: Indices = None
-
-    __repr__ = concise
-
-    def primitives(self, config: ModelConfig) -> list[Edit]:
-        """The single-site edits that this verb stands for."""
-        return [Replace("expert.out", self.value, self.layers, self.tokens, experts=self.experts)]
-
-
-@dataclass(frozen=True, repr=False)
-class Replay:
-    """The routing of a trace or a recording, token for token; acts on the choice, gates are this run's own.
-
-    experts: a trace, or an array [T, L, A] as inference servers return it (L counts the model's layers in order, all or
-    the mixtures alone);
-    -1 leaves the model's own choice.
-    """
-
-    experts: Any
-    layers: Indices = None
-    tokens: Indices = None
-
-    __repr__ = concise
-
-    def primitives(self, config: ModelConfig) -> list[Edit]:
-        """The single-site edits that this verb stands for."""
-        recorded = self.experts
-        if hasattr(recorded, "sites"):
-            recorded = recorded["router.experts"].transpose("layer", "batch", "token", "slot")
-            known, layers = recorded.values, [int(layer) for layer in recorded["layer"].values]
-        else:
-            known = np.moveaxis(np.asarray(recorded), 1, 0)[:, None]
-            layers = list(range(config.num_layers) if len(known) == config.num_layers else config.moe_layers)
-        if known.shape[0] != len(layers) or known.shape[-1] != config.router.top_k:
-            raise ValueError(
-                f"Replay: wanted [tokens, {config.num_moe_layers} layers, {config.router.top_k} slots], got {np.shape(recorded)}"
-            )
-        if known.max() >= config.router.num_experts:
-            raise ValueError(f"Replay: wanted experts 0 to {config.router.num_experts - 1}, got {int(known.max())}")
-        wanted = indices(self.layers, config.num_layers, "layer", self)
-        made: list[Edit] = []
-        for layer, values in zip(layers, known, strict=True):
-            if layer in wanted and layer in config.moe_layers:
-                made.append(_ReplayLayer("router.experts", values, layer, self.tokens))
-        return made
-
-
-@dataclass(frozen=True, repr=False)
-class _ReplayLayer(Replace):
-    def _value(self, place: Place, layer: int | None, dims: str) -> tuple[Any, np.ndarray, bool]:
-        value, known, _ = super()._value(place, layer, dims)
-        return value, known & (value >= 0), False
-
-
-@dataclass(frozen=True, repr=False)
 class _OwnSlots(Edit):
     """Closes the slots that a wider SetTopK opened for the whole run, wherever it does not act."""
 
@@ -206,27 +146,54 @@ class _OwnSlots(Edit):
             return None
         mask = np.ones(place.positions.shape, bool)
         for edit in self.wider:
-            acts = Edit("router.experts", layers=edit.layers, tokens=edit.tokens).lower(place, layer)
-            mask &= ~np.asarray(acts.mask)[..., 0] if acts else True
+            if layer in indices(edit.layers, place.config.num_layers, "layer", edit):
+                mask &= ~chosen(edit.tokens, place.positions, place, "tokens", edit)
         beyond = np.arange(place.config.router.top_k) >= self.own
         return Primitive(mask[..., None] & beyond, np.int32(EMPTY), site="router.experts")
 
 
-def prepare(edits: Sequence[Any], config: ModelConfig) -> tuple[ModelConfig, list[Edit]]:
+def as_edits(edits: Any) -> list[Any]:
+    """Edits as a list; one may stand alone. Raises TypeError for what is none."""
+    alone = hasattr(edits, "primitives") or isinstance(edits, str | dict) or not hasattr(edits, "__iter__")
+    edits = [] if edits is None else [edits] if alone else list(edits)
+    for edit in edits:
+        if isinstance(edit, type) or not hasattr(edit, "primitives"):
+            raise TypeError(f"edits: wanted values of grokscope.edits, as in BanExperts([3]), got {edit!r}; make one of these")
+    return edits
+
+
+def prepare(edits: Any, config: ModelConfig) -> tuple[ModelConfig, list[Edit]]:
     """Edits as single-site edits, and the config under which they run: a SetTopK above the model's own widens its slots.
 
     Raises TypeError for what is no edit, ValueError for one that cannot take effect on this model.
     """
-    for edit in edits:
-        if not hasattr(edit, "primitives"):
-            raise TypeError(f"edits: wanted values of grokscope.edits, got {edit!r}")
+    edits = as_edits(edits)
     own = config.router.top_k
-    wider = tuple(e for e in edits if isinstance(e, SetTopK) and e.k > own)
+    wider = tuple(e for e in edits if isinstance(e, SetTopK) and is_whole(e.k) and e.k > own)
     slots = max([own, *(e.k for e in wider)])
     if wider:  # the same config else, so that its blocks are described once
         router = dataclasses.replace(config.router, top_k=min(slots, config.router.num_experts))
         config = dataclasses.replace(config, router=router)
-    single: list[Edit] = [p for edit in edits for p in edit.primitives(config)]
-    for edit in single:
-        edit.check(config)
+    single: list[Edit] = []
+    for edit in edits:
+        for one in edit.primitives(config):
+            if one is not edit:
+                object.__setattr__(one, "verb", edit)
+            one.check(config)
+            single.append(one)
     return config, [*([_OwnSlots("router.experts", EMPTY, wider=wider, own=own)] if wider else []), *single]
+
+
+def check_texts(edits: Sequence[Any], rows: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError for edits that are about other texts than these token ids."""
+    for edit in edits:
+        if hasattr(edit, "check_texts"):
+            edit.check_texts(rows)
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"grokscope.edits has no {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -71,7 +71,10 @@ class Primitive:
             hit = self.chosen[jnp.maximum(experts, 0)] & (experts >= 0)
             mask = mask & hit.reshape(hit.shape + (1,) * (x.ndim - hit.ndim))
         if self.fn is not None:
-            new = self.fn(x, *self.constants)
+            new = jnp.asarray(self.fn(x, *self.constants))
+            fits = new.ndim <= x.ndim and all(n in (1, m) for n, m in zip(new.shape[::-1], x.shape[::-1], strict=False))
+            if not fits:
+                raise ValueError(f"Map at {self.site}: wanted a function that keeps the shape {x.shape}, got {new.shape}; mend it")
         else:
             value = self.value[jnp.maximum(experts, 0)] if self.by_expert else self.value
             new = {"add": lambda: x + value, "scale": lambda: x * value, "replace": lambda: value}[self.kind]()
@@ -82,10 +85,34 @@ class LoweredEdits:
     """The edits of a run, ready for each layer of one call, which may be for some of the texts."""
 
     def __init__(self, edits: Sequence[Any], place: Place, rows: slice = slice(None)) -> None:
+        """Raises ValueError where one edit chooses an expert that another bans."""
         self._edits, self._place, self._rows = edits, place, rows
+        of_router = [e for e in edits if e.site in ("router.logits", "router.experts") and e.kind == "replace"]
+        banning = [e for e in of_router if not np.ndim(e.value)]
+        choosing = [e for e in of_router if np.ndim(e.value) and e.site == "router.experts"]
+        if choosing and banning:
+            for layer in place.config.moe_layers:
+                _check_bans(*([(e, p) for e in part if (p := e.lower(place, layer))] for part in (choosing, banning)), layer)
 
     def at(self, layer: int | None) -> tuple[Primitive, ...]:
         """Those of one block, or with None those outside the blocks."""
         lowered = (e.lower(self._place, layer) for e in self._edits)
         batch = len(self._place.lengths)
         return tuple(p.of_rows(self._rows, batch) for p in lowered if p is not None)
+
+
+def _check_bans(choosing: Sequence[tuple[Any, Primitive]], banning: Sequence[tuple[Any, Primitive]], layer: int) -> None:
+    """A banned expert is never chosen: put into a slot all the same, it would have a gate of 0, or the ban no effect."""
+    for other, ban in banning:
+        if not (ban.value == -np.inf if ban.site == "router.logits" else ban.chosen is not None and ban.value < 0):
+            continue
+        banned = ban.mask if ban.chosen is None else ban.mask & ban.chosen
+        for edit, p in choosing:
+            value, mask = np.broadcast_arrays(p.value, p.mask)
+            at = np.broadcast_to(banned, (*value.shape[:-1], banned.shape[-1]))
+            hit = mask & (value >= 0) & np.take_along_axis(at, np.maximum(value, 0), axis=-1)
+            if hit.any():
+                raise ValueError(
+                    f"{edit}: wanted experts that are not banned, got expert {int(value[hit][0])} in layer {layer}, which {other} "
+                    "bans; leave one of the two out, or give them other layers or tokens"
+                )

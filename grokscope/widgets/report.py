@@ -81,7 +81,7 @@ def report(
         title=escape(visible(f"GrokScope: {bench.data['model']}, {bench.data['texts'][0]}")),
         css=css, js=js, data=base64.b64encode(data).decode(),
     )  # fmt: skip
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         write_whole(path, page.encode(), replace=True)
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import traitlets
 
+from grokscope.sites import near
 from grokscope.trace.trace import Trace
 from grokscope.views.payload import nested, pack
 from grokscope.views.routing import Values, routing_view
@@ -58,6 +59,10 @@ class Workbench(anywidget.AnyWidget, Bench):
         panels: Sequence[str] | None = None,
         link: Workbench | None = None,
     ) -> None:
+        for name, given in (("trace", trace), ("other", other)):
+            if not isinstance(given, Trace) and (name == "trace" or given is not None):
+                what = "; model.trace(text) makes one" if isinstance(given, str) or hasattr(given, "trace") else ""
+                raise TypeError(f"explore: {name}: wanted a Trace, got {type(given).__name__}{what or '; give what a run left'}")
         unknown = [p for p in panels or () if p not in PANELS]
         if unknown:
             raise ValueError(f"panels: wanted some of {', '.join(PANELS)}, got {', '.join(unknown)}")
@@ -70,6 +75,12 @@ class Workbench(anywidget.AnyWidget, Bench):
         self.on_msg(self._asked)
         if link is not None:
             self._links = tuple(traitlets.link((link, name), (self, name)) for name in SELECTION)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises AttributeError for a name that nothing reads: a misspelt one would do nothing."""
+        if not name.startswith("_") and not hasattr(type(self), name) and name not in Bench.__annotations__:
+            raise AttributeError(f"Workbench has no {name!r}; set one of {', '.join(SELECTION)}{near(name, SELECTION)}")
+        super().__setattr__(name, value)
 
     @property
     def colours(self) -> list[str]:

@@ -151,3 +151,49 @@ def test_terminal_escapes_in_a_text_do_nothing():
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert "\u202e" not in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_terminals_that_cannot_show_everything(encoding, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "grokscope.cli", "trace", "The 🦜 fox", "--out", str(tmp_path / "o")], capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "120"}, timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b""), done.stderr
+    assert "top 2 of 8" in done.stdout.decode(encoding) and (tmp_path / "o" / "routing.csv").is_file()
+
+
+def test_the_tables_are_written_before_anything_is_shown(tmp_path):
+    """`grokscope trace ... | head -1`: the reader goes, the tables stay."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "grokscope.cli", "trace", FOX, "--out", str(tmp_path / "o")], stdout=write, stderr=subprocess.PIPE,
+        timeout=300, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert done.returncode == 1 and done.stderr == b"" and (tmp_path / "o" / "routing.csv").is_file()
+
+
+def test_marks_and_line_ends_of_a_file_are_no_tokens(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"two\nlines")
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbftwo\r\nlines")
+    shown = [grokscope("trace", "--file", str(tmp_path / name)).stdout for name in ("a.txt", "b.txt")]
+    shown += [grokscope("trace", "--file", "-", stdin=(tmp_path / name).read_bytes()).stdout for name in ("a.txt", "b.txt")]
+    assert len(set(shown)) == 1 and "lines" in shown[0]
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys, tmp_path):
+    """typer would swallow it."""
+    import typer
+
+    from grokscope.cli.sweep import sweep
+    from grokscope.model import loading
+
+    def cut(*_):
+        raise KeyboardInterrupt("sweep: interrupted, 3 documents are counted")
+
+    monkeypatch.setattr(loading, "load", cut)
+    with pytest.raises(typer.Exit) as ended:
+        sweep("x.jsonl", tmp_path / "c.npz")
+    assert ended.value.exit_code == 130 and capsys.readouterr().err == "grokscope: sweep: interrupted, 3 documents are counted\n"

@@ -11,6 +11,7 @@ import pytest
 
 import grokscope as gs
 from grokscope.running import decoding, steps
+from grokscope.running.chatting import parted
 from grokscope.transformer.sampling import nucleus
 from tests.conftest import GOLDENS
 
@@ -132,3 +133,20 @@ def test_text_comes_as_it_is_made(pocket):
 def test_bad_options(tiny, options, message):
     with pytest.raises(ValueError, match=message):
         tiny.generate([PROMPTS[0]], **{"max_new_tokens": 3, **options})
+
+
+@pytest.mark.parametrize("prompt", ["Once upon a time", "The quick brown", "🦜 🦜", "a ", "\n", " x", "Es war einmal"])
+def test_prompt_and_continuation_are_the_text(pocket, prompt):
+    streamed = []
+    g = pocket.generate(prompt, 6, on_text=streamed.append)
+    assert g.text == pocket.tokenizer.decode(pocket.encode(prompt).rows[0]) + g.continuation
+    assert g.text == pocket.tokenizer.decode(g.tokens)
+    assert g.continuation.startswith("".join(streamed)) and len(g.continuation.replace("\ufffd", "")) <= len("".join(streamed))
+
+
+def test_every_split_of_a_text_is_the_text(pocket):
+    ids = pocket.encode("The 🦜 parrot 北京 flew\n\n  away").rows[0]
+    whole = pocket.tokenizer.decode(ids)
+    for first in range(1, len(ids) + 1):
+        before, after = parted(pocket.tokenizer, ids, first)
+        assert before + after == whole and pocket.tokenizer.decode(ids[:first]).startswith(before)

@@ -114,7 +114,7 @@ def test_truncation_is_asked_for(tiny):
     ("options", "message"),
     [
         ({"capture": "rooter.logits"}, "did you mean"),
-        ({"layers": [3]}, "layers: wanted 0 to 2"),
+        ({"layers": [3]}, "layers: wanted some of 0 to 2"),
         ({"heads": [6]}, "heads: wanted some of 0 to 5"),
         ({"experts": [5]}, "experts: wanted some of 0 to 4"),
         ({"tokens": [3, 11]}, "tokens: wanted some of 0 to 10, the longest text.s, got 11"),

@@ -187,7 +187,7 @@ def test_rows_of_labels_that_look_alike_stay_apart(pocket, tmp_path):
     table = pd.read_parquet(tmp_path / "r")
     assert set(table["label"].astype(object).fillna("").unique()) == set(labels)
     assert table["document"].nunique() == 5 and not (tmp_path / "x").exists()
-    with pytest.raises(ValueError, match="share of the documents above 0, up to 1, got 5"):
+    with pytest.raises(ValueError, match="share of the documents above 0, up to 1"):
         pocket.sweep(TEXTS, rows=(tmp_path / "s", 5))
 
 
@@ -263,3 +263,14 @@ def test_labels_without_end_are_refused(pocket, whole, monkeypatch, capfd):
     monkeypatch.setattr(sweeping, "TOLD", 1000)
     pocket.sweep([Document("The moon", "a")], "label")
     assert "MB for each label, of which 5 fit" in capfd.readouterr().err
+def test_an_interrupt_says_how_to_go_on(pocket, tmp_path, monkeypatch):
+    from grokscope.sweeps import sweep as module
+
+    def cut(self, *args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "STREAMED_WINDOW", 1)
+    monkeypatch.setattr(module.Sweep, "count", cut)
+    for resume, message in ((None, "0 documents are counted and not kept; with resume="), (tmp_path / "w", "kept in .*w: the same call goes on there")):
+        with pytest.raises(KeyboardInterrupt, match=message):
+            pocket.sweep(TEXTS[:3], resume=resume, progress=False)

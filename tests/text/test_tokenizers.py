@@ -98,8 +98,8 @@ def test_objects_of_other_libraries(model, folder):
         def decode(self, ids):
             return self._own.decode(list(ids))
 
-        def convert_ids_to_tokens(self, i):
-            return self._own.id_to_token(i)
+        def convert_ids_to_tokens(self, ids):
+            return [self._own.id_to_token(i) for i in ids]
 
     taken = gs.load(folder, dtype="float32", tokenizer=Like())
     assert taken.encode("the fox").rows == model.encode("the fox").rows
