@@ -101,6 +101,7 @@ def train(
     weights = jax.tree.map(jnp.copy, start) if start else initial_weights(recipe)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), (jax.sharding.AxisType.Auto,))
     taught = [rounded(w, recipe.dtype) for w, _ in teachers]
+    how = {"recipe": recipe, "teachers": tuple(r for _, r in teachers), "optimizer": optimizer, "mesh": mesh}
     state = optimizer.init(weights)
     first, (weights, state) = _restore(folder, (weights, state))
     write_whole(folder / "recipe.json", recipe.to_json().encode(), replace=True)  # of another recipe the folder has been refused
@@ -110,17 +111,7 @@ def train(
     with open(folder / "log.jsonl", "a") as log:
         for step, (ids, segments) in enumerate(batches(corpora, recipe, first), first):
             with _unsupported(recipe):
-                weights, state, report = train_step(
-                    weights,
-                    state,
-                    (ids, segments),
-                    np.int32(step),
-                    taught,
-                    recipe=recipe,
-                    teachers=tuple(r for _, r in teachers),
-                    optimizer=optimizer,
-                    mesh=mesh,
-                )
+                weights, state, report = train_step(weights, state, (ids, segments), np.int32(step), taught, **how)
                 if step == first:
                     jax.block_until_ready(report)
             tokens += ids.shape[0] * (ids.shape[1] - 1)
