@@ -15,6 +15,7 @@ from grokscope.checkpoints.source import Source
 from grokscope.config import ModelConfig
 from grokscope.devices.memory import device_memory, free_memory
 from grokscope.devices.placement import is_small, placement
+from grokscope.harmless import visible
 from grokscope.model.model import Model
 from grokscope.text.foreign import taken
 from grokscope.text.tokenizer import SentencePiece, Tokenizer, TokenizerJson
@@ -70,7 +71,7 @@ def load(
     read = place.reader(brought, size) if streamed else lambda n: place.read(brought(n))
     blocks: Any = Streamed(layers, read, place.send, place.prepare)
     if not streamed:
-        blocks = list(tqdm(blocks, desc=f"loading {Path(name).name}", unit="layer", delay=1, leave=False, disable=None))
+        blocks = list(tqdm(blocks, desc=f"loading {visible(Path(name).name)}", unit="layer", delay=1, leave=False, disable=None))
     arrays = {name: place.outer(name, array) for name, array in outer.items()}
     tokenizer = _tokenizer(tokenizer, folder)
     about = {"path": str(where), "format": kind, "weights": "streamed" if streamed else "resident", "bytes": source.bytes}
