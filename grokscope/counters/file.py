@@ -16,7 +16,8 @@ import numpy as np
 from grokscope.counters.sparse import SparseCounts
 from grokscope.counters.spec import FIELDS, FIXED_POINT, CounterSpec
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: positions by shard, what repeats are in random order for sets that meet too."""
 Tables = dict[str, dict[str, np.ndarray]]
 """Label -> name -> counts."""
 DAMAGED = (

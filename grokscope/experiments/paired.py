@@ -18,7 +18,8 @@ import xarray as xr
 from jaxtyping import Array
 from tqdm import tqdm
 
-from grokscope.analysis.measure import answer, interval, jackknife
+from grokscope.analysis.measure import answer
+from grokscope.analysis.uncertainty import interval, jackknife
 from grokscope.devices.memory import device_memory, free_memory
 from grokscope.experiments.predictions import divergence, expectation, predict
 from grokscope.experiments.streams import Entering, Left, Routed, Unheard, entry

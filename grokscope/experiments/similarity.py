@@ -11,7 +11,8 @@ import xarray as xr
 from jaxtyping import Array, Bool, Float
 
 from grokscope.analysis.expert_matrices import check_experts, each_layer
-from grokscope.analysis.measure import answer, interval, share
+from grokscope.analysis.measure import answer, share
+from grokscope.analysis.uncertainty import interval
 from grokscope.block_config import BlockConfig
 from grokscope.transformer.experts import apply_experts
 from grokscope.transformer.ops import norm
