@@ -46,7 +46,8 @@ def coactivation(x: Routing, pairs: Literal["all", "adjacent_rank"] = "all") -> 
         chance = excess(both, n * mean, n * alone, effect, df, told.groups)
         diagonal = np.eye(c.spec.num_experts, dtype=bool)
         null = {
-            "null_mean": share(n * mean, load[:, :, None]), "null_sd": np.where(diagonal, 0, share(chance["null_sd"], load[:, :, None])),
+            "null_mean": share(n * mean, load[:, :, None]),
+            "null_sd": np.where(diagonal, 0, share(chance["null_sd"], load[:, :, None])),
             "p": np.where(diagonal, 1, chance["p"]), "n_eff": told.n_eff, "groups": told.groups, "ci": told.ci,
             "jaccard": share(both, either), "lift": lift, "pmi": np.log2(np.where(lift > 0, lift, np.nan)),
         }  # fmt: skip
@@ -105,12 +106,14 @@ def consecutive_repeats(x: Routing, lag: int = 1) -> xr.Dataset:
     value = hits.sum(0) / total / scale
     return answer(
         ("layer", "kind"), value, over(c, "layer") | {"kind": list(KINDS)},
-        null_mean=shuffled.sum(0) / total / scale, **differs(lambda h, s, n: (h - s) / np.maximum(n, 1) / scale, hits, shuffled, of),
+        null_mean=shuffled.sum(0) / total / scale,
+        **differs(lambda h, s, n: (h - s) / np.maximum(n, 1) / scale, hits, shuffled, of),
         n_eff=total / _repeats_effect(hits, of, scale), groups=groups,
         ci=_inside(interval(lambda h, n: h / np.maximum(n, 1) / scale, hits, of)),
         uniform=np.broadcast_to([1 / e, nulls.uniform_any(e, k), k / e], value.shape), null_load=np.array(load),
         null_document=shuffled.sum(0) / total / scale,
-        attrs={"null": "the document's tokens in random order", "lag": lag, "pairs": total, "n_eff_unit": "independent pairs' worth",
+        attrs={"null": "the document's tokens in random order", "lag": lag, "pairs": total,
+               "n_eff_unit": "independent pairs' worth",
                "slots": "by gate" if c.spec.gates else "as recorded: no gates"},
     )  # fmt: skip
 
@@ -122,7 +125,8 @@ def _inside(ci: tuple[np.ndarray, np.ndarray] | None) -> tuple[np.ndarray, np.nd
 def _repeats_effect(hits: np.ndarray, of: np.ndarray, scale: np.ndarray) -> np.ndarray:
     n = of.sum(0) * np.ones(hits.shape[1:])
     f = hits.sum(0) / np.maximum(n, 1) / scale
-    return moderated(hits / scale - f * of, of / np.maximum(n, 1), n * f * (1 - f), (of > 0).sum(0) * np.ones(n.shape, int), (-2,))[0]
+    seen = (of > 0).sum(0) * np.ones(n.shape, int)
+    return moderated(hits / scale - f * of, of / np.maximum(n, 1), n * f * (1 - f), seen, (-2,))[0]
 
 
 def _repeat_chance(first: np.ndarray, f: np.ndarray, both: np.ndarray, k: int) -> list[float]:

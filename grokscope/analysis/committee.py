@@ -19,14 +19,15 @@ def standing_committee(
 ) -> xr.Dataset:
     """How few experts make up a share `mass` of a layer's visits, (label, layer): the size of the smallest such set.
 
-    `member` (label, layer, expert) is the set (of equal loads, the lower number), `coverage` what it makes up, `gini` of the loads.
-    Null: the size under even use in the population of documents: `repeats` times their departures from it with random signs; NaN
-    for labels under 4 shards of documents. With two labels or more also, by layer,
-    `jaccard`: the mean of |A & B| / |A | B| over pairs of labels, and what to hold it against: `jaccard_independent`, sets of these
-    sizes drawn independently (exact; near c / (2E - c)), above which a committee stands across labels; and
-    `jaccard_same_load_mean`, `_sd`, `jaccard_z`, `jaccard_p`: every label at the load of all, its documents' departures from it with
-    random signs, below which labels have committees of their own. Cite: arXiv 2601.03425, read in abstract: its own index and threshold are not verified, so figures
-    need not compare. Confounds: under even use, too, some experts come out ahead; experts are of one layer, never compared across.
+    `member` (label, layer, expert) is the set (of equal loads, the lower number), `coverage` what it makes up, `gini` of the
+    loads. Null: the size under even use in the population of documents: `repeats` times their departures from it with random
+    signs; NaN for labels under 4 shards of documents. With two labels or more also, by layer, `jaccard`: the mean of |A & B| / |A
+    | B| over pairs of labels, and what to hold it against: `jaccard_independent`, sets of these sizes drawn independently (exact;
+    near c / (2E - c)), above which a committee stands across labels; and `jaccard_same_load_mean`, `_sd`, `jaccard_z`,
+    `jaccard_p`: every label at the load of all, its documents' departures from it with random signs, below which labels have
+    committees of their own. Cite: arXiv 2601.03425, read in abstract: its own index and threshold are not verified, so figures
+    need not compare. Confounds: under even use, too, some experts come out ahead; experts are of one layer, never compared
+    across.
     """
     if not 0 < mass <= 1:
         raise ValueError(f"mass: wanted a share above 0, up to 1, got {mass}; 0.5 is half of the visits")

@@ -38,9 +38,9 @@ def routing_entropy(
     `load_entropy`, the entropy of the mean probabilities: what a router of this load that ignored its token would have. It bounds
     the value from above; `information` is the difference: the bits that the token tells. Null "load": that entropy, which is a
     bound and so has no z. Null "permuted": each expert's logits turned round within each document, `repeats` times: experts as
-    spread, as bursty and as fond of a topic as they were but deaf to each other at a token; needs a Trace. Cite: Zoph et al. 2022, arXiv 2202.08906. Confounds: temperature
-    and soft caps change it without changing a choice; it differs by layer; a constant that a token adds to all its logits
-    changes no probability but widens the permuted null.
+    spread, as bursty and as fond of a topic as they were but deaf to each other at a token; needs a Trace. Cite: Zoph et al.
+    2022, arXiv 2202.08906. Confounds: temperature and soft caps change it without changing a choice; it differs by layer; a
+    constant that a token adds to all its logits changes no probability but widens the permuted null.
     """
     one_of("null", null, ("load", "permuted"))
     c = counted(x, "routing_entropy", ["score_sums"])
@@ -52,7 +52,8 @@ def routing_entropy(
         chance = _permuted(x, "routing_entropy", repeats, seed, lambda z: nulls.entropy(_softmax(z)).mean())
     most = np.log2(max(c.spec.num_experts, 2))
     return answer(
-        ("layer",), value, over(c, "layer"), **chance, ci=ci, groups=groups_of(c.by_shard("tokens")), information=bound - value, load_entropy=bound,
+        ("layer",), value, over(c, "layer"), **chance, ci=ci, groups=groups_of(c.by_shard("tokens")),
+        information=bound - value, load_entropy=bound,
         normalized=value / most, sd=_sd(c, "entropy") / np.log(2), gap=_mean(c, "gap")[0], mass=_mean(c, "mass")[0],
         attrs={"unit": "bits", "uniform": float(most), "tokens": c.tokens, "null": null, "of": c.spec.probabilities},
     )  # fmt: skip
@@ -78,7 +79,8 @@ def router_margin(x: Routing, null: Literal["permuted"] | None = None, repeats: 
     low, median = (upper[(counts.cumsum(-1) >= q * total[:, None]).argmax(-1)] for q in (0.05, 0.5))
     chance = {} if null is None else _permuted(x, "router_margin", repeats, seed, lambda z: _margins(z, k).mean())
     return answer(
-        ("layer",), value, over(c, "layer"), **chance, ci=ci, groups=groups_of(c.by_shard("tokens")), sd=_sd(c, "margin"), median=median, low=low,
+        ("layer",), value, over(c, "layer"), **chance, ci=ci, groups=groups_of(c.by_shard("tokens")),
+        sd=_sd(c, "margin"), median=median, low=low,
         negative=counts[:, 0] / total,
         attrs={"unit": "logits", "tokens": c.tokens, "null": null, "decided_by": c.spec.decided_by},
     )  # fmt: skip

@@ -13,6 +13,8 @@ from grokscope.analysis.uncertainty import against
 from grokscope.counters import tally
 from grokscope.counters.rows import Rows, codes, rotations, rows_of, shuffles
 
+_NULL = {"previous": "shuffled within token id and document", "position": "turned round within documents"}
+
 
 def context_information(
     x: Routing, of: Literal["previous", "position"] = "previous", repeats: int = 20, seed: int = 0
@@ -21,11 +23,13 @@ def context_information(
 
     of="previous": c is the previous token's id; "position": the bucket of the token's position (0, 1, 2-3, 4-7, ...). The chain
     rule adds it up: I(e; tok) + I(e; c | tok) = I(e; tok, c) <= H(e), with I(e; tok) from `context_dependence`. Plug-in, and so
-    badly biased upward that the value alone says nothing: most (token, previous) pairs occur once. `corrected` = value - null_mean
-    is the number to report; `fraction` = corrected / (H(e | tok) - null_mean) is its share of what there was to tell, chance taken
-    away, 1 where c decides. Null: c shuffled among the occurrences of each token id in the same
-    document, `repeats` times, which keeps what topics do; positions are turned round within each document, which keeps bursts too; no z where every id occurs once in a document. Needs the tokens themselves: a Trace. Cite: Xue et al. 2024, OpenMoE, arXiv 2402.01739. Confounds: the
-    previous token stands for the topic too; a text's start is both a position and a token, and has no previous one.
+    badly biased upward that the value alone says nothing: most (token, previous) pairs occur once. `corrected` = value -
+    null_mean is the number to report; `fraction` = corrected / (H(e | tok) - null_mean) is its share of what there was to tell,
+    chance taken away, 1 where c decides. Null: c shuffled among the occurrences of each token id in the same document, `repeats`
+    times, which keeps what topics do; positions are turned round within each document, which keeps bursts too; no z where every
+    id occurs once in a document. Needs the tokens themselves: a Trace. Cite: Xue et al. 2024, OpenMoE, arXiv 2402.01739.
+    Confounds: the previous token stands for the topic too; a text's start is both a position and a token, and has no previous
+    one.
     """
     if of not in ("previous", "position"):
         raise ValueError(f'of: wanted "previous" or "position", got {of!r}')
@@ -45,12 +49,14 @@ def context_information(
     return answer(
         ("layer",), value, rows.over("layer"), **chance,
         corrected=value - mean, fraction=share(value - mean, room), entropy_given_token=left,
-        attrs={"unit": "bits", "of": of, "null": "shuffled within token id and document" if of == "previous" else "turned round within documents", "tokens": len(token)},
+        attrs={"unit": "bits", "of": of, "null": _NULL[of], "tokens": len(token)},
     )  # fmt: skip
 
 
 def _kept(rows: Rows, of: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """First choices [N, L] (empty ones numbered last), token and context codes and documents [N] of tokens that have the context."""
+    """First choices [N, L] (empty ones numbered last), token and context codes and documents [N] of tokens that have the
+    context.
+    """
     ids, positions = rows.all("token_ids"), rows.all("positions")
     first = np.where((e := rows.all("experts")[..., 0]) < 0, rows.told["num_experts"], e)
     if of == "position":

@@ -98,10 +98,11 @@ def expert_contribution(trace: Trace) -> xr.Dataset:
     """An expert's mean share of its tokens' mixture, (layer, expert): ||g y|| / sum of the slots' ||g y||, where it is chosen.
 
     Also the means of the other measures of `slot_contributions`: `y_norm`, `gy_norm`, `cos_m`, `projection`; `ean` = sum ||y||,
-    `reap` = mean g ||y||, the criteria of pruning (it is gy_norm where no edit made a gate negative); `count`, and
-    `by_slot`, what the expert's mix of slots alone would give, as who is often first has a large gate. Null: the
-    layer's mean over all choices, as experts' labels permuted over them have it; the spread of the difference, like the interval,
-    is the jackknife over texts', at t, for experts that 4 texts or more chose. Cite: Lasby et al. 2025, arXiv 2510.13999 (EAN and REAP). Confounds: a post-norm rescales the mixture (Grok-1), so compare within a layer.
+    `reap` = mean g ||y||, the criteria of pruning (it is gy_norm where no edit made a gate negative); `count`, and `by_slot`,
+    what the expert's mix of slots alone would give, as who is often first has a large gate. Null: the layer's mean over all
+    choices, as experts' labels permuted over them have it; the spread of the difference, like the interval, is the jackknife over
+    texts', at t, for experts that 4 texts or more chose. Cite: Lasby et al. 2025, arXiv 2510.13999 (EAN and REAP). Confounds: a
+    post-norm rescales the mixture (Grok-1), so compare within a layer.
     """
     chosen, slots = routed(trace, "expert_contribution"), slot_contributions(trace)
     experts = trace.config.router.num_experts

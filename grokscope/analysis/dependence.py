@@ -21,7 +21,7 @@ class Dependence:
 
     plugin: np.ndarray
     value: np.ndarray
-    """Without its bias (jackknife over shards)."""
+    """Without its bias (jackknife over shards); under FEW shards (twice as many, given a third) the plug-in."""
     z: np.ndarray
     p: np.ndarray
     null_sd: np.ndarray
@@ -43,15 +43,15 @@ def dependence(layers: Iterable[np.ndarray]) -> Dependence:
     """
     made, groups = [], 0
     for t in layers:
-        t = t[t.reshape(len(t), -1).any(1)]
+        t = t[t.any(tuple(range(1, t.ndim)))]
         groups = max(groups, len(t))
         made.append(_one(t[:, None] if t.ndim == 3 else t))
     plugin, value, z, p, sd, low, high, n_eff = (np.array(part) for part in zip(*made, strict=True))
     why = None
-    if groups < FEW:
-        why = f"documents fill {groups} shards: z, p and intervals are from {FEW} on"
+    if np.isnan(z).any():
+        why = f"absent: documents fill {groups} shards; z, p, intervals and values without bias are of more"
     elif np.isnan(low).any():
-        why = f"under {SPARSE} independent tokens' worth a cell: count more text"
+        why = f"absent: under {SPARSE} independent tokens' worth a cell: count more text"
     return Dependence(plugin, value, z, p, sd, low, high, n_eff, why)
 
 
@@ -65,11 +65,11 @@ def _one(t: np.ndarray) -> tuple[float, ...]:
     shards, whole = len(t), t.sum(0)
     n = float(whole.sum())
     plugin = float(_given(whole))
+    if shards < (FEW if t.shape[1] == 1 else 2 * FEW) or not n:  # of many groups, each sees few shards
+        return plugin, plugin, *(np.nan,) * 5, n
     value, sd, _ = corrected(_given, t)
-    if shards < FEW or not n:
-        return plugin, float(value), *(np.nan,) * 5, n
     inner, margins, free, cells = np.zeros((shards, shards)), 0.0, 0, 0
-    for g in np.flatnonzero(whole.any((1, 2))):
+    for g in np.flatnonzero(t.any((2, 3)).sum(0) >= FEW):  # fewer shards of a group say nothing of how they differ
         gram, extra, shape = _departures(t[:, g][:, whole[g].any(1)][:, :, whole[g].any(0)].astype(float))
         inner, margins = inner + gram, margins + extra
         free, cells = free + (shape[0] - 1) * (shape[1] - 1), cells + shape[0] * shape[1]

@@ -73,9 +73,9 @@ def load_imbalance(x: Routing, measure: str = "max_over_mean", repeats: int = 20
 
     1 is even; E/k is collapse. All of MEASURES are there as variables: maxvio (max/mean - 1, arXiv 2408.15664), cv, gini,
     entropy_norm = H(p) / log E, effective_experts = exp H(p). Few tokens look uneven: `corrected` is the value without that bias
-    (jackknife over shards), and the interval is about it, not about the value. Null: even use of every expert in the population of
-    documents, each of which has its own topic and bursts: `repeats` times the documents' departures from k/E with random signs. Both
-    from 4 shards of documents on. Never pooled over layers: collapsed layers on different experts would look even.
+    (jackknife over shards), and the interval is about it, not about the value. Null: even use of every expert in the population
+    of documents, each of which has its own topic and bursts: `repeats` times the documents' departures from k/E with random
+    signs. Both from 4 shards of documents on. Never pooled over layers: collapsed layers on different experts would look even.
     """
     if measure not in MEASURES:
         raise ValueError(f"measure: wanted one of {', '.join(MEASURES)}, got {measure!r}")
@@ -108,16 +108,16 @@ def drawn_together(load: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """
 
     def squared(x: np.ndarray) -> np.ndarray:
-        return x.var(-1) / np.maximum(x.mean(-1), 1e-300) ** 2
+        return share(x.var(-1), x.mean(-1) ** 2)
 
     load = load[load.any((1, 2))]
     value, sd, groups = corrected(squared, load)
     off = load - load.mean(-1, keepdims=True)
-    inner = np.einsum("sle,tle->lst", off, off) * load.shape[-1] / np.maximum(load.sum((0, 2)), 1)[:, None, None] ** 2
+    inner = np.einsum("sle,tle->lst", off, off) * load.shape[-1] / np.maximum(load.sum((0, 2)), 1.0)[:, None, None] ** 2
     variance, df = quadratic(sd**2, inner, max(groups, 2))
     half = stdtrit(df, 0.975) * np.sqrt(variance)
-    of = np.maximum(squared(load.sum(0)), 1e-300)
-    return tuple(np.sqrt(np.maximum(x, 0) / of) for x in (value, value - half, value + half))
+    of = squared(load.sum(0))
+    return tuple(np.sqrt(share(np.maximum(x, 0), of)) for x in (value, value - half, value + half))
 
 
 def _mended(measure: str, load: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
@@ -131,11 +131,15 @@ def _mended(measure: str, load: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarra
     value, *ends = (of(np.maximum(mean + c[:, None] * (total - mean), 0)) for c in drawn_together(load))
     own, sd, groups = corrected(of, load)
     half = stdtrit(max(groups - 1, 1), 0.975) * sd
-    far = of(total) - of(mean * np.ones(load.shape[-1]))  # which way uneven is
-    apart = np.abs(far) > 2 * half
+    even = of(np.ones(total.shape))
+    apart = np.abs(of(total) - even) > 2 * half
     low = np.where(apart, np.minimum(np.minimum(*ends), own - half), np.minimum(*ends))
     high = np.where(apart, np.maximum(np.maximum(*ends), own + half), np.maximum(*ends))
-    floor, ceiling = np.sort([of(mean * np.ones(load.shape[-1])), of(np.eye(load.shape[-1])[:1] * np.ones((len(mean), 1)))], 0)
+    if measure in ("max_over_mean", "maxvio"):  # whose busiest expert is not known: any that may be it
+        told = proportion(load, load.sum(-1, keepdims=True))
+        bounds = [end.max(-1) * load.shape[-1] - (measure == "maxvio") for end in told.ci or ()]
+        low, high = (np.minimum(low, bounds[0]), np.maximum(high, bounds[1])) if bounds else (low, high)
+    floor, ceiling = np.sort([even, of(np.eye(load.shape[-1])[:1] * np.ones((len(mean), 1)))], 0)
     return value, (np.clip(low, floor, ceiling), np.clip(high, floor, ceiling))
 
 
@@ -174,10 +178,11 @@ def gate_profile(x: Routing) -> xr.Dataset:
     """An expert's rank among a token's choices, (layer, expert, slot): P(slot | chosen), slot 0 the largest gate.
 
     With gates also `gate_mean` and `gate_sd` in each slot, `gate_mean_chosen` (layer, expert) = E[g_e | e chosen],
-    `gate_mean_slot` (layer, slot), over all experts, `gate_top` (layer): the first slot's share of the gate mass (a ratio of sums,
-    not a mean of ratios), and `gate_share` of the layer's gate mass. Null: exchangeable ranks, 1/k each, with the binomial
-    spread over the expert's visits times the design effect of documents; Wilson's interval; z from 5 expected visits on. Cite: Lo et al. 2024, arXiv 2406.18219. Confounds: without gates the slots are as recorded
-    and need not be ranks; gates of different router rules are not comparable.
+    `gate_mean_slot` (layer, slot), over all experts, `gate_top` (layer): the first slot's share of the gate mass (a ratio of
+    sums, not a mean of ratios), and `gate_share` of the layer's gate mass. Null: exchangeable ranks, 1/k each, with the binomial
+    spread over the expert's visits times the design effect of documents; Wilson's interval; z from 5 expected visits on. Cite: Lo
+    et al. 2024, arXiv 2406.18219. Confounds: without gates the slots are as recorded and need not be ranks; gates of different
+    router rules are not comparable.
     """
     c = counted(x, "gate_profile", ["rank"])
     rank, k = c.by_shard("rank"), c.spec.slots

@@ -76,9 +76,10 @@ def share(counts: np.ndarray, total: np.ndarray) -> np.ndarray:
 def answer(dims: Sequence[str], value: np.ndarray, coords: Mapping[str, Any], **parts: Any) -> xr.Dataset:
     """The labelled answer. Parts: arrays over `dims` or over their leading ones, `ci` a pair, attrs a dict; None: absent.
 
-    Where null_mean and null_sd are there, z and p follow; where the null cannot vary, z is 0 at it and infinite beside it. df: the
-    degrees of freedom of null_sd, by which it is widened (`uncertainty.widened`) and p is a t's; without, null_sd is exact,
-    or p is given (as z, where it is that of another statistic than the value). groups: the shards of documents, under FEW of which there is no interval and no p, and attrs says so.
+    Where null_mean and null_sd are there, z and p follow; where the null cannot vary, z is 0 at it and infinite beside it. df:
+    the degrees of freedom of null_sd, by which it is widened (`uncertainty.widened`) and p is a t's; without, null_sd is exact,
+    or p is given (as z, where it is that of another statistic than the value). groups: the shards of documents, under FEW of
+    which there is no interval and no p, and attrs says so.
     """
     value = np.asarray(value, float)
     attrs = {k: v for k, v in parts.pop("attrs", {}).items() if v is not None}

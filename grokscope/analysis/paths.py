@@ -10,7 +10,7 @@ import xarray as xr
 
 from grokscope.analysis import nulls
 from grokscope.analysis.dependence import dependence
-from grokscope.analysis.measure import Routing, answer, share, with_parts
+from grokscope.analysis.measure import Routing, answer, generator, share, with_parts
 from grokscope.analysis.uncertainty import excess, groups_of, moderated
 from grokscope.counters.documents import SHARDS
 from grokscope.counters.rows import Rows, by_group, rows_of
@@ -33,10 +33,10 @@ def expert_paths(x: Routing, top: int = 20) -> xr.Dataset:
     `experts` (path, layer) are the paths, `count` their tokens, `coverage` the share of tokens of this path and those above it;
     attrs: `distinct` paths, `covering_half` and `covering_90` (how many of the commonest cover so much), `entropy` in bits,
     `tokens`. Null: layers independent, the product of first-choice loads; `null_markov`: each layer depends on the one before
-    alone, so what is above it is memory of more than one layer (`path_memory` tests that). Cite: ExFlow, arXiv 2401.08383.
-    The spread
-    is the binomial one times the design effect of documents, z from 5 expected on. Confounds: most paths of a deep model occur once,
-    and coverage then measures the length of the text; the commonest of many are common by chance too, which p does not take in.
+    alone, so what is above it is memory of more than one layer (`path_memory` tests that). Cite: ExFlow, arXiv 2401.08383. The
+    spread is the binomial one times the design effect of documents, z from 5 expected on. Confounds: most paths of a deep model
+    occur once, and coverage then measures the length of the text; the commonest of many are common by chance too, which p does
+    not take in.
     """
     if top < 1:
         raise ValueError(f"top: wanted 1 or more paths, got {top}; leave it out for 20")
@@ -71,22 +71,24 @@ def expert_paths(x: Routing, top: int = 20) -> xr.Dataset:
     return with_parts(made, {"experts": (("path", "layer"), paths)})
 
 
-def path_memory(x: Routing) -> xr.Dataset:
+def path_memory(x: Routing, repeats: int = 20, seed: int = 0) -> xr.Dataset:
     """What the first choice two layers back tells beyond the last one, (layer), in bits: H(e''|e') - H(e''|e', e).
 
     That is I(e''; e | e'), the test of a first-order Markov chain over layers; "layer" is the layer of e'', from the third on.
-    `value` is without the plug-in's upward bias (`plugin`), by the jackknife over shards of documents, and the interval is about it,
-    where there are some 1.5 independent tokens' worth for each used cell of E^3; `information` = I(e''; e') is what the last layer
-    tells (plug-in); `ratio` = value over it; `null_analytic` is the sum over e' of (R-1)(C-1) over 2 N ln 2, the bias were tokens
-    independent. Null: no memory given the last layer, in the population of documents, whatever each one's topic and bursts
-    (`dependence.dependence`; from 4 shards on). Needs a Trace. Cite: ExFlow, arXiv 2401.08383. Confounds: the token's identity is
-    remembered by every layer; so is a topic that these layers share; first choices alone forget the other slots.
+    `value` is without the plug-in's upward bias (`plugin`), by the jackknife over shards of documents, and the interval is about
+    it, where there are some 1.5 independent tokens' worth for each used cell of E^3; `information` = I(e''; e') is what the last
+    layer tells (plug-in); `ratio` = value over it; `null_analytic` is the sum over e' of (R-1)(C-1) over 2 N ln 2, the bias were
+    tokens independent. Null: no memory given the last layer, in the population of documents, whatever each one's topic and bursts
+    (`dependence.dependence`; from 8 shards on; under them value is the plug-in and null_mean null_analytic). repeats and seed are
+    checked and not used: nothing is drawn any more. Needs a Trace. Cite: ExFlow, arXiv 2401.08383. Confounds: the token's
+    identity is remembered by every layer; so is a topic that these layers share; first choices alone forget the other slots.
     """
     rows, first, shard = _first(x, "path_memory")
     if first.shape[1] < 3:
         raise ValueError(f"path_memory: wanted three layers or more, got {first.shape[1]}; trace more layers")
+    generator(repeats, seed)
     experts, n = rows.told["num_experts"], len(first)
-    groups = SHARDS if experts <= 16 else 8  # tables of three experts are large
+    groups = next((g for most, g in ((16, SHARDS), (32, 32), (64, 16)) if experts <= most), 8)  # tables of three are large
     bias, told = [], []
 
     def tables() -> Iterator[np.ndarray]:
@@ -99,9 +101,11 @@ def path_memory(x: Routing) -> xr.Dataset:
             yield t
 
     found = dependence(tables())
+    mean = np.where(np.isnan(found.z), bias, 0)
     return answer(
-        ("layer",), found.value, {"layer": rows.told["layers"][2:]}, null_mean=np.zeros(len(told)), null_sd=found.null_sd, z=found.z, p=found.p,
-        n_eff=found.n_eff, ci=(found.low, found.high), plugin=found.plugin, corrected=found.value, information=np.array(told),
-        null_analytic=np.array(bias), ratio=share(found.value, np.array(told)),
+        ("layer",), found.value, {"layer": rows.told["layers"][2:]}, null_mean=mean, null_sd=found.null_sd, z=found.z, p=found.p,
+        n_eff=found.n_eff, ci=(found.low, found.high), plugin=found.plugin, corrected=found.value - mean,
+        information=np.array(told),
+        null_analytic=np.array(bias), ratio=share(found.value - mean, np.array(told)),
         attrs={"unit": "bits", "null": "no memory given the last layer's expert", "tokens": n, "ci": found.why},
     )  # fmt: skip

@@ -50,7 +50,8 @@ def position_effect(
         mean = np.broadcast_to(f * of[:, None], table.shape)
         chance = excess(table, mean, alone, effect, df, groups)
         among = dependence(shards[:, layer] for layer in range(shards.shape[1]))
-        whole = {"null_mean": told - among.null_sd * among.z, "null_sd": among.null_sd, "p": among.p}
+        middle = np.where(np.isnan(among.z), _bias(table), told - among.null_sd * among.z)
+        whole = {"null_mean": middle, "null_sd": among.null_sd, "p": among.p}
     else:
         mean, chance, drawn = _within(x, null, used, repeats, rng, table)
         whole = against(told, drawn)
@@ -63,13 +64,19 @@ def position_effect(
         chance["null_sd"], whole["null_sd"] = np.full(table.shape, np.nan), np.full(len(told), np.nan)
     made = answer(
         ("layer", "position", "expert"), share(table, of[:, None]), over(c, "layer", "expert") | {"position": _starts(used)},
-        null_mean=mean / of[:, None], null_sd=chance["null_sd"] / of[:, None], p=chance["p"], n_eff=of[:, None] / effect, count=table,
+        null_mean=mean / of[:, None], null_sd=chance["null_sd"] / of[:, None], p=chance["p"],
+        n_eff=of[:, None] / effect, count=table,
         ci=proportion(shards, np.repeat(_of_shards(shards, k)[..., None], table.shape[-1], -1), (-1, -2)).ci,
         information=told, attrs={"null": null, "tokens": n, "first_token": _first_token(x), "shards": groups},
     )  # fmt: skip
     beside = answer(("layer",), told, over(c, "layer"), **whole)
     named = {f"information_{part}": beside[part] for part in ("null_mean", "null_sd", "z", "p")}
     return with_parts(made, named | {"tokens": ("position", of)})
+
+
+def _bias(table: np.ndarray) -> np.ndarray:
+    """Of the plug-in information of tables [L, buckets, E], were tokens independent."""
+    return nulls.information_bias((table.sum(2) > 0).sum(-1), (table.sum(1) > 0).sum(-1), table.sum((1, 2)))
 
 
 def _of_shards(shards: np.ndarray, k: int) -> np.ndarray:

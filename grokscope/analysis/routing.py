@@ -1,9 +1,13 @@
 """The analyses of routing: each takes a Trace, a recording or RoutingCounters and returns a labelled xarray.Dataset.
 
-`value`, and where they have a meaning `null_mean`, `null_sd`, `z`, `n_eff`, `ci_low`, `ci_high` (95 %, by the jackknife over
-64 shards of documents). Each function's page gives its formula, its source, its null and what can mislead.
+`value`, and where they have a meaning `null_mean`, `null_sd`, `z`, `p`, `n_eff` (attrs["n_eff_unit"] says of what), `ci_low`,
+`ci_high` (95 %). Documents are the unit of all uncertainty, never tokens; under 4 shards of them z, p and intervals are absent, and
+attrs says so. `null_sd` is so widened that |z| > 1.96 is 5 % also of few documents; of rare cells there is p alone. `adjust` gives
+p for thousands of cells at once. Each function's page gives its formula, its source, its null and what can mislead;
+`python -m tests.bench.calibration` measures what the intervals cover and how often p is under 0.05 where it should not be.
 """
 
+from grokscope.analysis.adjusting import adjust
 from grokscope.analysis.agreement import routing_agreement
 from grokscope.analysis.coactivation import coactivation, consecutive_repeats
 from grokscope.analysis.committee import standing_committee
@@ -22,6 +26,7 @@ from grokscope.analysis.vocabulary import context_dependence, vocabulary_special
 from grokscope.analysis.weight_similarity import expert_weight_similarity
 
 __all__ = [
+    "adjust",
     "coactivation",
     "consecutive_repeats",
     "context_dependence",

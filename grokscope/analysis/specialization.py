@@ -9,7 +9,7 @@ import xarray as xr
 
 from grokscope.analysis import nulls
 from grokscope.analysis.dependence import dependence
-from grokscope.analysis.measure import Routing, answer, counted, over, with_parts
+from grokscope.analysis.measure import Routing, answer, counted, generator, over, with_parts
 from grokscope.analysis.uncertainty import FEW, groups_of, proportion
 from grokscope.counters.counters import RoutingCounters
 
@@ -34,10 +34,10 @@ def domain_specialization(x: Routing, labels: Sequence[str] | None = None) -> xr
 
     labels: one for each text of a Trace; counters have theirs. Also `difference` from the null, `count`. Null: the expert's load
     over all labels, which k/E is not; its spread is that of the label's documents and of the others', each by its own design
-    effect (moderated by all labels'), at t. Interval: Wilson's of the label's independent worth. For labels of 4 shards of documents
-    or more; NaN for others, in attrs["few"]. Cite: Jiang et al. 2024, arXiv 2401.04088, section 5;
-    Muennighoff et al. 2024, arXiv 2409.02060, Eq. 7. Confounds: frequent tokens masquerade as topic; balancing losses make small
-    differences a lower bound; a prefix that a label's documents share counts as the label.
+    effect (moderated by all labels'), at t. Interval: Wilson's of the label's independent worth. For labels of 4 shards of
+    documents or more; NaN for others, in attrs["few"]. Cite: Jiang et al. 2024, arXiv 2401.04088, section 5; Muennighoff et al.
+    2024, arXiv 2409.02060, Eq. 7. Confounds: frequent tokens masquerade as topic; balancing losses make small differences a lower
+    bound; a prefix that a label's documents share counts as the label.
     """
     c = _labelled(x, labels, "domain_specialization")
     load, tokens = _tables(c)
@@ -66,14 +66,17 @@ def _few(labels: Sequence[str], enough: np.ndarray) -> str | None:
     return f"under {FEW} shards of documents, so without z, p and interval: {', '.join(few)}" if few else None
 
 
-def domain_information(x: Routing, labels: Sequence[str] | None = None) -> xr.Dataset:
+def domain_information(
+    x: Routing, labels: Sequence[str] | None = None, repeats: int = 200, seed: int = 0
+) -> xr.Dataset:
     """What an expert choice tells of the label, (layer), in bits: I(D; e), labels weighted by their tokens.
 
     It is the Jensen-Shannon divergence of the labels' loads. `value` is without the plug-in's upward bias (`plugin`), by the
     jackknife over shards of each label's documents; the interval is about it. Also `divergence` (label, label_other, layer), the
     Jensen-Shannon divergence of each two labels, in bits, plug-in. Null: labels tell nothing in the population of documents,
     however these differ (`dependence.dependence`); z, p and the interval where each label has 4 shards of documents or more.
-    `corrected` is value under an older name. Cite and confounds: as `domain_specialization`.
+    `corrected` = value - null_mean. Under 4 shards value is the plug-in and null_mean the bias of independent tokens. repeats
+    and seed are checked and not used: nothing is drawn any more. Cite and confounds: as `domain_specialization`.
     """
     c = _labelled(x, labels, "domain_information")
     load, tokens = _tables(c)
@@ -81,18 +84,23 @@ def domain_information(x: Routing, labels: Sequence[str] | None = None) -> xr.Da
     owner = np.nonzero(filled)[0]
     blocks = load[filled]  # of a label's shard each: B L E
     row = np.eye(len(load))[owner][:, :, None]
+    generator(repeats, seed)
     told = dependence(row * blocks[:, None, n] for n in range(blocks.shape[1]))
     enough = filled.sum(1) >= FEW
     known = 1.0 if enough.all() else np.nan
     table = load.sum(1)  # D L E
+    value, mean = told.value, np.zeros(len(told.value))
+    if not enough.all():
+        value = told.plugin
+        mean = nulls.information_bias(len(table), (table.sum(0) > 0).sum(-1), table.sum((0, 2)))
     shares = table / np.maximum(table.sum(-1, keepdims=True), 1)
     middle = (shares[:, None] + shares[None]) / 2
     h = nulls.entropy(shares)
     divergence = nulls.entropy(middle) - (h[:, None] + h[None]) / 2
     made = answer(
-        ("layer",), told.value, over(c, "layer") | {"label": c.labels, "label_other": c.labels},
-        null_mean=np.zeros(len(told.value)), null_sd=told.null_sd * known, z=told.z * known, p=told.p * known, n_eff=told.n_eff, plugin=told.plugin,
-        corrected=told.value, ci=(told.low * known, told.high * known),
+        ("layer",), value, over(c, "layer") | {"label": c.labels, "label_other": c.labels},
+        null_mean=mean, null_sd=told.null_sd * known, z=told.z * known, p=told.p * known, n_eff=told.n_eff, plugin=told.plugin,
+        corrected=value - mean, ci=(told.low * known, told.high * known),
         attrs={"unit": "bits", "null": "labels tell nothing of documents", "ci": _few(c.labels, enough) or told.why,
                "n_eff_unit": "independent visits' worth"},
     )  # fmt: skip

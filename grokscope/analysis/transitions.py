@@ -79,7 +79,8 @@ def transitions(
         ("layer", "expert", "expert_next"), share(table, rows),
         over(c, "expert", "expert_next") | {"layer": list(c.spec.layers[:-distance])},
         null_mean=_of_row(mean, mean), null_sd=_of_row(chance["null_sd"], mean), p=chance["p"], n_eff=told.n_eff, groups=groups,
-        ci=told.ci, count=table, attrs={"distance": distance, "choice": choice, "null": null, "n_eff_unit": "independent visits' worth"},
+        ci=told.ci, count=table,
+        attrs={"distance": distance, "choice": choice, "null": null, "n_eff_unit": "independent visits' worth"},
     )  # fmt: skip
 
 
@@ -136,31 +137,34 @@ def _weighted(x: Routing, distance: int, null: str) -> xr.Dataset:
 
 
 def transition_information(
-    x: Routing, distance: int = 1, null: Literal["independent", "within_token"] = "independent", repeats: int = 20, seed: int = 0
+    x: Routing, distance: int = 1, null: Literal["documents", "within_token"] = "documents", repeats: int = 20, seed: int = 0
 ) -> xr.Dataset:
     """What the first choice at a layer tells of that at layer + distance, (layer), in bits: I(e; e').
 
     `value` is without the plug-in's upward bias (`plugin`), by the jackknife over shards of documents, and the interval is about
     it; both need some 1.5 independent tokens' worth for each pair of experts, else attrs["ci"] says so. `corrected` = value -
     null_mean; `normalized` = corrected over the smaller entropy; `null_analytic` = (R-1)(C-1)/(2 N ln 2), the plug-in's bias were
-    tokens independent. Null "independent": of the population of documents, whatever each one's topic and bursts
-    (`dependence.dependence`; z and p from 4 shards on). "within_token": the later choices shuffled among the tokens of the
-    same id, `repeats` times, so that `corrected` is what is left when the token's identity is held; the spread is these draws' times
+    tokens independent. Null "documents": independence in the population of documents, whatever each one's topic and bursts
+    (`dependence.dependence`; z and p from 4 shards on). "within_token": the later choices shuffled among the tokens of the same
+    id, `repeats` times, so that `corrected` is what is left when the token's identity is held; the spread is these draws' times
     the root of the design effect of documents; it needs token ids and time and memory for each token. Cite: Yao et al. 2024,
-    ExFlow, arXiv 2401.08383. Confounds: but for within_token, the token's identity tells both layers, and so do topics that
-    both layers follow; k > 1 choices are not seen.
+    ExFlow, arXiv 2401.08383. Confounds: but for within_token, the token's identity tells both layers, and so do topics that both
+    layers follow; k > 1 choices are not seen.
     """
-    one_of("null", null, ("independent", "within_token"))
+    one_of("null", null, ("documents", "within_token"))
+    rng = generator(repeats, seed)
     c, name = _tables(x, distance, "first", "transition_information")
     shards, n_layers = c.by_shard(name), len(c.spec.layers) - distance
     told = dependence(shards[:, n] for n in range(n_layers))
     table = shards.sum(0)
     rows, columns, n = table.sum(-1), table.sum(-2), table.sum((-1, -2))
-    mean, sd, z, p = np.zeros(n_layers), told.null_sd, told.z, told.p
+    bias = nulls.information_bias((rows > 0).sum(-1), (columns > 0).sum(-1), n)
+    mean = np.where(np.isnan(told.z), bias, 0)  # under FEW shards the value is the plug-in
+    sd, z, p = told.null_sd, told.z, told.p
     if null == "within_token":
-        drawn = _within_token(c, distance, repeats, generator(repeats, seed))
+        drawn = _within_token(c, distance, repeats, rng)
         chance = against(told.plugin, drawn)
-        sd = np.where(np.isnan(told.z), np.nan, chance["null_sd"]) * np.sqrt(n / told.n_eff)
+        sd = np.where(np.isnan(told.z), np.nan, chance["null_sd"]) * np.sqrt(share(n, told.n_eff))
         mean = chance["null_mean"] - (told.plugin - told.value)
         z = (told.value - mean) / np.maximum(sd, 1e-12)
         p = two_sided(z, np.inf)
@@ -168,7 +172,7 @@ def transition_information(
     return answer(
         ("layer",), told.value, {"layer": list(c.spec.layers[:n_layers])}, null_mean=mean, null_sd=sd, z=z, p=p, n_eff=told.n_eff,
         plugin=told.plugin, corrected=told.value - mean, normalized=share(told.value - mean, smaller),
-        null_analytic=nulls.information_bias((rows > 0).sum(-1), (columns > 0).sum(-1), n),
+        null_analytic=bias,
         ci=(told.low, told.high), attrs={"unit": "bits", "distance": distance, "null": null, "ci": told.why},
     )  # fmt: skip
 

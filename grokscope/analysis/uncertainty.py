@@ -78,7 +78,7 @@ def moderated(
     A cell's own effect is averaged with the common one over the axes `pool`, which has PRIOR degrees of freedom: rare cells
     say little of themselves. seen [...]: the shards that say something of a cell. Both effects are at least 1.
     """
-    v = scatter(residual, weight)
+    v = scatter(residual - weight * residual.sum(0), weight)  # about their mean: what all share is no scatter
     told = (seen > 1) & (alone > 0)
     common = np.divide(
         np.where(told, v, 0).sum(pool, keepdims=True), np.where(told, alone, 0).sum(pool, keepdims=True),
@@ -194,15 +194,16 @@ def against(value: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
 
 def quadratic(variance: np.ndarray, inner: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
     """(variance, degrees of freedom) of a jackknifed statistic that is, about its null, a quadratic form of shards' departures
-    with these products [..., S, S]: its part of second order, what double centring leaves, the jackknife counts twice (Efron
-    and Stein 1981), and alone it has as many degrees of freedom as there are pairs of shards.
+    with these products [..., S, S]: its part of second order, what U-centring (Szekely and Rizzo 2014) leaves of those between
+    shards, the jackknife counts twice (Efron and Stein 1981), and alone it has as many degrees of freedom as there are pairs.
     """
-    centred = inner - inner.mean(-1, keepdims=True) - inner.mean(-2, keepdims=True) + inner.mean((-1, -2), keepdims=True)
-    second = 2 * ((centred**2).sum((-1, -2)) - (np.diagonal(centred, axis1=-2, axis2=-1) ** 2).sum(-1))
+    off = inner * (1 - np.eye(groups))
+    common = off.sum(-1) / max(groups - 2, 1)
+    left = off - common[..., None] - common[..., None, :] + off.sum((-1, -2))[..., None, None] / max((groups - 1) * (groups - 2), 1)
+    second = 2 * ((left * (1 - np.eye(groups))) ** 2).sum((-1, -2)) * (groups - 1) / max(groups - 3, 1)
     first = np.maximum(variance - 2 * second, 0)
-    whole = first + second
-    pairs = groups * (groups - 1) / 2
-    return whole, np.maximum(whole**2 / np.maximum(first**2 / (groups - 1) + second**2 / pairs, 1e-300), 1)
+    whole, pairs = first + second, max(groups * (groups - 3) / 2, 1)
+    return whole, np.maximum(whole**2 / np.maximum(first**2 / max(groups - 1, 1) + second**2 / pairs, 1e-300), 1)
 
 
 def flipped(residual: np.ndarray, repeats: int, rng: np.random.Generator) -> np.ndarray:

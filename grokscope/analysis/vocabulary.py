@@ -28,15 +28,15 @@ def vocabulary_specialization(
     """How exclusively an expert's own token ids go to it, (layer, expert): the mean of VS(e, x) = N_xe / N_x over them.
 
     role: whose id x is: "input" the token that is read; "next" the token that truly comes next (the last of a text is left out);
-    "predicted" the one that the model finds likeliest, from a Trace that kept "logits". The latter two need a Trace.
-    A token id is the own of the expert that served it most; NaN where an expert has none. By layer: `layer_value` = mean over ids
-    of max_e VS, the figure that is published, with `layer_null_mean`, `layer_null_sd`, `layer_z`. Also `types` (own ids),
-    `top_token` and `top_share` (layer, expert, rank), the ids of highest VS for each expert. Ids of fewer than `min_count`
-    occurrences are left out (1: none are). Null: token ids turned round within each document against the routes, `repeats` times,
-    which keeps loads, bursts and topic; of counters, which know no document of an id, each id's occurrences draw load-matched sets of
-    k experts: a mean alone, without spread, z and p. Being a maximum over experts of few counts, it lies near 0.9 where k/E is
-    0.125, and only what is above it is specialisation. Where experts tie for an id, each owns a part. Cite: Muennighoff et al. 2024,
-    arXiv 2409.02060, Eq. 8. Confounds: the next token is told by the one that is read, so next and predicted can follow from input.
+    "predicted" the one that the model finds likeliest, from a Trace that kept "logits". The latter two need a Trace. A token id
+    is the own of the expert that served it most; NaN where an expert has none. By layer: `layer_value` = mean over ids of max_e
+    VS, the figure that is published, with `layer_null_mean`, `layer_null_sd`, `layer_z`. Also `types` (own ids), `top_token` and
+    `top_share` (layer, expert, rank), the ids of highest VS for each expert. Ids of fewer than `min_count` occurrences are left
+    out (1: none are). Null: token ids turned round within each document against the routes, `repeats` times, which keeps loads,
+    bursts and topic; of counters, which know no document of an id, each id's occurrences draw load-matched sets of k experts: a
+    mean alone, without spread, z and p. Being a maximum over experts of few counts, it lies near 0.9 where k/E is 0.125, and only
+    what is above it is specialisation. Where experts tie for an id, each owns a part. Cite: Muennighoff et al. 2024, arXiv
+    2409.02060, Eq. 8. Confounds: the next token is told by the one that is read, so next and predicted can follow from input.
     """
     one_of("role", role, ("input", "next", "predicted"))
     rows = _occurring(x, role) if isinstance(x, Trace) or role != "input" else None
@@ -46,7 +46,7 @@ def vocabulary_specialization(
     enough = n >= min_count
     if not enough.any():
         raise ValueError(
-            f"vocabulary_specialization: wanted token ids that occur {min_count} times or more, got at most {n.max()}; "
+            f"vocabulary_specialization: wanted token ids that occur {min_count} times or more, got at most {n.max(initial=0)}; "
             "count more text or take a smaller min_count"
         )
     per_expert, per_layer, types = _own(chosen[enough], n[enough])
@@ -55,7 +55,9 @@ def vocabulary_specialization(
         drawn = [_own(t, n[enough])[:2] for t in _matched(c, n[enough], repeats, rng)]
     else:
         drawn = [_own(_counts(rows, order)[1][enough], n[enough])[:2] for order in rotations(rows.owner, repeats, rng)]
-    chance, whole = (_against(value, np.stack(d, -1)) for value, d in zip((per_expert, per_layer), zip(*drawn, strict=True), strict=True))
+    chance, whole = (
+        _against(value, np.stack([d[part] for d in drawn], -1)) for part, value in enumerate((per_expert, per_layer))
+    )
     if rows is None:
         for part in (chance, whole):
             part |= {"null_sd": part["null_sd"] * np.nan, "p": part["p"] * np.nan}
@@ -65,10 +67,12 @@ def vocabulary_specialization(
     beside = answer(("layer",), per_layer, over(c, "layer"), **whole)
     made = answer(
         ("layer", "expert"), per_expert, over(c, "layer", "expert") | {"rank": np.arange(best.shape[-1])},
-        **chance, n_eff=types, types=types, layer_value=per_layer, **{f"layer_{m}": beside[m].values for m in ("null_mean", "null_sd", "z", "p")},
+        **chance, n_eff=types, types=types, layer_value=per_layer,
+        **{f"layer_{m}": beside[m].values for m in ("null_mean", "null_sd", "z", "p")},
         attrs={"null": "load-matched experts for each occurrence" if rows is None else "token ids turned round within documents",
                "role": role, "min_count": min_count, "token_ids": len(ids), "uniform": c.spec.slots / c.spec.num_experts,
-               "n_eff_unit": "token ids", "p": None if rows is not None else "absent: counters know no document of a token id; trace texts"},
+               "n_eff_unit": "token ids",
+               "p": None if rows is not None else "absent: counters know no document of a token id; trace texts"},
     )  # fmt: skip
     dims = ("layer", "expert", "rank")
     return with_parts(made, {"top_token": (dims, ids[best]), "top_share": (dims, best_share)})
@@ -106,13 +110,15 @@ def _counts(rows: _Occurring, order: np.ndarray | None = None) -> tuple[np.ndarr
     ids, code = np.unique(rows.ids, return_inverse=True)
     code = code if order is None else code[order]
     layers, e = rows.experts.shape[1], rows.num_experts
+    if not len(ids):
+        return ids, np.zeros((0, layers, e), int)
     at = (code[:, None, None] * layers + np.arange(layers)[:, None]) * e + rows.experts
     return ids, np.bincount(at[rows.experts >= 0], minlength=len(ids) * layers * e).reshape(len(ids), layers, e)
 
 
-def _occurring(x: Routing, role: str) -> _Occurring:
+def _occurring(x: Routing, role: str, analysis: str = "vocabulary_specialization") -> _Occurring:
     """What vocabulary is counted from, of a Trace."""
-    analysis = "vocabulary_specialization" if role == "input" else f'vocabulary_specialization(role="{role}")'
+    analysis = analysis if role == "input" else f'{analysis}(role="{role}")'
     rows = rows_of(x, analysis, [] if role == "predicted" else ["token_ids"], "which token came next")
     ids, kept = [], []
     predicted = iter(_predicted(x, analysis)) if role == "predicted" else None
@@ -139,7 +145,7 @@ def _predicted(trace: Trace, analysis: str) -> list[np.ndarray]:
 
 def _occurrences(k: int, chosen: np.ndarray) -> np.ndarray:
     """N_x: visits over k at the layer where the fewest slots were empty."""
-    return -(-chosen.sum(-1).max(1) // k)
+    return -(-chosen.sum(-1).max(1, initial=0) // k)
 
 
 def _own(chosen: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,12 +163,13 @@ def context_dependence(x: Routing, min_count: int = 1, repeats: int = 20, seed: 
 
     0: routing by token alone (hash layers). Plug-in, so rare ids make it too small: `adjusted` = 1 - (I - E[I]) / (H - E[I]) is
     corrected for chance (Vinh et al. 2010) and is the number to report: 0 for routing by token, 1 for routing that ignores it.
-    Also `information` and `entropy` in bits, `consistency`: P(two occurrences of an id go the same way), over pairs. Null: token ids
-    turned round within each document against the routes, `repeats` times, which keeps bursts and topic; of counters, which know no
-    document of an id, tables with the same margins: a mean alone, tokens taken as independent, without spread, z and p. Cite: Xue et al. 2024, OpenMoE, arXiv 2402.01739. What
-    of the context tells the rest: `context_information`. Confounds: k > 1 choices are not seen.
+    Also `information` and `entropy` in bits, `consistency`: P(two occurrences of an id go the same way), over pairs. Null: token
+    ids turned round within each document against the routes, `repeats` times, which keeps bursts and topic; of counters, which
+    know no document of an id, tables with the same margins: a mean alone, tokens taken as independent, without spread, z and p.
+    Cite: Xue et al. 2024, OpenMoE, arXiv 2402.01739. What of the context tells the rest: `context_information`. Confounds: k > 1
+    choices are not seen.
     """
-    rows = _occurring(x, "input") if isinstance(x, Trace) else None
+    rows = _occurring(x, "input", "context_dependence") if isinstance(x, Trace) else None
     c = counted(x, "context_dependence", ["vocabulary"])
     _, _, first = c.vocabulary()
     enough = first.sum(-1).max(1) >= min_count
