@@ -13,6 +13,7 @@ from grokscope.analysis.coactivation import coactivation, consecutive_repeats
 from grokscope.analysis.committee import standing_committee
 from grokscope.analysis.confidence import router_margin, routing_entropy
 from grokscope.analysis.context import context_information
+from grokscope.analysis.contrast import contrast
 from grokscope.analysis.contributions import expert_contribution, slot_contributions
 from grokscope.analysis.geometry import router_expert_coupling, router_geometry
 from grokscope.analysis.languages import cross_lingual_divergence
@@ -31,6 +32,7 @@ __all__ = [
     "consecutive_repeats",
     "context_dependence",
     "context_information",
+    "contrast",
     "cross_lingual_divergence",
     "dead_experts",
     "domain_information",
