@@ -81,6 +81,8 @@ def _one(t: np.ndarray) -> tuple[float, ...]:
     unit = 2 * n * np.log(2)
     variance, df = quadratic(np.asarray(sd**2), inner / unit, shards)
     effect = max(own / max(free, 1), 1)
+    if t.shape[1] > 1 and n / effect / max(cells, 1) < SPARSE / 5:  # the groups' margins are too few tokens' to be taken away
+        z = spread = np.nan
     half = stdtrit(df, 0.975) * np.sqrt(variance) if n / effect / cells >= SPARSE else np.nan
     return (
         plugin, float(value), z, _tail(z, own, spread, pairs), spread / unit, max(float(value) - half, 0.0), float(value) + half,
@@ -102,8 +104,8 @@ def _departures(t: np.ndarray) -> tuple[np.ndarray, float, tuple[int, ...]]:
 
 def _tail(z: float, own: float, spread: float, pairs: float) -> float:
     """P(as large a z or larger): a chi-squared of the same mean and spread, then t of the number of pairs of shards."""
-    if spread <= 0:
-        return 1.0
+    if not spread > 0:
+        return np.nan if np.isnan(spread) else 1.0
     nu = 2 * own**2 / spread**2
     tail = gammaincc(nu / 2, max(nu + z * np.sqrt(2 * nu), 0) / 2)
     e = float(np.clip(-ndtri(np.clip(tail, 1e-300, 1 - 1e-16)), -30, np.sqrt(pairs) * 0.999))

@@ -18,6 +18,7 @@ from grokscope.analysis.contributions import expert_contribution, slot_contribut
 from grokscope.analysis.geometry import router_expert_coupling, router_geometry
 from grokscope.analysis.languages import cross_lingual_divergence
 from grokscope.analysis.load import dead_experts, expert_load, gate_profile, load_imbalance
+from grokscope.analysis.mismatch import mismatch
 from grokscope.analysis.paths import expert_paths, path_memory
 from grokscope.analysis.position import position_effect
 from grokscope.analysis.specialization import domain_information, domain_specialization
@@ -43,6 +44,7 @@ __all__ = [
     "expert_weight_similarity",
     "gate_profile",
     "load_imbalance",
+    "mismatch",
     "path_memory",
     "position_effect",
     "router_expert_coupling",

@@ -24,7 +24,7 @@ def test_intervals_cover_and_chance_is_no_finding(p):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = tried(p, 5)
-    wrong = {key: verdict(p, key[1], entry) for key, entry in found.items() if len(entry[3]) > 2}
+    wrong = {key: verdict(p, *key, entry) for key, entry in found.items() if len(entry[3]) > 2}
     slack = {key: v for key, v in wrong.items() if v[1] in ("low", "wolf") and not v[0] > 0.8 and not v[0] < 0.14}
     assert not slack and len(wrong) > 30
 
