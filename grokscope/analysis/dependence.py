@@ -49,7 +49,7 @@ def dependence(layers: Iterable[np.ndarray]) -> Dependence:
     plugin, value, z, p, sd, low, high, n_eff = (np.array(part) for part in zip(*made, strict=True))
     why = None
     if np.isnan(z).any():
-        why = f"absent: documents fill {groups} shards; z, p, intervals and values without bias are of more"
+        why = f"absent: {groups} shards of documents, or tokens of so many experts, are too few for z, p, interval; count more"
     elif np.isnan(low).any():
         why = f"absent: under {SPARSE} independent tokens' worth a cell: count more text"
     return Dependence(plugin, value, z, p, sd, low, high, n_eff, why)
@@ -81,7 +81,7 @@ def _one(t: np.ndarray) -> tuple[float, ...]:
     unit = 2 * n * np.log(2)
     variance, df = quadratic(np.asarray(sd**2), inner / unit, shards)
     effect = max(own / max(free, 1), 1)
-    if t.shape[1] > 1 and n / effect / max(cells, 1) < SPARSE / 5:  # the groups' margins are too few tokens' to be taken away
+    if margins > spread:  # what is to be taken away is more than what is left to tell
         z = spread = np.nan
     half = stdtrit(df, 0.975) * np.sqrt(variance) if n / effect / cells >= SPARSE else np.nan
     return (

@@ -245,7 +245,6 @@ class RoutingCounters:
         return f"{told}{s.num_experts} experts, top {s.slots}; labels {self.labels}"
 
     def _repr_html_(self) -> str:
-        parts = [(label, self.select(label)) for label in self.labels]
         load = self.table("load") if self.has("load") else None
-        head = repr(self).partition("; labels")[0]
-        return as_html(head, [(label, p.documents, p.tokens) for label, p in parts], self.spec.layers, load)
+        sizes = [(label, (part := self.select(label)).documents, part.tokens) for label in self.labels]
+        return as_html(repr(self).partition("; labels")[0], sizes, self.spec.layers, load)
