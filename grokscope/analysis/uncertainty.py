@@ -15,7 +15,7 @@ from scipy.special import betaincinv, gammaincc, ndtri, stdtr, stdtrit
 
 FEW = 4
 """Shards of documents under which there is neither interval nor p: of fewer, nothing says how documents differ."""
-PRIOR = 8
+PRIOR = 20
 """Degrees of freedom that the layer's common design effect has beside a cell's own (a moderated variance, Smyth 2004)."""
 NORMAL = 1.959963984540054
 
