@@ -98,7 +98,9 @@ def excess(
     Under 5 expected independent visits z says nothing (counts are skewed), p does; under FEW shards neither.
     """
     variance = alone * effect
-    enough = (groups >= FEW) & (mean / effect >= 5)
+    # By the cells' common effect: a cell's own is small where its count happens to be, and choosing by it would choose those.
+    usual = effect.mean(tuple(range(effect.ndim))[-2:], keepdims=True)
+    enough = (groups >= FEW) & (mean / usual >= 5)
     return {
         "null_sd": np.where(enough, widened(np.sqrt(variance), df), np.nan),
         "p": counts_p(count, mean, variance, df) if groups >= FEW else np.full(np.shape(mean), np.nan),
