@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from grokscope.analysis.measure import answer, interval, share, with_parts
-from grokscope.counters.rows import Rows, indicators, rows_of
+from grokscope.analysis.measure import answer, share, with_parts
+from grokscope.analysis.uncertainty import differs, groups_of, interval
+from grokscope.counters.rows import Rows, by_group, indicators, rows_of
 from grokscope.trace.trace import Trace
 
 MARGINS = np.concatenate([[-np.inf, 0.0], 2.0 ** np.arange(-10, 7)])
@@ -22,16 +23,17 @@ def routing_agreement(a: Trace, b: Trace) -> xr.Dataset:
     the agreement of first choices; `flips`, the share of tokens whose sets differ; `jaccard`, that of the two sets.
     Where `a` has logits, `flips_by_margin` and `tokens_by_margin` (layer, margin): over buckets of a's margin (worst chosen logit
     less the best unchosen) that start at "margin", an octave wide. Null: the tokens of b in random order (load-matched):
-    sum f_a f_b / k with its exact spread, so z is about routing and not about load; `first_null` = sum p_a p_b; `uniform` = k/E
+    sum f_a f_b / k, so z is about routing and not about load; its spread is that of the difference, jackknife over shards of
+    documents, at t, from 4 on; `first_null` = sum p_a p_b; `uniform` = k/E
     and `first_uniform` = 1/E. Raises ValueError where tokens are not paired: texts, lengths, token ids, layers, experts, slots.
     Cite: Muennighoff et al. 2024, arXiv 2409.02060, Eq. 5; flips by margin: arXiv 2510.11370. Confounds: without token ids the
-    pairing is taken on trust (attrs["paired"]); tokens of a text are alike: the interval takes that in and z does not.
+    pairing is taken on trust (attrs["paired"]); topics that both runs follow are agreement.
     """
     left, right = (rows_of(x, "routing_agreement", why="each token's experts") for x in (a, b))
     paired = _check(left, right)
     experts, k, n = left.told["num_experts"], left.told["slots"], left.tokens
     shard = left.shards()
-    common, sizes, first, flips, jaccard, mean, sd, first_null = ([] for _ in range(8))
+    common, sizes, first, flips, jaccard, mean, loads, first_null = ([] for _ in range(8))
     for layer in range(len(left.told["layers"])):
         mine, theirs = left.inside(layer), right.inside(layer)
         both, either = (mine * theirs).sum(1), np.maximum(mine, theirs).sum(1)
@@ -44,21 +46,28 @@ def routing_agreement(a: Trace, b: Trace) -> xr.Dataset:
         first.append((p * q).sum(1).mean())
         first_null.append(p.mean(0) @ q.mean(0))
         mean.append(mine.mean(0) @ theirs.mean(0) / size)
-        spread = [m.T @ m - np.outer(m.sum(0), m.sum(0)) / n for m in (mine, theirs)]
-        sd.append(np.sqrt(max((spread[0] * spread[1]).sum() / max(n - 1, 1), 0)) / (n * size))
+        loads.append([by_group(m, shard) for m in (mine, theirs)])
     common, sizes, flips = np.array(common).T, np.array(sizes).T, np.array(flips).T
     by_shard, of = np.zeros((2, 64, common.shape[1]))
     np.add.at(by_shard, shard, common)
     np.add.at(of, shard, sizes)
+    groups = groups_of(of)
+    f, g = (np.stack([layer[side] for layer in loads], 1) for side in (0, 1))
+    tokens = np.bincount(shard, minlength=64)
     made = answer(
         ("layer",), share(common.sum(0), sizes.sum(0)), left.over("layer"),
-        null_mean=np.array(mean), null_sd=np.array(sd), n_eff=np.full(len(sd), n),
-        ci=interval(share, by_shard, of), first=np.array(first), first_null=np.array(first_null),
+        null_mean=np.array(mean), groups=groups,
+        **differs(lambda c, s, f, g, n: share(c, s) - share((f * g).sum(-1), n * s), by_shard, of, f, g, tokens),
+        ci=_inside(interval(share, by_shard, of)), first=np.array(first), first_null=np.array(first_null),
         flips=flips.mean(0), jaccard=np.array(jaccard),
         attrs={"null": "independent choices at both loads",
                "paired": paired, "tokens": n, "uniform": k / experts, "first_uniform": 1 / experts},
     )  # fmt: skip
     return with_parts(made.assign_coords(margin=MARGINS), _by_margin(left, flips)) if left.told["scores"] else made
+
+
+def _inside(ci: tuple[np.ndarray, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray] | None:
+    return None if ci is None else (np.maximum(ci[0], 0), np.minimum(ci[1], 1))
 
 
 def _by_margin(rows: Rows, flips: np.ndarray) -> dict[str, tuple[tuple[str, str], np.ndarray]]:

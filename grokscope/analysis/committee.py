@@ -9,9 +9,9 @@ from math import comb
 import numpy as np
 import xarray as xr
 
-from grokscope.analysis import nulls
-from grokscope.analysis.load import MEASURES
-from grokscope.analysis.measure import Routing, answer, counted, effective_tokens, generator, over, share, with_parts
+from grokscope.analysis.load import MEASURES, drawn_together, even_use
+from grokscope.analysis.measure import Routing, answer, counted, generator, over, share, with_parts
+from grokscope.analysis.uncertainty import FEW, against, design_effect, flipped, groups_of
 
 
 def standing_committee(
@@ -19,43 +19,53 @@ def standing_committee(
 ) -> xr.Dataset:
     """How few experts make up a share `mass` of a layer's visits, (label, layer): the size of the smallest such set.
 
-    `member` (label, layer, expert) is the set (of equal loads, the lower number), `coverage` what it makes up, `gini` of the loads.
-    Null: the size under even use, k of E drawn evenly by n_eff tokens, `repeats` times. With two labels or more also, by layer,
-    `jaccard`: the mean of |A & B| / |A | B| over pairs of labels, and what to hold it against: `jaccard_independent`, sets of these
-    sizes drawn independently (exact; near c / (2E - c)), above which a committee stands across labels; and
-    `jaccard_same_load_mean`, `_sd`, `jaccard_z`: every label drawn from the load of all (load-matched), below which labels have
+    `member` (label, layer, expert) is the set (of equal loads, the lower number), `coverage` what it makes up, `gini` of the
+    loads. Null: the size under even use in the population of documents: `repeats` times their departures from it with random
+    signs; NaN for labels under 4 shards of documents. With two labels or more also, by layer, `jaccard`: the mean of |A & B| / |A
+    | B| over pairs of labels, and what to hold it against: `jaccard_independent`, sets of these sizes drawn independently (exact;
+    near c / (2E - c)), above which a committee stands across labels; and `jaccard_same_load_mean`, `_sd`, `jaccard_z`,
+    `jaccard_p`: every label at the load of all, its documents' departures from it with random signs, below which labels have
     committees of their own. Cite: arXiv 2601.03425, read in abstract: its own index and threshold are not verified, so figures
-    need not compare. Confounds: under even use, too, some experts come out ahead; experts are of one layer, never compared across.
+    need not compare. Confounds: under even use, too, some experts come out ahead; experts are of one layer, never compared
+    across.
     """
     if not 0 < mass <= 1:
         raise ValueError(f"mass: wanted a share above 0, up to 1, got {mass}; 0.5 is half of the visits")
     c = counted(x, "standing_committee", **({} if labels is None else {"labels": labels}))
-    parts, rng, k = [c.select(n) for n in c.labels], generator(repeats, seed), c.spec.slots
-    load = np.stack([p.table("load") for p in parts])  # D L E
-    each = [effective_tokens(p.by_shard("load"), p.by_shard("tokens")) for p in parts]
-    n_eff = np.stack([n for n, _ in each])
-    even = np.full(c.spec.num_experts, k / c.spec.num_experts)
-    draws = np.repeat(np.maximum(np.rint(n_eff), 1).astype(np.int64)[..., None], repeats, -1)  # D L R
-    chance = _committee(nulls.draw_counts(even, k, draws.ravel(), rng), mass).sum(-1).reshape(draws.shape)
+    parts, rng = [c.select(n) for n in c.labels], generator(repeats, seed)
+    shards = np.stack([p.by_shard("load") for p in parts])  # D S L E
+    tokens = np.stack([p.by_shard("tokens") for p in parts])
+    load = shards.sum(1)
+    enough = np.array([groups_of(t) >= FEW for t in tokens])
+    known = np.where(enough, 1.0, np.nan)[:, None]
     member = _committee(load, mass)
+    sizes = np.stack([_committee(even_use(p, repeats, seed), mass).sum(-1) for p in parts])  # D R L
+    chance = against(member.sum(-1), np.moveaxis(sizes, 1, -1))
     made = answer(
         ("label", "layer", "expert"), member.sum(-1), over(c, "layer", "expert") | {"label": c.labels},
-        null_mean=chance.mean(-1), null_sd=chance.std(-1, ddof=1), n_eff=n_eff, member=member,
+        null_mean=chance["null_mean"], null_sd=chance["null_sd"] * known, p=chance["p"] * known, member=member,
+        n_eff=np.stack([p.tokens / design_effect(h, t) for p, h, t in zip(parts, shards, tokens, strict=True)]),
         coverage=share((load * member).sum(-1), load.sum(-1)), gini=MEASURES["gini"](load),
-        attrs={"null": "even draws of k of E", "mass": mass, "n_eff_from": "; ".join(sorted({note for _, note in each}))},
+        attrs={"null": "even use in the population of documents", "mass": mass},
     )  # fmt: skip
     if len(parts) < 2:
         return made.assign_attrs(jaccard="absent: one label")
-    matched = [
-        _overlap(_committee(nulls.draw_counts(f, k, draws[:, n].ravel(), rng), mass).reshape(len(parts), repeats, -1))
-        for n, f in enumerate(load.sum(0) / c.tokens)
-    ]
-    observed, mean, sd = _overlap(member), np.mean(matched, -1), np.std(matched, -1, ddof=1)
-    off = observed - mean
+    mean = (f := load.sum(0) / c.tokens).mean(-1, keepdims=True)
+    f = mean + drawn_together(shards.sum(0))[0][:, None] * (f - mean)  # chance, which the draws add again, is left out
+    drawn = []
+    for h, t in zip(shards, tokens, strict=True):
+        own = h.sum(0) / np.maximum(t.sum(), 1)
+        off = flipped(h - own * t[:, None, None], repeats, rng)
+        drawn.append(_committee(np.maximum(f * t.sum() + off, 0), mass))
+    observed = _overlap(member)
+    matched = against(observed, _overlap(np.stack(drawn)).T)
+    sd = matched["null_sd"] if enough.all() else np.full(observed.shape, np.nan)
+    off = observed - matched["null_mean"]
     z = np.where(sd > 1e-12, off / np.where(sd > 1e-12, sd, 1), np.where(np.abs(off) < 1e-9, 0, np.copysign(np.inf, off)))
     found = {
         "jaccard": observed, "jaccard_independent": _independent(member.sum(-1), c.spec.num_experts),
-        "jaccard_same_load_mean": mean, "jaccard_same_load_sd": sd, "jaccard_z": z,
+        "jaccard_same_load_mean": matched["null_mean"], "jaccard_same_load_sd": sd,
+        "jaccard_z": np.where(np.isnan(sd), np.nan, z), "jaccard_p": np.where(np.isnan(sd), np.nan, matched["p"]),
     }  # fmt: skip
     return with_parts(made, {name: ("layer", value) for name, value in found.items()})
 

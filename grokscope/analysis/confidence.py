@@ -9,9 +9,10 @@ import numpy as np
 import xarray as xr
 
 from grokscope.analysis import nulls
-from grokscope.analysis.measure import Routing, answer, counted, generator, interval, one_of, over
+from grokscope.analysis.measure import Routing, answer, counted, generator, one_of, over
+from grokscope.analysis.uncertainty import against, groups_of, interval
 from grokscope.counters.counters import RoutingCounters
-from grokscope.counters.rows import rows_of
+from grokscope.counters.rows import rotations, rows_of
 from grokscope.counters.tally import MARGIN_EDGES, SCORE_SUMS, UNIT
 
 _AT = {name: n for n, name in enumerate(SCORE_SUMS)}
@@ -36,10 +37,10 @@ def routing_entropy(
     `normalized` = H / log2 E, `sd` over tokens, `gap` (best less second probability), `mass` (probability of the chosen),
     `load_entropy`, the entropy of the mean probabilities: what a router of this load that ignored its token would have. It bounds
     the value from above; `information` is the difference: the bits that the token tells. Null "load": that entropy, which is a
-    bound and so has no z. Null "permuted": each expert's logit permuted over the tokens of the layer, `repeats` times: experts
-    as spread as they were but deaf to each other; needs a Trace. Cite: Zoph et al. 2022, arXiv 2202.08906. Confounds: temperature
-    and soft caps change it without changing a choice; it differs by layer; a constant that a token adds to all its logits
-    changes no probability but widens the permuted null.
+    bound and so has no z. Null "permuted": each expert's logits turned round within each document, `repeats` times: experts as
+    spread, as bursty and as fond of a topic as they were but deaf to each other at a token; needs a Trace. Cite: Zoph et al.
+    2022, arXiv 2202.08906. Confounds: temperature and soft caps change it without changing a choice; it differs by layer; a
+    constant that a token adds to all its logits changes no probability but widens the permuted null.
     """
     one_of("null", null, ("load", "permuted"))
     c = counted(x, "routing_entropy", ["score_sums"])
@@ -51,7 +52,8 @@ def routing_entropy(
         chance = _permuted(x, "routing_entropy", repeats, seed, lambda z: nulls.entropy(_softmax(z)).mean())
     most = np.log2(max(c.spec.num_experts, 2))
     return answer(
-        ("layer",), value, over(c, "layer"), **chance, ci=ci, information=bound - value, load_entropy=bound,
+        ("layer",), value, over(c, "layer"), **chance, ci=ci, groups=groups_of(c.by_shard("tokens")),
+        information=bound - value, load_entropy=bound,
         normalized=value / most, sd=_sd(c, "entropy") / np.log(2), gap=_mean(c, "gap")[0], mass=_mean(c, "mass")[0],
         attrs={"unit": "bits", "uniform": float(most), "tokens": c.tokens, "null": null, "of": c.spec.probabilities},
     )  # fmt: skip
@@ -63,7 +65,7 @@ def router_margin(x: Routing, null: Literal["permuted"] | None = None, repeats: 
     In logits (with probabilities alone, in their logarithms). Also `sd`, `median` and `low` (the 5 % quantile; both upper edges of
     histogram bins, a quarter octave wide), `negative`: the share of tokens whose choice was forced against the logits, or where
     attrs["decided_by"] names a bias or groups was made beside them. Null
-    "permuted": each expert's logit permuted over the tokens of the layer and the choice made anew, `repeats` times; needs a Trace.
+    "permuted": each expert's logits turned round within each document and the choice made anew, `repeats` times; needs a Trace.
     Below it, experts compete for the same tokens. Cite: arXiv 2510.11370, where choices of small margin flip between engines.
     Confounds: a soft cap shrinks large margins; logits of different routers have different units.
     """
@@ -77,7 +79,8 @@ def router_margin(x: Routing, null: Literal["permuted"] | None = None, repeats: 
     low, median = (upper[(counts.cumsum(-1) >= q * total[:, None]).argmax(-1)] for q in (0.05, 0.5))
     chance = {} if null is None else _permuted(x, "router_margin", repeats, seed, lambda z: _margins(z, k).mean())
     return answer(
-        ("layer",), value, over(c, "layer"), **chance, ci=ci, sd=_sd(c, "margin"), median=median, low=low,
+        ("layer",), value, over(c, "layer"), **chance, ci=ci, groups=groups_of(c.by_shard("tokens")),
+        sd=_sd(c, "margin"), median=median, low=low,
         negative=counts[:, 0] / total,
         attrs={"unit": "logits", "tokens": c.tokens, "null": null, "decided_by": c.spec.decided_by},
     )  # fmt: skip
@@ -101,7 +104,7 @@ def _margins(z: np.ndarray, k: int) -> np.ndarray:
 def _permuted(
     x: Routing, analysis: str, repeats: int, seed: int, statistic: Callable[[np.ndarray], float]
 ) -> dict[str, np.ndarray]:
-    """null_mean and null_sd [L] of a statistic of logits [N, E], each expert's permuted over the tokens of its layer."""
+    """null_mean, null_sd and p [L] of a statistic of logits [N, E], each expert's turned round within each document."""
     rows = rows_of(x, analysis, ["scores"], "each token's logits")
     scores, rng = rows.all("scores"), generator(repeats, seed)
     if np.abs(_softmax(scores) - rows.all("probs")).max() > 1e-3:
@@ -109,6 +112,9 @@ def _permuted(
             f'{analysis}: wanted probabilities that are the softmax of the logits for null="permuted", got others (an edit, or a '
             "sigmoid router); take another null"
         )
-    layers = scores.transpose(1, 0, 2)
-    drawn = np.array([[statistic(rng.permuted(z, axis=0)) for _ in range(repeats)] for z in layers])
-    return {"null_mean": drawn.mean(-1), "null_sd": drawn.std(-1, ddof=1)}
+    experts = scores.shape[-1]
+    drawn = []
+    for z in scores.transpose(1, 0, 2):
+        turned = (np.stack(list(rotations(rows.owner, experts, rng)), 1) for _ in range(repeats))
+        drawn.append([statistic(np.take_along_axis(z, order, 0)) for order in turned])
+    return against(np.array([statistic(z) for z in scores.transpose(1, 0, 2)]), np.array(drawn))

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from grokscope.analysis.measure import answer, interval, share
+from grokscope.analysis.measure import answer, share
+from grokscope.analysis.uncertainty import FEW, differs, groups_of, interval
 from grokscope.trace.trace import Trace
 
 PER_SLOT = ("y_norm", "gy_norm", "share", "cos_m", "projection")
@@ -97,11 +98,11 @@ def expert_contribution(trace: Trace) -> xr.Dataset:
     """An expert's mean share of its tokens' mixture, (layer, expert): ||g y|| / sum of the slots' ||g y||, where it is chosen.
 
     Also the means of the other measures of `slot_contributions`: `y_norm`, `gy_norm`, `cos_m`, `projection`; `ean` = sum ||y||,
-    `reap` = mean g ||y||, the criteria of pruning (it is gy_norm where no edit made a gate negative); `count`, and
-    `by_slot`, what the expert's mix of slots alone would give, as who is often first has a large gate. Null: experts' labels
-    permuted over the layer's choices: the layer's mean, and the spread of a mean of `count` of them. Interval: jackknife over
-    texts. Cite: Lasby et al. 2025, arXiv 2510.13999 (EAN and REAP). Confounds: tokens of a text are alike: where they are, z
-    overstates and the interval does not; a post-norm rescales the mixture (Grok-1), so compare within a layer.
+    `reap` = mean g ||y||, the criteria of pruning (it is gy_norm where no edit made a gate negative); `count`, and `by_slot`,
+    what the expert's mix of slots alone would give, as who is often first has a large gate. Null: the layer's mean over all
+    choices, as experts' labels permuted over them have it; the spread of the difference, like the interval, is the jackknife over
+    texts', at t, for experts that 4 texts or more chose. Cite: Lasby et al. 2025, arXiv 2510.13999 (EAN and REAP). Confounds: a
+    post-norm rescales the mixture (Grok-1), so compare within a layer.
     """
     chosen, slots = routed(trace, "expert_contribution"), slot_contributions(trace)
     experts = trace.config.router.num_experts
@@ -110,13 +111,18 @@ def expert_contribution(trace: Trace) -> xr.Dataset:
     reap_sum, count = _by_expert(signed, chosen.values, experts)
     means = {name: share(total.sum(0), n.sum(0)) for name, (total, n) in sums.items()}
     total, n = sums["share"]
-    null_mean, null_sd, by_slot = _permuted(slots["share"].values, chosen.values, experts)
+    null_mean, by_slot = _permuted(slots["share"].values, chosen.values, experts)
+    seen = (n > 0).sum(0)
+    known = np.where(seen >= FEW, 1.0, np.nan)
+    spread = differs(lambda t, m: share(t, m) - share(t.sum(-1, keepdims=True), m.sum(-1, keepdims=True)), total, n)
+    ci = interval(share, total, n)
     return answer(
         ("layer", "expert"), means.pop("share"), {"layer": chosen["layer"].values, "expert": np.arange(experts)},
-        null_mean=null_mean, null_sd=null_sd, n_eff=count.sum(0), ci=interval(share, total, n), count=count.sum(0), **means,
+        null_mean=null_mean, null_sd=spread["null_sd"] * known, df=np.maximum(seen - 1, 1), groups=groups_of(n),
+        ci=None if ci is None else (ci[0] * known, ci[1] * known), count=count.sum(0), **means,
         ean=sums["y_norm"][0].sum(0), reap=share(reap_sum.sum(0), count.sum(0)), by_slot=by_slot,
         attrs={"null": "labels permuted over choices",
-               "n_eff_from": "tokens taken as independent; the interval is from texts", "texts": chosen.sizes["batch"],
+               "texts": chosen.sizes["batch"],
                "never_chosen": never_chosen(chosen["layer"].values, count.sum(0))},
     )  # fmt: skip
 
@@ -138,15 +144,13 @@ def _by_expert(values: np.ndarray, chosen: np.ndarray, experts: int) -> tuple[np
 
 
 def _permuted(values: np.ndarray, chosen: np.ndarray, experts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[L, E] each: mean and spread with labels permuted over a layer's choices, and the mean by the expert's mix of slots."""
+    """[L, E] each: the mean with labels permuted over a layer's choices, and the mean by the expert's mix of slots."""
     made = []
     for v, c in zip(values, chosen, strict=True):
         known = ~np.isnan(v) & (c >= 0)
         n_slot = np.stack([np.bincount(c[..., a][known[..., a]], minlength=experts) for a in range(c.shape[-1])])
         by_slot = share(np.where(known, v, 0).sum((0, 1)), known.sum((0, 1)))
         n, total = n_slot.sum(0), int(known.sum())
-        variance = v[known].var(ddof=1) if total > 1 else 0.0
-        sd = np.sqrt(variance * np.maximum(share(1, n) - share(1, total), 0))  # drawn without putting back
         mean = np.where(n > 0, v[known].mean() if total else np.nan, np.nan)
-        made.append((mean, sd, share((n_slot * np.nan_to_num(by_slot)[:, None]).sum(0), n)))
+        made.append((mean, share((n_slot * np.nan_to_num(by_slot)[:, None]).sum(0), n)))
     return tuple(np.stack(part) for part in zip(*made, strict=True))

@@ -19,12 +19,13 @@ def cross_lingual_divergence(
     """How far the routing of paired texts differs, (pair, layer): D = JSD(q1, q2) / (log E - (H(q1) + H(q2)) / 2), 0 to 1.
 
     q is a text's mean of the router's probabilities over its tokens; the denominator takes away that layers differ in entropy.
-    pairs: the numbers in the batch of a sentence and its translation or paraphrase. Also `jaccard` of the sets of experts that each
-    text visited at all, `overlap` = sum min(f1, f2) / sum max(f1, f2) of their loads, which long texts do not saturate, `first` and
-    `second` (pair). Null: each first with the other pairs' seconds, their mean and spread (from three pairs on); by layer `mean`
-    over pairs, `mean_null_mean`, `mean_null_sd`, `mean_z`: the seconds permuted `repeats` times; `mean_p`: the share of these
-    with a mean as small. Cite: arXiv 2510.04694, Eq. 2, read second hand (a reimplementation and a review, not the paper).
-    Confounds: texts of other lengths; a shared prefix; short texts' q are noisy, which makes D larger, for the null as well.
+    pairs: the numbers in the batch of a sentence and its translation or paraphrase. Also `jaccard` of the sets of experts that
+    each text visited at all, `overlap` = sum min(f1, f2) / sum max(f1, f2) of their loads, which long texts do not saturate,
+    `first` and `second` (pair). Null: each first with the other pairs' seconds, their mean and the spread of one more, at t (from
+    three pairs on); by layer `mean` over pairs, `mean_null_mean`, `mean_null_sd`, `mean_z`: the seconds permuted `repeats` times;
+    `mean_p`: the share of these with a mean as small. Cite: arXiv 2510.04694, Eq. 2, read second hand (a reimplementation and a
+    review, not the paper). Confounds: texts of other lengths; a shared prefix; short texts' q are noisy, which makes D larger,
+    for the null as well.
     """
     rows = rows_of(x, "cross_lingual_divergence", ["scores"], "each text apart")
     pairs = _check(pairs, rows.docs)
@@ -39,7 +40,8 @@ def cross_lingual_divergence(
     chance, whole = {}, {}
     if len(pairs) >= 3:
         others = every[~np.eye(len(pairs), dtype=bool)].reshape(len(pairs), len(pairs) - 1, layers)
-        chance = {"null_mean": others.mean(1), "null_sd": others.std(1, ddof=1)}
+        n = len(pairs) - 1
+        chance = {"null_mean": others.mean(1), "null_sd": others.std(1, ddof=1) * np.sqrt(1 + 1 / n), "df": float(n - 1)}
         whole = _permuted(every, repeats, seed)
     made = answer(
         ("pair", "layer"), value, rows.over("layer") | {"pair": np.arange(len(pairs))}, **chance,

@@ -1,15 +1,15 @@
-"""What every analysis of routing shares: its input, its uncertainty from the shards, its labelled answer."""
+"""What every analysis of routing shares: its input and its labelled answer. The uncertainty is in uncertainty.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from grokscope.analysis.uncertainty import FEW, two_sided, widened
 from grokscope.counters.counters import RoutingCounters
-from grokscope.counters.documents import SHARDS
 from grokscope.trace.trace import Trace
 
 Routing = Trace | RoutingCounters
@@ -20,8 +20,6 @@ _LACKS = {
     "score_sums": ("router logits or probabilities", "trace with capture=['router.*']"),
     "vocabulary": ("token ids", "import the recording with its token ids"),
 }
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-_FEW = 8  # fewer shards than this say too little about how documents differ
 
 
 def counted(x: Routing, analysis: str, needs: Iterable[str] = ("load",), **counting: Any) -> RoutingCounters:
@@ -62,49 +60,6 @@ def generator(repeats: int, seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def effective_tokens(hits: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, str]:
-    """Independent tokens' worth [L], from how the shares of hits [S, L, E] differ between shards of tokens [S] or [S, L].
-
-    N over the design effect (Kish): the variance between shards over the binomial one, over all experts of a layer, at
-    least 1. Where fewer than 8 shards have tokens: N, as if tokens were independent, and the note says so.
-    """
-    tokens = np.broadcast_to(tokens if tokens.ndim == 2 else tokens[:, None], hits.shape[:2])
-    used = tokens.any(1)
-    hits, tokens = hits[used].astype(float), tokens[used].astype(float)
-    total = tokens.sum(0)
-    if (groups := int(used.sum())) < _FEW:
-        return total, f"tokens taken as independent: only {groups} of {SHARDS} shards of documents are filled"
-    f = hits.sum(0) / np.maximum(total, 1)[:, None]
-    between = groups / (groups - 1) * ((hits - f * tokens[..., None]) ** 2).sum(0).sum(-1)
-    binomial = (total[:, None] * f * (1 - f)).sum(-1)
-    effect = np.maximum(np.divide(between, binomial, out=np.ones_like(between), where=binomial > 0), 1)
-    return total / effect, f"from {groups} shards of documents"
-
-
-def jackknife(statistic: Callable[..., np.ndarray], *tables: np.ndarray) -> tuple[np.ndarray, int]:
-    """(standard deviation, groups) of statistic(*sums over shards), leaving one shard [first axis] out at a time."""
-    used = np.flatnonzero(np.any([t.reshape(len(t), -1).any(1) for t in tables], 0))
-    totals = [t.sum(0) for t in tables]
-    whole = statistic(*totals)
-    if len(used) < 2:
-        return np.full(np.shape(whole), np.nan), len(used)
-    each = [statistic(*(total - t[s] for total, t in zip(totals, tables, strict=True))) for s in used]
-    each = np.where(np.isfinite(each), each, whole)
-    n = len(used)
-    return np.sqrt((n - 1) / n * ((each - each.mean(0)) ** 2).sum(0)), n
-
-
-def interval(statistic: Callable[..., np.ndarray], *tables: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """95 % confidence interval by the jackknife over shards; None where documents fill fewer than two."""
-    sd, groups = jackknife(statistic, *tables)
-    if groups < 2:
-        return None
-    v, z = groups - 1, 1.959964
-    t = _T.get(v, z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2))
-    value = statistic(*(x.sum(0) for x in tables))
-    return value - t * sd, value + t * sd
-
-
 def coarse(counters: RoutingCounters, name: str) -> np.ndarray:
     """A table by shard, [SHARDS, ...], summed to the shards of the pair tables."""
     table = counters.by_shard(name)
@@ -121,24 +76,47 @@ def share(counts: np.ndarray, total: np.ndarray) -> np.ndarray:
 def answer(dims: Sequence[str], value: np.ndarray, coords: Mapping[str, Any], **parts: Any) -> xr.Dataset:
     """The labelled answer. Parts: arrays over `dims` or over their leading ones, `ci` a pair, attrs a dict; None: absent.
 
-    Where null_mean and null_sd are there, z follows; where the null cannot vary, z is 0 at it and infinite beside it.
+    Where null_mean and null_sd are there, z and p follow; where the null cannot vary, z is 0 at it and infinite beside it. df:
+    the degrees of freedom of null_sd, by which it is widened (`uncertainty.widened`) and p is a t's; without, null_sd is exact,
+    or p is given (as z, where it is that of another statistic than the value). groups: the shards of documents, under FEW of
+    which there is no interval and no p, and attrs says so.
     """
     value = np.asarray(value, float)
     attrs = {k: v for k, v in parts.pop("attrs", {}).items() if v is not None}
-    if (ci := parts.pop("ci", None)) is not None:
+    groups, df = parts.pop("groups", None), parts.pop("df", None)
+    ci = parts.pop("ci", None)
+    if groups is not None:
+        attrs["shards"] = groups
+        if groups < FEW:
+            ci = None
+            attrs["ci"] = attrs["p"] = f"absent: documents fill {groups} shards, wanted {FEW} or more; count more documents"
+    if ci is not None:
         parts["ci_low"], parts["ci_high"] = ci
     else:
         attrs.setdefault("ci", "absent: documents fill fewer than two shards, or the statistic is not kept by shard")
     arrays = {"value": value} | {k: np.asarray(v) for k, v in parts.items() if v is not None}
-    for name in ("null_mean", "null_sd", "n_eff"):
+    for name in ("null_mean", "null_sd", "n_eff", "p"):
         if name in arrays:
             a = arrays[name].astype(float)
             arrays[name] = np.broadcast_to(a.reshape(a.shape + (1,) * (value.ndim - a.ndim)), value.shape).copy()
+    if "n_eff" in arrays:
+        attrs.setdefault("n_eff_unit", "independent tokens' worth")
     if {"null_mean", "null_sd"} <= set(arrays):
-        off, sd = value - arrays["null_mean"], arrays["null_sd"]
-        sure = np.where(np.abs(off) < 1e-9, 0.0, np.copysign(np.inf, off))
-        arrays["z"] = np.where(np.isnan(off), np.nan, np.where(sd > 1e-12, off / np.where(sd > 1e-12, sd, 1), sure))
+        off = value - arrays["null_mean"]
+        if df is not None:
+            df = np.reshape(df, np.shape(df) + (1,) * (value.ndim - np.ndim(df)))
+            arrays.setdefault("p", two_sided(_over(off, arrays["null_sd"]), df))
+            arrays["null_sd"] = widened(arrays["null_sd"], df)
+        arrays.setdefault("z", _over(off, arrays["null_sd"]))
+        arrays.setdefault("p", two_sided(arrays["z"], np.inf))
     return with_parts(xr.Dataset(coords=dict(coords), attrs=attrs), {k: (tuple(dims)[: v.ndim], v) for k, v in arrays.items()})
+
+
+def _over(off: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """off / sd; where sd is nothing 0 or infinite, and NaN where either is."""
+    sure = np.where(np.abs(off) < 1e-9, 0.0, np.copysign(np.inf, off))
+    z = np.where(sd > 1e-12, off / np.where(sd > 1e-12, sd, 1), sure)
+    return np.where(np.isnan(off) | np.isnan(sd), np.nan, z)
 
 
 def with_parts(made: xr.Dataset, parts: Mapping[str, Any]) -> xr.Dataset:

@@ -192,7 +192,7 @@ def conditional_information(
 ) -> tuple[float, np.ndarray]:
     """Plug-in I(a; b | given) in bits of whole numbers [N] each, and what it is with b[order] for each of the orders.
 
-    H(a, c) + H(b, c) - H(a, b, c) - H(c). Orders must leave each token in its group of `given`: only H(a, b, c) is counted anew.
+    H(a, c) + H(b, c) - H(a, b, c) - H(c).
     """
 
     def joined(code: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -201,6 +201,10 @@ def conditional_information(
     def bits(code: np.ndarray) -> float:
         return float(entropy(np.bincount(code)))
 
-    with_a, with_b = joined(given, a), joined(given, b)
-    known = bits(with_a) + bits(with_b) - bits(given)
-    return known - bits(joined(with_a, b)), np.array([known - bits(joined(with_a, b[order])) for order in orders])
+    with_a = joined(given, a)
+    known = bits(with_a) - bits(given)
+
+    def of(c: np.ndarray) -> float:
+        return known + bits(joined(given, c)) - bits(joined(with_a, c))
+
+    return of(b), np.array([of(b[order]) for order in orders])

@@ -42,17 +42,25 @@ def super_experts(trace: Trace) -> xr.Dataset:
             spread[n, e], rms[n, e] = mine.std(dtype=float), np.sqrt((mine.astype(float) ** 2).mean())
     early = (layers < EARLY * trace.config.num_layers)[:, None]
     bar = float(np.nanpercentile(value, PERCENTILE))
-    mean, sd = largest_of_normal(np.maximum(count, 1) * trace["expert.out"].sizes["d_model"])
+    numbers = np.maximum(count, 1) * trace["expert.out"].sizes["d_model"]
+    mean, sd = largest_of_normal(numbers)
     token_numbers = trace["expert.out"]["token"].values if "token" in trace["expert.out"].coords else None
     token = where[2] if token_numbers is None else np.where(where[2] >= 0, token_numbers[where[2]], -1)
     return answer(
         ("layer", "expert"), value, {"layer": layers, "expert": np.arange(experts)},
-        null_mean=mean * spread, null_sd=sd * spread, n_eff=count, count=count, rms=rms,
+        null_mean=mean * spread, null_sd=sd * spread, p=as_large(value / spread, numbers), n_eff=count, count=count, rms=rms,
         is_super=(value > bar) & (value > OF_LARGEST * np.nanmax(value)) & early,
         channel=where[0], text=where[1], token=token,
         attrs={"null": "the largest of as many normal numbers", "percentile_99.5": bar, "never_chosen": never_chosen(layers, count),
-               "ci": "absent: the largest of a sample has none"},
+               "ci": "absent: the largest of a sample has none", "n_eff_unit": "tokens"},
     )  # fmt: skip
+
+
+def as_large(a: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """P(the largest |x| of n independent standard normal numbers is a or more)."""
+    from scipy.special import ndtr
+
+    return -np.expm1(n * np.log1p(-np.minimum(2 * ndtr(-a), 1 - 1e-16)))
 
 
 def largest_of_normal(n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,9 @@ import numpy as np
 import xarray as xr
 
 from grokscope.analysis import nulls
-from grokscope.analysis.measure import Routing, answer, counted, generator, interval, one_of, over, setting, share
+from grokscope.analysis.dependence import dependence
+from grokscope.analysis.measure import Routing, answer, counted, generator, one_of, over, setting, share
+from grokscope.analysis.uncertainty import FEW, against, excess, groups_of, moderated, proportion, two_sided
 from grokscope.counters.counters import RoutingCounters
 from grokscope.counters.rows import codes, grouped, indicators, rows_of, shuffles
 
@@ -43,11 +45,13 @@ def transitions(
 
     "layer" counts the recorded layers, `distance` apart in that order. choice="first": first choices; "any": all k x k pairs of a
     token, whose counts add up to k^2 N; "gates": those pairs, each weighing g_i g_j, from a Trace with gates. Also `count` (for
-    gates `weight`, the sums). Null "product": independence, each expert_next at its own share; z is the adjusted residual (Haberman
-    1973). Null "within_token": the later choices shuffled among the tokens of the same id, which removes what the token's
-    identity tells of both layers; mean and spread are exact (sums of hypergeometric tables), from the counts by token id. Cite:
-    Yao et al. 2024, ExFlow, arXiv 2401.08383. Confounds: under "product" token identity drives both layers; tokens of a
-    document are alike, which the interval, from shards, takes in and z does not; ids that occur once say nothing within_token.
+    gates `weight`, the sums). Null "product": independence, each expert_next at its own share; the spread is that of the adjusted
+    residual (Haberman 1973) times the design effect of documents, z from 5 expected on, p also of fewer. Null "within_token":
+    the later choices shuffled among the tokens of the same id, which removes what the token's identity tells of both layers; mean
+    and spread are exact (sums of hypergeometric tables) times the same effect, from the counts by token id. Interval: Wilson's, of
+    the row's independent worth. All from 4 shards of documents on. Cite: Yao et al. 2024, ExFlow, arXiv 2401.08383.
+    Confounds: under "product" token identity drives both layers; topics that both layers share count as transitions; ids that
+    occur once say nothing within_token.
     """
     one_of("choice", choice, ("first", "any", "gates"))
     one_of("null", null, ("product", "within_token"))
@@ -58,21 +62,37 @@ def transitions(
     table, n = shards.sum(0), c.tokens
     rows, columns = (table.sum(axis, keepdims=True).astype(float) for axis in (-1, -2))  # their products overflow
     k = 1 if choice == "first" else c.spec.slots
+    f, g = np.minimum(rows / k / n, 1), np.minimum(columns / k / n, 1)
+    alone = f * (1 - f) * g * (1 - g) * n
+    effect, df = design(shards, alone)
     if null == "product":
         mean = share(rows * columns, table.sum((-1, -2), keepdims=True))
-        f, g = np.minimum(rows / k / n, 1), np.minimum(columns / k / n, 1)
-        sd = np.sqrt(f * (1 - f) * g * (1 - g) * n)
     else:
         sums, of = _by_token(c, choice == "first", "transitions")
         each = [nulls.paired((a, a), (b, b), of) for a, b in zip(sums, sums[distance:], strict=False)]
         mean, sd = (np.stack(part) for part in zip(*each, strict=True))
+        alone = sd**2
+    groups = groups_of(shards)
+    chance = excess(table, mean, alone, effect, df, groups)
+    told = proportion(shards, shards.sum(-1, keepdims=True), (-1, -2))
     return answer(
         ("layer", "expert", "expert_next"), share(table, rows),
         over(c, "expert", "expert_next") | {"layer": list(c.spec.layers[:-distance])},
-        null_mean=_of_row(mean, mean), null_sd=_of_row(sd, mean), n_eff=np.minimum(rows / k, n),
-        ci=interval(lambda t: share(t, t.sum(-1, keepdims=True)), shards), count=table,
-        attrs={"distance": distance, "choice": choice, "null": null},
+        null_mean=_of_row(mean, mean), null_sd=_of_row(chance["null_sd"], mean), p=chance["p"], n_eff=told.n_eff, groups=groups,
+        ci=told.ci, count=table,
+        attrs={"distance": distance, "choice": choice, "null": null, "n_eff_unit": "independent visits' worth"},
     )  # fmt: skip
+
+
+def design(shards: np.ndarray, alone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The design effect of documents on tables [S, L, E, E] about the product of their margins, and its degrees of freedom."""
+    rows, columns = shards.sum(-1, keepdims=True), shards.sum(-2, keepdims=True)
+    of = shards.sum((-1, -2), keepdims=True)
+    n = np.maximum(of.sum(0), 1)
+    p, q = rows.sum(0) / n, columns.sum(0) / n
+    off = shards - p * columns - rows * q + p * q * of
+    seen = ((rows > 0) & (columns > 0)).sum(0)
+    return moderated(off, of / n, alone, seen, (-1, -2))
 
 
 def _of_row(part: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -106,54 +126,54 @@ def _weighted(x: Routing, distance: int, null: str) -> xr.Dataset:
     mean, sd = (np.stack(part) for part in zip(*found, strict=True))
     total = table.sum(0)
     coords = rows.over("expert", "expert_next") | {"layer": layers[:-distance]}
+    effect, df = design(table, sd**2)
+    groups = groups_of(table)
     return answer(
         ("layer", "expert", "expert_next"), _of_row(total, total), coords,
-        null_mean=_of_row(mean, mean), null_sd=_of_row(sd, mean), n_eff=np.full(mean.shape, rows.tokens),
-        ci=interval(lambda t: _of_row(t, t), table), weight=total,
+        null_mean=_of_row(mean, mean), null_sd=_of_row(np.where(groups < FEW, np.nan, sd * np.sqrt(effect)), mean), df=df,
+        n_eff=rows.tokens / effect, groups=groups, ci=proportion(table, table.sum(-1, keepdims=True), (-1, -2)).ci, weight=total,
         attrs={"distance": distance, "choice": "gates", "null": null},
     )  # fmt: skip
 
 
 def transition_information(
-    x: Routing,
-    distance: int = 1,
-    null: Literal["auto", "shuffle", "analytic", "within_token"] = "auto",
-    repeats: int = 20,
-    seed: int = 0,
+    x: Routing, distance: int = 1, null: Literal["documents", "within_token"] = "documents", repeats: int = 20, seed: int = 0
 ) -> xr.Dataset:
     """What the first choice at a layer tells of that at layer + distance, (layer), in bits: I(e; e').
 
-    Plug-in, which is biased upward: `corrected` = value - null_mean is the number to report; `normalized` = corrected over the
-    smaller entropy. Null: "shuffle", `repeats` tables with the same margins, which is what shuffling tokens gives; "analytic",
-    (R-1)(C-1)/(2 N ln 2) over the experts used, right for many tokens; "auto" shuffles up to 10 million tokens; "within_token"
-    shuffles the later choices among the tokens of the same id, so that `corrected` is what is left when the token's identity is
-    held: it needs token ids and time and memory for each token. `null_analytic` is always there. Cite: Yao et al. 2024, ExFlow,
-    arXiv 2401.08383. Confounds: but for within_token, the token's identity tells both layers; k > 1 choices are not seen.
+    `value` is without the plug-in's upward bias (`plugin`), by the jackknife over shards of documents, and the interval is about
+    it; both need some 1.5 independent tokens' worth for each pair of experts, else attrs["ci"] says so. `corrected` = value -
+    null_mean; `normalized` = corrected over the smaller entropy; `null_analytic` = (R-1)(C-1)/(2 N ln 2), the plug-in's bias were
+    tokens independent. Null "documents": independence in the population of documents, whatever each one's topic and bursts
+    (`dependence.dependence`; z and p from 4 shards on). "within_token": the later choices shuffled among the tokens of the same
+    id, `repeats` times, so that `corrected` is what is left when the token's identity is held; the spread is these draws' times
+    the root of the design effect of documents; it needs token ids and time and memory for each token. Cite: Yao et al. 2024,
+    ExFlow, arXiv 2401.08383. Confounds: but for within_token, the token's identity tells both layers, and so do topics that both
+    layers follow; k > 1 choices are not seen.
     """
-    one_of("null", null, ("auto", "shuffle", "analytic", "within_token"))
-    c, name = _tables(x, distance, "first", "transition_information")
-    table, n_layers = c.table(name), len(c.spec.layers) - distance
-    rows, columns, n = table.sum(-1), table.sum(-2), table.sum((-1, -2))
-    used = (rows > 0).sum(-1), (columns > 0).sum(-1)
-    bias = nulls.information_bias(*used, n)
-    mean, sd = bias, np.sqrt(2 * np.maximum((used[0] - 1) * (used[1] - 1), 0)) / (2 * np.maximum(n, 1) * np.log(2))
-    null = {True: "shuffle", False: "analytic"}[c.tokens <= 10_000_000] if null == "auto" else null
+    one_of("null", null, ("documents", "within_token"))
     rng = generator(repeats, seed)
-    if null == "shuffle":
-        drawn = [
-            [nulls.information(nulls.draw_table(r, q, rng)) for _ in range(repeats)]
-            for r, q in zip(rows, columns, strict=True)
-        ]
-    elif null == "within_token":
+    c, name = _tables(x, distance, "first", "transition_information")
+    shards, n_layers = c.by_shard(name), len(c.spec.layers) - distance
+    told = dependence(shards[:, n] for n in range(n_layers))
+    table = shards.sum(0)
+    rows, columns, n = table.sum(-1), table.sum(-2), table.sum((-1, -2))
+    bias = nulls.information_bias((rows > 0).sum(-1), (columns > 0).sum(-1), n)
+    mean = np.where(np.isnan(told.z), bias, 0)  # under FEW shards the value is the plug-in
+    sd, z, p = told.null_sd, told.z, told.p
+    if null == "within_token":
         drawn = _within_token(c, distance, repeats, rng)
-    if null != "analytic":
-        mean, sd = np.mean(drawn, -1), np.std(drawn, -1, ddof=1)
-    value = nulls.information(table)
+        chance = against(told.plugin, drawn)
+        sd = np.where(np.isnan(told.z), np.nan, chance["null_sd"]) * np.sqrt(share(n, told.n_eff))
+        mean = chance["null_mean"] - (told.plugin - told.value)
+        z = (told.value - mean) / np.maximum(sd, 1e-12)
+        p = two_sided(z, np.inf)
     smaller = np.minimum(nulls.entropy(rows), nulls.entropy(columns))
     return answer(
-        ("layer",), value, {"layer": list(c.spec.layers[:n_layers])}, null_mean=mean, null_sd=sd, n_eff=n,
-        corrected=value - mean, normalized=share(value - mean, smaller), null_analytic=bias,
-        ci=interval(nulls.information, c.by_shard(name)), attrs={"unit": "bits", "distance": distance, "null": null},
+        ("layer",), told.value, {"layer": list(c.spec.layers[:n_layers])}, null_mean=mean, null_sd=sd, z=z, p=p, n_eff=told.n_eff,
+        plugin=told.plugin, corrected=told.value - mean, normalized=share(told.value - mean, smaller),
+        null_analytic=bias,
+        ci=(told.low, told.high), attrs={"unit": "bits", "distance": distance, "null": null, "ci": told.why},
     )  # fmt: skip
 
 

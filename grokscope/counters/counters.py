@@ -1,9 +1,9 @@
 """Routing as counts that add up: everything the analyses need of a text of any length, in constant memory.
 
-`a + b` is exact, commutative and associative to the bit, because all is whole numbers (sums are fixed-point, see
-`tally.UNIT`). Counts are kept by label and by 64 shards of documents; the tables of pairs of experts, and those by slot, by
-as many, or by 8 where there are more than 32 experts, by 4 where more than 128; histograms, positions and token ids by label
-alone. Counts lie in as few bytes as hold them (`narrow`): 128 experts in 48 layers take some 0.1 GB a label.
+`a + b` is exact, commutative and associative to the bit: all is whole numbers (sums are fixed-point, see `tally.UNIT`). Counts
+are kept by label and by 64 shards of documents; tables of pairs of experts, by slot and by position by as many, or by 8 where
+there are more than 32 experts, by 4 where more than 128; histograms and token ids by label alone. Counts lie in as few bytes
+as hold them (`narrow`): 128 experts in 48 layers take some 0.1 GB a label.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from grokscope.counters import file, tally
+from grokscope.counters.classes import Classes, labels_of, split
 from grokscope.counters.display import as_html
 from grokscope.counters.documents import SHARDS, RoutingDocument, documents_of, identity_of
 from grokscope.counters.loads import checked_loads
@@ -49,16 +50,18 @@ class RoutingCounters:
         distances: Iterable[int] = (1,),
         lags: Iterable[int] = (1,),
         contributions: bool = False,
+        classes: Classes | None = None,
     ) -> RoutingCounters:
         """Counters of a trace, each text a document.
 
         labels: one for all texts or one for each (domain, language, ...). documents: a name for each text, from which its
         shard follows; without them, its token ids. distances: between layers, for transitions. lags: between tokens.
         contributions: count the norms of experts' outputs too (`y_norm_sum`, after the gate `gy_norm_sum`, largest `y_absmax`).
+        classes: of tokens (`classes.Classes`); those of a class get the label "label/class", and parts of a text one shard.
         """
         settings = {"distances": tuple(distances), "lags": tuple(lags), "contributions": contributions}
         made = cls(CounterSpec(**identity_of(trace), **settings))
-        return made.update(trace, labels, documents)
+        return made.update(trace, labels, documents, classes)
 
     @classmethod
     def from_loads(
@@ -86,18 +89,18 @@ class RoutingCounters:
         return made
 
     def update(
-        self, trace: Trace, labels: Sequence[str] | str | None = None, documents: Sequence[str] | None = None
+        self,
+        trace: Trace,
+        labels: Sequence[str] | str | None = None,
+        documents: Sequence[str] | None = None,
+        classes: Classes | None = None,
     ) -> RoutingCounters:
         """Count a further trace of the same model into this, and return this."""
         self.spec.refuse(replace(self.spec, **identity_of(trace)))
-        texts = trace.data.sizes["batch"]
-        named = [labels or ""] * texts if labels is None or isinstance(labels, str) else list(labels)
-        if len(named) != texts or not all(isinstance(n, str) for n in named):
-            raise ValueError(
-                f"labels: wanted a string for each of {texts} texts, got {named[:8]}; give '' to those without one"
-            )
-        for label, doc in zip(named, list(documents_of(trace, documents, self.spec.contributions)), strict=True):
-            self.add_document(doc, label)
+        named = labels_of(labels, trace.data.sizes["batch"])
+        docs = list(documents_of(trace, documents, self.spec.contributions))
+        for part, label in split(docs, named, trace, classes):
+            self.add_document(part, label)
         return self
 
     def add_document(self, doc: RoutingDocument, label: str = "") -> None:
@@ -237,7 +240,6 @@ class RoutingCounters:
         )
 
     def _repr_html_(self) -> str:
-        parts = [(label, self.select(label)) for label in self.labels]
         load = self.table("load") if self.has("load") else None
-        head = repr(self).partition("; labels")[0]
-        return as_html(head, [(label, p.documents, p.tokens) for label, p in parts], self.spec.layers, load)
+        sizes = [(label, (part := self.select(label)).documents, part.tokens) for label in self.labels]
+        return as_html(repr(self).partition("; labels")[0], sizes, self.spec.layers, load)

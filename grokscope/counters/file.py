@@ -20,7 +20,8 @@ from grokscope.disk.reading import JSON_LIMIT, parse_json
 from grokscope.disk.writing import whole_file
 from grokscope.harmless import told
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: positions by shard, what repeats are in random order for sets that meet too."""
 Tables = dict[str, dict[str, np.ndarray]]
 """Label -> name -> counts."""
 HEADER = 4096

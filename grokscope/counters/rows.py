@@ -88,6 +88,13 @@ def grouped(a: np.ndarray, group: np.ndarray) -> np.ndarray:
     return out
 
 
+def by_group(a: np.ndarray, shard: np.ndarray, groups: int = SHARDS) -> np.ndarray:
+    """Sums [groups, I] of a [N, I] over the tokens of each shard."""
+    out = np.zeros((groups, a.shape[1]))
+    np.add.at(out, shard, a)
+    return out
+
+
 def codes(*columns: np.ndarray) -> np.ndarray:
     """Whole numbers [N] that are equal where all columns are: 0 to (number of groups) - 1."""
     out = np.zeros(len(columns[0]), np.int64)
@@ -95,6 +102,19 @@ def codes(*columns: np.ndarray) -> np.ndarray:
         part = np.unique(column, return_inverse=True)[1]
         out = np.unique(out * (int(part.max(initial=0)) + 1) + part, return_inverse=True)[1]
     return out
+
+
+def rotations(owner: np.ndarray, repeats: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """`repeats` permutations [N] that turn each document's tokens round by an offset of its own, in [0, its length).
+
+    What is turned against what is not keeps its bursts and its document's topic, and loses where it stood. owner [N] rises.
+    """
+    sizes = np.bincount(owner)
+    start = np.repeat(sizes.cumsum() - sizes, sizes)
+    within = np.arange(len(owner)) - start
+    for _ in range(repeats):
+        offset = (rng.random(len(sizes)) * sizes).astype(np.int64)
+        yield start + (within + np.repeat(offset, sizes)) % np.repeat(sizes, sizes)
 
 
 def shuffles(groups: np.ndarray, repeats: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 from grokscope.counters.documents import SHARDS
 from grokscope.fields import MOST_LAYERS, Count, Experts, Size, check_fields, wanted
 
-BY_LABEL = ("gate_histogram", "entropy_histogram", "margin_histogram", "coactivation_adjacent", "position")
+BY_LABEL = ("gate_histogram", "entropy_histogram", "margin_histogram", "coactivation_adjacent")
 """Tables that are not kept by shard."""
 BY_SLOT = ("rank", "gate_sum", "gate_squared")
 """Tables of layers, experts and slots."""
@@ -80,7 +80,7 @@ class CounterSpec:
         """The shards that a table is kept by; 0 where it is by label alone."""
         if name in BY_LABEL:
             return 0
-        return self.pair_shards if name.startswith(("coactivation", "transition")) or name in BY_SLOT else SHARDS
+        return self.pair_shards if name.startswith(("coactivation", "transition", "position")) or name in BY_SLOT else SHARDS
 
     def refuse(self, other: CounterSpec) -> None:
         """Raise ValueError naming what differs, if anything does."""

@@ -150,13 +150,13 @@ def transitions(doc: RoutingDocument, experts: int, distances: Sequence[int]) ->
 
 def repeats(doc: RoutingDocument, experts: int, lags: Sequence[int]) -> dict[str, np.ndarray]:
     """At each lag: repeat_pairs [lags], repeat_hits [lags, L, 3] (first, any, experts in common), and repeat_shuffled
-    [lags, L, 2]: what first and experts in common would be were this document's tokens in random order (fixed-point).
+    [lags, L, 3]: what these would be were this document's tokens in random order (fixed-point); for any, what they are in one.
     """
     tokens, layers, _ = doc.experts.shape
     out = {
         "repeat_pairs": np.zeros(len(lags), np.int64),
         "repeat_hits": np.zeros((len(lags), layers, 3), np.int64),
-        "repeat_shuffled": np.zeros((len(lags), layers, 2), np.int64),
+        "repeat_shuffled": np.zeros((len(lags), layers, 3), np.int64),
     }
     if tokens < 2:
         return out
@@ -164,16 +164,24 @@ def repeats(doc: RoutingDocument, experts: int, lags: Sequence[int]) -> dict[str
     load = _count((layers, experts), doc.experts >= 0, at, doc.experts).astype(float)
     first = _count((layers, experts), doc.experts[..., 0] >= 0, at[..., 0], doc.experts[..., 0]).astype(float)
     chance = np.stack([(c * (c - 1)).sum(-1) for c in (first, load)], -1) / (tokens * (tokens - 1))
+    order = np.random.default_rng(tokens).permutation(tokens)  # of nothing but the length: the same everywhere
+    shuffled = doc.experts[order]
     for n, lag in enumerate(lags):
         later = np.searchsorted(doc.positions, doc.positions + lag)
         here = np.flatnonzero(doc.positions[np.minimum(later, tokens - 1)] == doc.positions + lag)
         a, b = doc.experts[here], doc.experts[later[here]]
-        common = ((a[..., :, None] == b[..., None, :]) & (a[..., :, None] >= 0)).sum((-1, -2))
+        common = _common(a, b)
         same = (a[..., 0] == b[..., 0]) & (a[..., 0] >= 0)
         out["repeat_pairs"][n] = len(here)
         out["repeat_hits"][n] = np.stack([same.sum(0), (common > 0).sum(0), common.sum(0)], -1)
-        out["repeat_shuffled"][n] = fixed(chance * len(here))
+        met = (_common(shuffled[:-1], shuffled[1:]) > 0).mean(0)
+        out["repeat_shuffled"][n] = fixed(np.stack([chance[:, 0], met, chance[:, 1]], -1) * len(here))
     return out
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How many experts two tokens share, [..., A] each."""
+    return ((a[..., :, None] == b[..., None, :]) & (a[..., :, None] >= 0)).sum((-1, -2))
 
 
 def vocabulary(doc: RoutingDocument, experts: int) -> tuple[np.ndarray, np.ndarray]:

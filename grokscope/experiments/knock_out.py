@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
-from grokscope.analysis.measure import share
+from grokscope.analysis.measure import one_of, share
 from grokscope.experiments.paired import Paired, ReplaceAt
 from grokscope.model.model import Model
 from grokscope.transformer.edits import BanExperts, ReplaceExpert
@@ -26,7 +26,8 @@ def knock_out(
     modes: str | Sequence[str] = ("zero",),
     layers: Indices = None,
     experts: Indices = None,
-    draws: int = 2,
+    draws: int = 8,
+    control: Literal["random", "same_tokens"] = "random",
 ) -> xr.Dataset:
     """How much worse the text is predicted without an expert, (mode, layer, expert): E[NLL(do) - NLL] in nats a token.
 
@@ -39,11 +40,13 @@ def knock_out(
     `d_nll_selected` over those that chose the expert, NaN where none did, and their number `n_selected` (layer, expert);
     `kl` = mean KL(p || p_do); `flips`, the share of tokens whose most likely next token is another.
 
-    Control: the same is done, at the same layer, to as many visits drawn at random: n_selected tokens, no token twice, in
-    the slots that the expert had, whichever expert is there. null_mean is over `draws` such (the same ones each time; 0: no
-    control, a third of the time), null_kl their KL; null_sd is what one more draw would be off their mean: the spread is
-    pooled over the layer's experts, as variance goes with the visits. z says whether this expert matters more than its load
-    in these texts; whether it does in others is for the interval, and for other texts, to say.
+    Control: the same is done, at the same layer, to as many visits of other experts. control="random": n_selected tokens drawn
+    at random, no token twice, in the slots that the expert had, whichever other expert is there; NaN where other experts had too
+    few. "same_tokens": the very tokens that chose the expert, in another of their slots, which holds what the tokens are (needs
+    top_k 2 or more). null_mean is over `draws` such (the same ones each time, whatever else is asked; 0: no control, a ninth of
+    the time), null_kl their KL. "random": null_sd is what one more draw would be off their mean, at t of draws - 1, and z says
+    whether this expert matters more than its load in these texts; whether it does in others is for the interval to say.
+    "same_tokens": null_sd is that of the paired difference by documents, at t, from 4 on.
 
     Cite: Lu et al. 2024, arXiv 2402.14800; Su et al. 2025, arXiv 2507.23279. Confounds: the rest does not adapt, so
     redundant experts look useless one by one; few texts say little of others. Under "reroute" an expert never chosen need
@@ -57,14 +60,19 @@ def knock_out(
     plain = Paired(model, texts, "knock_out", outputs="mean" in modes and not model.config.is_dense)
     at = plain.layers(layers)
     of = sorted(set(indices(experts, model.config.router.num_experts, "experts", "knock_out")))
-    return _KnockOuts(plain, modes, at, of, draws).dataset()
+    one_of("control", control, ("random", "same_tokens"))
+    if control == "same_tokens" and draws and model.config.router.top_k < 2:
+        raise ValueError('knock_out: control: wanted "random" where a token has one expert, got "same_tokens"')
+    return _KnockOuts(plain, modes, at, of, draws, control == "same_tokens").dataset()
 
 
 class _KnockOuts:
     """All knock-outs of a call and their controls."""
 
-    def __init__(self, plain: Paired, modes: tuple[str, ...], layers: list[int], experts: list[int], draws: int) -> None:
-        self.plain, self.modes, self.layers, self.experts, self.draws = plain, modes, layers, experts, draws
+    def __init__(
+        self, plain: Paired, modes: tuple[str, ...], layers: list[int], experts: list[int], draws: int, same: bool
+    ) -> None:
+        self.plain, self.modes, self.layers, self.experts, self.draws, self.same = plain, modes, layers, experts, draws, same
         # [L, E, N]: the slot in which a predicted token visits the expert, or EMPTY.
         chosen = np.stack([plain.chosen[n] for n in layers])
         visits = chosen[:, plain.row, plain.token][:, None] == np.array(experts)[:, None, None]
@@ -75,11 +83,13 @@ class _KnockOuts:
         shape = (len(self.modes), len(self.layers), len(self.experts))
         documents = self.plain.prompt.batch
         found = {name: np.zeros((documents, *shape)) for name in ("d_nll", "kl", "flips", "selected")}
-        null = {name: np.zeros((self.draws, *shape)) for name in ("d_nll", "kl")}
+        null = {name: np.full((self.draws, *shape), np.nan) for name in ("d_nll", "kl")}
+        null_sums = np.zeros((documents, *shape))
         variance = np.zeros(shape)
         for (m, layer, e, draw), made in self.plain.measure(self._jobs(), self.edits):
             if draw is not None:
                 null["d_nll"][draw, m, layer, e], null["kl"][draw, m, layer, e] = made.d_nll.mean(), made.kl.mean()
+                null_sums[:, m, layer, e] += self.plain.by_document(made.d_nll) / self.draws
                 continue
             chose = self.slot[layer, e] != EMPTY
             for name, values in (*vars(made).items(), ("selected", made.d_nll * chose)):
@@ -87,11 +97,11 @@ class _KnockOuts:
             variance[m, layer, e] = made.d_nll.var()
         n = len(self.plain.row)
         made = self.plain.answer(
-            ("mode", "layer", "expert"), found["d_nll"], variance, **self._null(null),
+            ("mode", "layer", "expert"), found["d_nll"], variance, **self._null(null, found["d_nll"], null_sums),
             coords={"mode": list(self.modes), "layer": self.layers, "expert": self.experts},
             d_nll_selected=share(found["selected"].sum(0), self.n_selected),
             kl=found["kl"].sum(0) / n, flips=found["flips"].sum(0) / n,
-            attrs={"null": "as many visits at random" if self.draws else None, "draws": self.draws},
+            attrs={"null": self._said() if self.draws else None, "draws": self.draws},
         )  # fmt: skip
         return made.assign(d_nll=made["value"], n_selected=(("layer", "expert"), self.n_selected))
 
@@ -103,7 +113,7 @@ class _KnockOuts:
             for m, mode in enumerate(self.modes)
             for e in range(len(self.experts))
             for draw in (None, *range(self.draws))
-            if self.n_selected[layer, e] or (mode == "reroute" and draw is None)
+            if (draw is None and (self.n_selected[layer, e] or mode == "reroute")) or (draw is not None and self.drawable(layer, e))
         ]
 
     def edits(self, job: Job) -> list[Any]:
@@ -124,21 +134,58 @@ class _KnockOuts:
         }[mode]  # fmt: skip
         return [ReplaceAt(site, value, layer, where=where)]
 
+    def _said(self) -> str:
+        return "other visits of the same tokens" if self.same else "as many visits of others at random"
+
+    def drawable(self, layer: int, expert: int) -> bool:
+        """Whether a control can be drawn: the expert was visited, and others enough in its place."""
+        if not self.n_selected[layer, expert]:
+            return False
+        return self.same or self._drawn(layer, expert, 0) is not None
+
     def visits(self, layer: int, expert: int, draw: int) -> np.ndarray:
-        """[B, T, A]: as many visits as the expert had, in its slots, of tokens drawn at random among the predicted."""
-        rng = np.random.default_rng([self.layers[layer], self.experts[expert], draw])
-        slots = self.slot[layer, expert]
-        slots = rng.permutation(slots[slots != EMPTY])
-        tokens = rng.choice(len(self.plain.row), len(slots), replace=False)
+        """[B, T, A]: as many visits of others as the expert had, of tokens drawn at random or of the same tokens."""
+        tokens, slots = self._elsewhere(layer, expert, draw) if self.same else self._drawn(layer, expert, draw)
         where = np.zeros(self.plain.chosen[self.layers[layer]].shape, bool)
         where[self.plain.row[tokens], self.plain.token[tokens], slots] = True
         return where
 
-    def _null(self, null: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _drawn(self, layer: int, expert: int, draw: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Predicted tokens, none twice, and slots, as often as the expert had each, that hold another expert there.
+
+        The slot with the fewest such tokens to spare is filled first. None where they do not suffice.
+        """
+        rng = np.random.default_rng([self.layers[layer], self.experts[expert], draw])
+        own = self.slot[layer, expert]
+        number, free = np.bincount(own[own != EMPTY]), np.ones(len(own), bool)
+        filled = self.plain.chosen[self.layers[layer]][self.plain.row, self.plain.token] >= 0
+        tokens, slots = [], []
+        for slot in np.argsort(-number, kind="stable"):
+            there = np.flatnonzero(free & (own != slot) & filled[:, slot])
+            if len(there) < number[slot]:
+                return None
+            some = rng.choice(there, number[slot], replace=False)
+            free[some] = False
+            tokens.append(some)
+            slots.append(np.full(number[slot], slot))
+        return np.concatenate(tokens), np.concatenate(slots)
+
+    def _elsewhere(self, layer: int, expert: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
+        """The expert's own tokens, each in another slot that is filled, drawn at random."""
+        rng = np.random.default_rng([self.layers[layer], self.experts[expert], draw])
+        own, chosen = self.slot[layer, expert], self.plain.chosen[self.layers[layer]][self.plain.row, self.plain.token]
+        slots = np.arange(chosen.shape[-1])
+        score = np.where((chosen >= 0) & (slots != own[:, None]), rng.random(chosen.shape), -1)
+        tokens = np.flatnonzero((own != EMPTY) & (score.max(-1) >= 0))
+        return tokens, score.argmax(-1)[tokens]
+
+    def _null(self, null: dict[str, np.ndarray], sums: np.ndarray, control: np.ndarray) -> dict[str, Any]:
         if not self.draws:
             return {}
-        n = np.maximum(self.n_selected, 1)
-        each = (null["d_nll"].var(0, ddof=1) / n) * (self.n_selected > 0)
-        pooled = share(each.sum(-1), (self.n_selected > 0).sum(-1))[..., None]
-        sd = np.sqrt(np.nan_to_num(pooled) * self.n_selected * (1 + 1 / self.draws))
-        return {"null_mean": null["d_nll"].mean(0), "null_sd": sd, "null_kl": null["kl"].mean(0)}
+        idle = self.n_selected == 0  # nothing was done, and nothing is the control
+        null = {name: np.where(idle, 0, drawn) for name, drawn in null.items()}
+        if self.same:
+            beside = self.plain.beside(sums, control)
+            return beside | {"null_kl": null["kl"].mean(0), "df": float(max(self.plain.prompt.batch - 1, 1))}
+        sd = null["d_nll"].std(0, ddof=1) * np.sqrt(1 + 1 / self.draws)
+        return {"null_mean": null["d_nll"].mean(0), "null_sd": sd, "df": float(self.draws - 1), "null_kl": null["kl"].mean(0)}

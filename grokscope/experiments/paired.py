@@ -18,7 +18,8 @@ import xarray as xr
 from jaxtyping import Array
 from tqdm import tqdm
 
-from grokscope.analysis.measure import answer, interval, jackknife
+from grokscope.analysis.measure import answer
+from grokscope.analysis.uncertainty import FEW, interval, jackknife
 from grokscope.devices.memory import device_memory, free_memory
 from grokscope.experiments.predictions import divergence, expectation, predict
 from grokscope.experiments.streams import Entering, Left, Routed, Unheard, entry
@@ -124,7 +125,8 @@ class Paired:
         """The labelled mean over tokens of sums by document [B, *dims]; `spread`: the variance over tokens.
 
         ci: 95 %, by the jackknife over documents, each token weighing the same: of the mean of paired differences. n_eff: the
-        independent tokens' worth, N over the design effect (the jackknife's variance over that of independent tokens).
+        independent tokens' worth, N over the design effect (the jackknife's variance over that of independent tokens). Where one
+        document in ten carries the whole effect, few texts do not show it: the interval of 5 to 50 such texts covered 58 to 83 %.
         """
         tokens = self.by_document(np.ones(len(self.row))).reshape(-1, *[1] * len(dims))
         n = len(self.row)
@@ -140,13 +142,14 @@ class Paired:
         )  # fmt: skip
 
     def beside(self, of_documents: np.ndarray, control: np.ndarray) -> dict[str, np.ndarray | None]:
-        """The parts null_mean and null_sd where a control [B, *dims] was run on the same tokens.
+        """The parts null_mean, null_sd and df where a control [B, *dims] was run on the same tokens.
 
-        null_sd is the standard error of the mean paired difference, by the jackknife over documents; None for one document.
+        null_sd is the standard error of the mean paired difference, by the jackknife over documents, at t; None under FEW.
         """
         tokens = self.by_document(np.ones(len(self.row))).reshape(-1, *[1] * (control.ndim - 1))
         sd, documents = jackknife(np.divide, of_documents - control, tokens)
-        return {"null_mean": control.sum(0) / len(self.row), "null_sd": sd if documents > 1 else None}
+        known = sd if documents >= FEW else None
+        return {"null_mean": control.sum(0) / len(self.row), "null_sd": known, "df": float(max(documents - 1, 1))}
 
     def layers(self, wanted: Indices) -> list[int]:
         """Layers by number, from 0, each once. Raises ValueError for one that is not there, and where there is no router."""

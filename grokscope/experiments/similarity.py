@@ -11,7 +11,8 @@ import xarray as xr
 from jaxtyping import Array, Bool, Float
 
 from grokscope.analysis.expert_matrices import check_experts, each_layer
-from grokscope.analysis.measure import answer, interval, share
+from grokscope.analysis.measure import answer, share
+from grokscope.analysis.uncertainty import FEW, interval, jackknife, proportion
 from grokscope.block_config import BlockConfig
 from grokscope.transformer.experts import apply_experts
 from grokscope.transformer.ops import norm
@@ -42,11 +43,11 @@ def expert_output_similarity(
     """How alike two experts' answers to the same token are, (layer, expert, expert_other): mean of 1 - acos(cos(y_i, y_j)) / pi.
 
     Every expert runs on every token of a plain run: 1 is the same direction, 1/2 a right angle. The prompt is read as in
-    `Model.trace`; weights that are streamed are read twice. Also `cos`, the mean cosine, `n_eff`, the tokens, taken as
-    independent. Null: the two experts' answers to different tokens, 16 seeded shifts of one side (fewer for fewer tokens), so
-    that a direction common to all answers does not count; the spread is that between shifts. Interval: jackknife over texts.
-    Cite: Lo et al. 2024, arXiv 2406.18219, section 5.1 (Grok-1's outputs are alike though its weights are not). Confounds: most
-    of these answers are never used, as the router chose others; answers of zeros are left out.
+    `Model.trace`; weights that are streamed are read twice. Also `cos`, the mean cosine. Null: the two experts' answers to
+    different tokens, 16 seeded shifts of one side (fewer for fewer tokens), so that a direction common to all answers does not
+    count. Spread and interval: jackknife over texts, at t, from 4 on. Cite: Lo et al. 2024, arXiv 2406.18219, section 5.1
+    (Grok-1's outputs are alike though its weights are not). Confounds: most of these answers are never used, as the router chose
+    others; answers of zeros are left out.
     """
 
     def measure(calls: Iterator[Answers], texts: int) -> tuple[np.ndarray, ...]:
@@ -70,12 +71,15 @@ def expert_output_similarity(
     angular, cos, n, chance = (np.stack(part, 1) for part in zip(*made, strict=True))
     chance = chance[~np.isnan(chance).all((1, 2, 3))]
     experts = np.arange(n.shape[-1])
+    sd, texts = jackknife(share, angular, n)
+    drawn = chance.var(0, ddof=1) / len(chance) if len(chance) > 1 else 0.0
+    spread = np.sqrt(sd**2 + drawn) if texts >= FEW else np.full(n.shape[1:], np.nan)
     return answer(
         ("layer", "expert", "expert_other"), share(angular.sum(0), n.sum(0)),
         {"layer": numbers, "expert": experts, "expert_other": experts}, null_mean=chance.mean(0),
-        null_sd=chance.std(0, ddof=1) if len(chance) > 1 else np.full(chance.shape[1:], np.nan), n_eff=n.sum(0),
+        null_sd=spread, df=float(max(texts - 1, 1)), groups=texts, n_eff=n.sum(0),
         ci=interval(share, angular, n), cos=share(cos.sum(0), n.sum(0)),
-        attrs={"null": "answers to different tokens", "shifts": len(chance), "seed": seed},
+        attrs={"null": "answers to different tokens", "shifts": len(chance), "seed": seed, "n_eff_unit": "tokens"},
     )  # fmt: skip
 
 
@@ -89,11 +93,11 @@ def _alike(a: np.ndarray, b: np.ndarray, has_a: np.ndarray, has_b: np.ndarray) -
 def norm_rank(model: Model, prompt: Any, layers: Sequence[int] | None = None) -> xr.Dataset:
     """How loud the expert is that the router puts at each place, (layer, rank_score, rank_norm): P(rank of ||y_e|| | rank of s_e).
 
-    Over all experts of every token, each run on it; rank 0 the most probable and the largest output, before gates; rows add up
-    to 1. Also `count`; `spearman` (layer), the mean rank correlation within a token, with its `spearman_sd` by chance. Null:
-    1/E, tokens taken as independent; `null_expert`: each expert's own norms at any token, so what is above it is not just an
-    expert that is always loud and always likely. Interval: jackknife over texts. Cite: Lo et al. 2024, arXiv 2406.18219, Fig. 10
-    (Mixtral chooses the loud, Grok-1 does not). Confounds: equal norms or scores rank by the expert's number.
+    Over all experts of every token, each run on it; rank 0 the most probable and the largest output, before gates; rows add up to
+    1. Also `count`; `spearman` (layer), the mean rank correlation within a token, with its `spearman_sd` by chance. Null: 1/E, at
+    the texts' design effect, from 4 texts on; `null_expert`: each expert's own norms at any token, so what is above it is not
+    just an expert that is always loud and always likely. Interval: Jeffreys' of as many. Cite: Lo et al. 2024, arXiv 2406.18219,
+    Fig. 10 (Mixtral chooses the loud, Grok-1 does not). Confounds: equal norms or scores rank by the expert's number.
     """
 
     def measure(calls: Iterator[Answers], texts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -112,11 +116,13 @@ def norm_rank(model: Model, prompt: Any, layers: Sequence[int] | None = None) ->
     count = count.swapaxes(0, 1)  # text layer rank rank
     e = count.shape[-1]
     total, tokens = count.sum(0), count[:, 0].sum() // e
+    told = proportion(count, count.sum(-1, keepdims=True), (-1, -2))
+    known = 1.0 if told.groups >= FEW else np.nan
     apart = (np.arange(e)[:, None] - np.arange(e)) ** 2
     made = answer(
         ("layer", "rank_score", "rank_norm"), total / tokens, {"layer": numbers},
-        null_mean=np.full(total.shape, 1 / e), null_sd=np.full(total.shape, np.sqrt((e - 1) / tokens) / e), n_eff=np.full(
-            total.shape, tokens), ci=interval(lambda c: share(c, c.sum(-1, keepdims=True)), count), count=total,
+        null_mean=np.full(total.shape, 1 / e), null_sd=np.sqrt((e - 1) / told.n_eff) / e * known, df=told.df,
+        n_eff=told.n_eff, groups=told.groups, ci=told.ci, count=total,
         null_expert=by_score.swapaxes(1, 2) @ by_norm / tokens**2, attrs={"null": "any order alike", "tokens": int(tokens)},
     )  # fmt: skip
     correlation = 1 - 6 * (total * apart).sum((1, 2)) / tokens / (e * (e**2 - 1))

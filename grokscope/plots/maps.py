@@ -52,7 +52,8 @@ def heatmap(
         at_rows, at_columns = np.nonzero(shown.inside.values & np.isfinite(z))
         fig.add_scatter(
             x=[across[n] for n in at_columns], y=[down[n] for n in at_rows], mode="markers", hoverinfo="skip",
-            name=plain(f"within {shown.null} ± 2 sd"), marker={"size": 2 if many else 4, "color": GREY},
+            marker={"size": 2 if many else 4, "color": GREY},
+            name=plain(f"within {shown.null}" + (": adjusted p ≥ 0.05" if shown.by_p else " ± 2 sd")),
         )  # fmt: skip
     fig.update_xaxes(type="category", title_text=plain(columns), showgrid=False, showline=False)
     fig.update_yaxes(type="category", title_text=plain(rows), showgrid=False, showline=False, autorange="reversed")
@@ -107,7 +108,7 @@ def flow(transitions: xr.Dataset, top: int = 100, z: float = 3.0) -> go.Figure:
 
     Drawn are the `top` links with the largest excess among those whose z is over `z`; a link's width is its excess as a share of
     the layer's pairs (of gate products with choice="gates"), a disc's area its expert's share. By chance alone about one link
-    in 700 passes z = 3; z takes tokens as independent, see `transitions`.
+    in 700 passes z = 3; documents are the unit of z, and rare links have none, see `transitions`.
     """
     dims = ("layer", "expert", "expert_next")
     had = transitions.get("value", xr.DataArray()).dims if isinstance(transitions, xr.Dataset) else ()

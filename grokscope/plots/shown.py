@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from grokscope.analysis.adjusting import adjust
 from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
 
@@ -50,8 +51,18 @@ class Shown:
         return self.null + (" ± 2 sd" if self.sd is not None else "")
 
     @property
+    def by_p(self) -> bool:
+        """Whether findings are told by adjusted p."""
+        of_value = self.value.name in ("value", "lift", "pmi", "jaccard") or self.mean is not None
+        return of_value and "p" in self.data and self.data["p"].dims == self.value.dims
+
+    @property
     def inside(self) -> xr.DataArray | None:
-        """Where the value is within 2 sd of its null; None where that is not known."""
+        """Where the value is no finding: p adjusted over the layer's cells is 0.05 or more (`gs.routing.adjust`), else within 2 sd
+        of its null; None where neither is known.
+        """
+        if self.by_p:
+            return adjust(self.data)["p_adjusted"].reindex_like(self.value) >= 0.05
         if self.mean is not None and self.sd is not None:
             return abs(self.value - self.mean) <= 2 * self.sd + 1e-12
         scaled = self.value.name in ("lift", "pmi", "jaccard") and "z" in self.data and self.data.z.dims == self.value.dims

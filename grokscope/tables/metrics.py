@@ -30,7 +30,7 @@ METRICS = (
     Metric("standing_committee", ("coverage", "jaccard")),
     Metric("routing_entropy", ("normalized", "information", "gap", "mass")),
     Metric("router_margin", ("median", "low", "negative")),
-    Metric("consecutive_repeats", ("null_document",)),
+    Metric("consecutive_repeats", ("null_load",)),
     Metric("transition_information", ("corrected", "normalized")),
     Metric("position_effect", ("information",)),
     Metric("context_dependence", ("adjusted", "consistency")),
@@ -40,7 +40,7 @@ METRICS = (
     Metric("coactivation", ("lift",), pairs=True),
     Metric("transitions", pairs=True),
 )
-_STATISTICS = ("null_mean", "null_sd", "z", "ci_low", "ci_high", "n_eff")
+_STATISTICS = ("null_mean", "null_sd", "z", "p", "p_adjusted", "ci_low", "ci_high", "n_eff")
 _KEYS = {"layer": "layer", "expert": "expert", "expert_other": "expert_other", "expert_next": "expert_other", "label": "stratum"}
 
 
@@ -55,7 +55,7 @@ def metrics_table(counters: RoutingCounters, pairs: bool = False) -> tuple[pd.Da
         except ValueError as error:
             skipped[metric.name] = str(error)
             continue
-        made.append(_rows(answer, metric.name))
+        made.append(_rows(routing.adjust(answer) if "p" in answer else answer, metric.name))
         made += [_rows(answer[[name]].rename({name: "value"}), f"{metric.name}.{name}") for name in metric.more if name in answer]
         if "layer_value" in answer:
             names = {f"layer_{n}": n for n in ("value", "null_mean", "null_sd", "z")}

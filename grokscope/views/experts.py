@@ -53,9 +53,9 @@ class Turns:
 class LayerView:
     """A layer's experts.
 
-    load, z [E]: the share of tokens that an expert serves, and how far from the null k/E of even use, whose sd takes tokens
-    as independent. first [E]: the share whose first choice it is. together, expected, apart [M, M] over `busiest`:
-    P(column | row), its load-matched null, z of the difference; None where each token has one expert, expected and apart
+    load, z [E]: the share of tokens that an expert serves, and how far from the null k/E of even use, whose sd takes tokens as
+    independent. first [E]: the share whose first choice it is. together, expected, apart [M, M] over `busiest`: P(column | row),
+    its load-matched null, z of the difference (NaN under 4 documents); None where each token has one expert, expected and apart
     also beyond NULL_UP_TO experts. notes: what is not so, in words.
     """
 
@@ -113,13 +113,15 @@ def layer_view(text: Text, layer: int) -> LayerView:
         if "null_mean" not in pairs:
             notes.append(f"More than {NULL_UP_TO} experts: gs.routing.coactivation has the load-matched null of pairs.")
     first = counters.table("load_first")[0]
+    even = float(load["null_mean"][0])
+    sd = max(float(np.sqrt(even * (1 - even) / counters.tokens)), 1e-12)  # of tokens: a text alone has no documents to compare
     return LayerView(
         tokens=counters.tokens,
         load=_f4(load["value"]),
         first=_f4(first / counters.tokens),
-        z=_f4(load["z"]),
-        even=float(load["null_mean"][0]),
-        sd=float(load["null_sd"][0]),
+        z=_f4((load["value"] - load["null_mean"]) / sd),
+        even=even,
+        sd=sd,
         busiest=busy.astype(np.uint16),
         together=None if pairs is None else _f4(pairs["value"]),
         expected=_f4(pairs["null_mean"]) if pairs is not None and "null_mean" in pairs else None,

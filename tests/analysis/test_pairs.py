@@ -25,9 +25,7 @@ def test_agreement_is_that_of_a_loop():
         assert made.jaccard[layer] == pytest.approx((common / (4 - common)).mean())
         every = np.array([[len({*p} & {*q}) for q in y] for p in x])
         assert made.null_mean[layer] == pytest.approx(every.mean() / 2)
-        rng = np.random.default_rng(0)
-        drawn = [every[np.arange(12), rng.permutation(12)].mean() / 2 for _ in range(4000)]
-        assert made.null_sd[layer] == pytest.approx(np.std(drawn), rel=0.05)
+        assert np.isnan(made.null_sd[layer]) and "2 shards" in made.attrs["p"]
         z = np.sort(np.concatenate([a["router.logits"].values[layer, n, :m] for n, m in ((0, 7), (1, 5))]).astype(float), -1)
         margin = z[:, -2] - z[:, -3]
         for n, low in enumerate(made.margin.values):
@@ -37,14 +35,14 @@ def test_agreement_is_that_of_a_loop():
             if here.any():
                 assert made.flips_by_margin[layer, n] == pytest.approx((common < 2)[here].mean())
     same = routing.routing_agreement(a, a)
-    assert (same.value == 1).all() and (same.flips == 0).all() and (same.z > 2).all()
+    assert (same.value == 1).all() and (same.flips == 0).all()
     assert same.attrs["paired"] == "by token id" and made.attrs["uniform"] == 2 / 7
 
 
 def test_unrelated_runs_agree_as_their_loads_do():
-    z = []
+    z, lengths = [], (13, 5, 17, 11, 7, 19, 23, 29, 3, 31)
     for seed in range(30):
-        a, b = make_trace(seed), make_trace(seed + 1000)
+        a, b = make_trace(seed, lengths=lengths), make_trace(seed + 1000, lengths=lengths)
         z.append(routing.routing_agreement(a, Trace(b.data.assign_coords(token_id=a.data["token_id"]))).z.values)
     assert abs(np.mean(z)) < 0.3 and 0.8 < rms(z) < 1.2
 
@@ -95,19 +93,19 @@ def chain(seed, order, tokens=600, layers=4):
     for _ in range(layers - 2):
         told = first[-1] + (first[-2] if order == 2 else 0)
         first.append(np.where(rng.random(tokens) < 0.5, told % 4, rng.integers(0, 4, tokens)))
-    return traced(np.stack(first, -1)[None, ..., None])
+    return traced(np.stack(first, -1).reshape(20, tokens // 20, layers)[..., None])
 
 
 def test_memory_of_paths():
     z = [routing.path_memory(chain(seed, 1)).z.values for seed in range(25)]
-    assert abs(np.mean(z)) < 0.6 and 0.6 < rms(z) < 1.6
+    assert abs(np.mean(z)) < 0.4 and 0.6 < rms(z) < 1.6
     far = routing.path_memory(chain(0, 2))
-    assert (far.z > 10).all() and far.layer.values.tolist() == [8, 11]
-    first = chain(0, 2)["router.experts"].values[:, 0, :, 0]
-    assert far.value[0] == pytest.approx(information(first[2], first[0], given=first[1]), abs=1e-9)
+    assert (far.z > 5).all() and (far.p < 1e-3).all() and far.layer.values.tolist() == [8, 11]
+    first = chain(0, 2)["router.experts"].values[..., 0].reshape(4, -1)
+    assert far.plugin[0] == pytest.approx(information(first[2], first[0], given=first[1]), abs=1e-9)
     assert far.information[0] == pytest.approx(information(first[2], first[1]), abs=1e-9)
     plain = routing.path_memory(chain(1, 1))
-    np.testing.assert_allclose(plain.null_mean, plain.null_analytic, rtol=0.25)
+    np.testing.assert_allclose(plain.plugin - plain.value, plain.null_analytic, rtol=0.5)
 
 
 def test_coverage_of_paths():

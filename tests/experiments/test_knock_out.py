@@ -131,17 +131,19 @@ def test_an_expert_that_was_never_chosen_changes_nothing():
 
 def test_the_control_has_as_many_visits_in_the_same_slots_of_different_tokens():
     plain = Paired(RENORMALISED, RAGGED, "test", outputs=True)
-    work = _KnockOuts(plain, ("zero", "mean", "reroute", "drop"), [0, 2], [1, 3, 4], 2)
+    work = _KnockOuts(plain, ("zero", "mean", "reroute", "drop"), [0, 2], [1, 3, 4], 2, False)
     predicted = np.zeros(plain.chosen[0].shape[:2], bool)
     predicted[plain.row, plain.token] = True
     for n, layer in enumerate((0, 2)):
         for e, expert in enumerate((1, 3, 4)):
             own = (plain.chosen[layer] == expert) & predicted[..., None]
             assert own.sum() == work.n_selected[n, e]
+            if not work.drawable(n, e):
+                continue
             draws = [work.visits(n, e, draw) for draw in range(2)]
             for where in draws:
                 np.testing.assert_array_equal(where.sum((0, 1)), own.sum((0, 1)))
-                assert where.sum(-1).max() <= 1
+                assert where.sum(-1).max() <= 1 and not (where & own).any()
                 assert not where[~predicted].any()
             np.testing.assert_array_equal(draws[0], work.visits(n, e, 0), err_msg="the same each time")
             if 2 < own.sum() < predicted.sum():
@@ -152,7 +154,7 @@ def test_the_control_has_as_many_visits_in_the_same_slots_of_different_tokens():
 def test_the_control_does_to_its_visits_what_a_knock_out_does_to_an_expert(mode):
     """With visits that are exactly an expert's, the control is the knock-out, up to the ban's probability elsewhere."""
     plain = Paired(MODEL, RAGGED, "test", outputs=True)
-    work = _KnockOuts(plain, (mode,), [1], [2], 2)
+    work = _KnockOuts(plain, (mode,), [1], [2], 2, False)
     own = plain.chosen[1] == 2
     work.visits = lambda *_: own
     both = plain.measure([(0, 0, 0, None), (0, 0, 0, 0)], work.edits)
@@ -162,21 +164,33 @@ def test_the_control_does_to_its_visits_what_a_knock_out_does_to_an_expert(mode)
     np.testing.assert_allclose(a.kl, b.kl, atol=1e-5)
 
 
-def test_null_is_the_mean_of_the_draws_and_its_spread_is_pooled_over_the_layer():
+def test_null_is_of_the_experts_own_draws_whatever_else_is_asked():
     found = knock_out(MODEL, RAGGED, layers=[2], draws=3)
     plain = Paired(MODEL, RAGGED, "test")
-    work = _KnockOuts(plain, ("zero",), [2], list(range(5)), 3)
-    n, means, per_visit = work.n_selected[0], [], []
+    work = _KnockOuts(plain, ("zero",), [2], list(range(5)), 3, False)
     for e in range(5):
-        values = [oracle(MODEL, RAGGED, work.edits((0, 0, e, d)))[:, 2].mean() for d in range(3) if n[e]]
-        means.append(np.mean(values) if n[e] else 0.0)
-        if n[e]:
-            per_visit.append(np.var(values, ddof=1) / n[e])
-    sd = np.sqrt(np.mean(per_visit) * n * (1 + 1 / 3))
-    np.testing.assert_allclose(found["null_mean"][0, 0], means, atol=1e-5)
-    np.testing.assert_allclose(found["null_sd"][0, 0], sd, rtol=0.02, atol=1e-6)
-    z = (found["d_nll"] - found["null_mean"]) / found["null_sd"]
-    np.testing.assert_allclose(found["z"].where(found["n_selected"] > 0, 0), z.where(found["n_selected"] > 0, 0))
+        if not work.drawable(0, e):
+            continue
+        values = [oracle(MODEL, RAGGED, work.edits((0, 0, e, d)))[:, 2].mean() for d in range(3)]
+        np.testing.assert_allclose(found["null_mean"][0, 0, e], np.mean(values), atol=1e-5)
+        sd = np.std(values, ddof=1) * np.sqrt(4 / 3) * 4.302653 / 1.959964  # at t of two degrees of freedom
+        np.testing.assert_allclose(found["null_sd"][0, 0, e], sd, rtol=0.02, atol=1e-6)
+    alone = knock_out(MODEL, RAGGED, layers=[2], experts=[1], draws=3)
+    for name in ("z", "p", "null_mean", "null_sd", "value"):
+        np.testing.assert_allclose(alone[name][0, 0, 0], found[name][0, 0, 1], rtol=1e-5, atol=1e-7)
+
+
+def test_the_control_of_the_same_tokens_takes_their_other_slots():
+    plain = Paired(MODEL, RAGGED, "test")
+    work = _KnockOuts(plain, ("zero",), [1], [2], 2, True)
+    own, where = plain.chosen[1] == 2, work.visits(0, 0, 0)
+    assert not (where & own).any() and where.any()
+    assert (where.sum(-1) <= own.any(-1)).all()
+    found = knock_out(MODEL, RAGGED, layers=[1], experts=[2], draws=2, control="same_tokens")
+    values = [oracle(MODEL, RAGGED, work.edits((0, 0, 0, d)))[:, 2].mean() for d in range(2)]
+    np.testing.assert_allclose(found["null_mean"][0, 0, 0], np.mean(values), atol=1e-5)
+    with pytest.raises(ValueError, match="control: wanted"):
+        knock_out(MODEL, RAGGED, control="none")
 
 
 def test_the_interval_is_paired_over_documents():

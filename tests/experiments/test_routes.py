@@ -60,7 +60,7 @@ def test_the_control_swaps_in_one_that_is_not_chosen_and_its_spread_is_of_pairs(
     rows = oracle(MODEL, RAGGED, [E.ForceExperts(route, 1)])
     off = rows[:, 3] - np.mean(kls, 0)
     without = np.array([off[rows[:, 0] != b].mean() for b in np.unique(rows[:, 0])])
-    np.testing.assert_allclose(found["null_sd"][0], np.sqrt(3 / 4 * ((without - without.mean()) ** 2).sum()), rtol=0.01)
+    np.testing.assert_allclose(found["null_sd"][0], np.sqrt(3 / 4 * ((without - without.mean()) ** 2).sum()) * 3.182446 / 1.959964, rtol=0.01)
     np.testing.assert_allclose(found["z"][0], off.mean() / found["null_sd"][0], rtol=0.05)
 
 
