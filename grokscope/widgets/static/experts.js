@@ -137,7 +137,8 @@ export function expertsPanel(state, root) {
       if (i === j) return `Expert ${ids[i]} with itself: nothing to say.`;
       const at = i * ids.length + j;
       if (!Number.isFinite(together[at])) return `Expert ${ids[i]} is never chosen.`;
-      const chance = expected ? `; by load alone ${short(expected[at])}: ${short(together[at] / expected[at])} times that, z ${short(apart[at])}` : "";
+      const far = Number.isFinite(apart?.[at]) ? `, z ${short(apart[at])}` : ""; // one text alone has no other to differ from
+      const chance = expected ? `; by load alone ${short(expected[at])}: ${short(together[at] / expected[at])} times that${far}` : "";
       return `Of tokens with expert ${ids[i]}, ${short(together[at])} also have expert ${ids[j]}${chance}.`;
     };
     const high = Math.max(...values.filter(Number.isFinite), 1e-9);
