@@ -235,7 +235,8 @@ def mutate(good: Path, rng: random.Random) -> str:
 def apart(work: Callable[[], tuple[str, str]], seconds: float = SECONDS, memory: int = BYTES) -> tuple[str, str]:
     """What a piece of work says, done in a process of its own; or how that process ended."""
     readable, writable = os.pipe()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: its peak is also that of the process which started this one.
+    before = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
     child = os.fork()
     if not child:
         null = os.open(os.devnull, os.O_WRONLY)

@@ -16,7 +16,7 @@ def shapes(spec: CounterSpec) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {
         "documents": (), "tokens": (), "load": each, "load_first": each, "rank": (*each, slots),
         "position": (layers, bins["position"], experts), "coactivation": pairs, "coactivation_adjacent": pairs,
-        "repeat_pairs": (lags,), "repeat_hits": (lags, layers, 3), "repeat_shuffled": (lags, layers, 2),
+        "repeat_pairs": (lags,), "repeat_hits": (lags, layers, 3), "repeat_shuffled": (lags, layers, 3),
     }  # fmt: skip
     for distance in spec.distances:
         found |= {f"transition_{kind}.{distance}": (max(layers - distance, 0), experts, experts) for kind in ("first", "any")}

@@ -90,7 +90,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     path.write_text("old")
     with pytest.raises(OSError, match="name another place"):
         gs.report(random_trace(5), tmp_path / "no" / "x.html")
-    monkeypatch.setattr("pathlib.Path.replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space left"):
         gs.report(random_trace(5), path)
     assert [p.name for p in tmp_path.iterdir()] == ["x.html"]

@@ -45,7 +45,7 @@ def refused(path, arrays, message, **about):
     ({"spec": {"layers": "abcdefgh"}}, "layers: wanted"), ({"spec": {"slots": 10**9}}, "slots: wanted"), ({"spec": {"layers": [3, 1]}}, "layers: wanted"),
     ({"spec": {"num_experts": 30_000}}, "wanted at most|wanted counts"), ({"spec": {"num_experts": True}}, "num_experts: wanted"),
     ({"spec": {"router": [1]}}, "router: wanted"), ({"spec": {"lags": list(range(1, 2000))}}, "lags: wanted"), ({"spec": {"model": 3}}, "model: wanted"),
-    ({"spec": {"evil\x1b": 1}}, "got others"), ({"grokscope_counters": 99}, "schema 1, got 99"), ({"tables": ["0/load"]}, "tables that were written"),
+    ({"spec": {"evil\x1b": 1}}, "got others"), ({"grokscope_counters": 99}, "schema 2, got 99"), ({"tables": ["0/load"]}, "tables that were written"),
 ])  # fmt: skip
 def test_what_counters_do_not_say_of_themselves(arrays, tmp_path, about, message):
     refused(tmp_path / "d.npz", arrays, message, **about)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import ClassVar
 
@@ -191,16 +192,18 @@ class TestARunThatWasCutOff:
         ids = np.random.default_rng(5).integers(3, 97, (5, 11))
         from grokscope.running import resuming
 
-        real, saves = resuming.save_file, []
+        real, saves = resuming.whole_file, []
 
-        def full(arrays, path):
+        @contextmanager
+        def full(path, **how):
             saves.append(path)
-            if len(saves) == 8:
-                path.write_bytes(b"half a fi")
-                raise OSError(28, "No space left on device", str(path))
-            return real(arrays, path)
+            with real(path, **how) as file:
+                if len(saves) == 8:
+                    file.write(b"half a fi")
+                    raise OSError(28, "No space left on device", str(path))
+                yield file
 
-        monkeypatch.setattr(resuming, "save_file", full)
+        monkeypatch.setattr(resuming, "whole_file", full)
         with pytest.raises(OSError, match="No space left"):
             model.trace(ids, EVERYTHING, resume=tmp_path / "work")
         same(model.trace(ids, EVERYTHING), model.trace(ids, EVERYTHING, resume=tmp_path / "work"))
