@@ -15,8 +15,13 @@ from grokscope.experiments.lens import logit_lens
 from grokscope.experiments.precision import precision
 from grokscope.experiments.routes import swap_runner_up, top_k_sweep
 from grokscope.experiments.similarity import expert_output_similarity, norm_rank
+from grokscope.sites import near
 
 __all__ = ["effect", "knock_out", "swap_runner_up", "top_k_sweep"]
 __all__ += ["attribution_table", "counterfactual_experts", "gate_gradients", "logit_attribution", "logit_lens"]
 __all__ += ["router_attribution"]
 __all__ += ["expert_output_similarity", "norm_rank", "precision"]
+
+
+def __getattr__(name: str) -> object:
+    raise AttributeError(f"grokscope.experiments has no {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")

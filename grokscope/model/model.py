@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
@@ -173,6 +173,7 @@ class Model(Loaded):
         source: Any,
         labels: Any = None,
         *,
+        classes: Callable[[list[str]], Sequence[Any]] | None = None,
         edits: Any = (),
         rows: tuple[str | Path, float] | None = None,
         resume: str | Path | None = None,
@@ -184,10 +185,12 @@ class Model(Loaded):
         source: texts, a table with a column "text", or a file, folder or glob of .jsonl, .parquet or text, packed or not, or
         "-" (see `corpus.read_documents`); documents go one by one, none reads another. labels: the field that groups them
         ("file": the names of files), or a list or Series with a label for each document; a field that no document has is an
-        error at once. rows: (folder, share): the routing table of that share of the documents, chosen by a hash, as Parquet by
-        label. resume: a directory; the same call goes on there after an interrupt, and counts nothing twice. shard: (number,
-        of how many): this process takes every so-manyth document; the counters of all add up to the same bytes as one process's.
+        error at once. classes: a function from a text's pieces to a name (or a truth value) for each: tokens are counted by class,
+        under label/class, and the classes of a label add up to it. rows: (folder, share): the routing table of that share of the
+        documents, chosen by a hash, as Parquet by label. resume: a directory; the same call goes on there after an interrupt, and
+        counts nothing twice. shard: (number, of how many): this process takes every so-manyth document; the counters of all add
+        up to the same bytes as one process's.
         """
         from grokscope.sweeps.sweep import Sweep
 
-        return Sweep(self, edits=as_edits(edits), shard=shard).over(source, labels, rows, resume, progress)
+        return Sweep(self, edits=as_edits(edits), shard=shard, classes=classes).over(source, labels, rows, resume, progress)

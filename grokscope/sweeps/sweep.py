@@ -52,10 +52,17 @@ LONGEST_NAME = 200
 class Sweep:
     """One pass over a corpus; `Model.sweep` runs it."""
 
-    def __init__(self, model: Loaded, *, edits: Sequence[Any] = (), shard: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self, model: Loaded, *, edits: Sequence[Any] = (), shard: tuple[int, int] = (0, 1), classes: Any = None
+    ) -> None:
         if not isinstance(shard, tuple | list) or [*map(is_whole, shard)] != [True, True] or not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard: wanted (number, of how many) with 0 <= number < how many, got {shard}")
-        self.model, self.edits, self.shard = model, edits, shard
+        if classes is not None and not callable(classes):
+            raise TypeError(
+                "classes: wanted a function from a text's pieces to a name or a truth value for each, got "
+                f"{type(classes).__name__}; an array belongs to a trace (RoutingCounters.from_trace)"
+            )
+        self.model, self.edits, self.shard, self.classes = model, edits, shard, classes
         self.config, self.lowered = prepare(edits, model.config)
         self.capture = Capture.of(list(ROUTING))
         self.counters: RoutingCounters | None = None
@@ -97,7 +104,7 @@ class Sweep:
             if self.counters is None:
                 self.counters = RoutingCounters(CounterSpec(**identity_of(trace)))
             self._check_labels(named)
-            self.counters.update(trace, named, keys)
+            self.counters.update(trace, named, keys, self.classes)
             yield trace, group
 
     def _check_labels(self, named: Sequence[str]) -> None:
@@ -129,6 +136,7 @@ class Sweep:
         given = label is not None and not isinstance(label, str)
         label = labels_of(label) if given else label
         about = {"shard": list(self.shard), "labels": "given" if given else label, "source": str(source)[:500]}
+        about |= {"classes": getattr(self.classes, "__qualname__", "given")} if self.classes else {}
         with State(resume, about) as state, tqdm(
             unit="token", unit_scale=True, desc="sweep", delay=1, disable=None if progress else True
         ) as bar:
