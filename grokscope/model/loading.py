@@ -17,8 +17,8 @@ from grokscope.devices.memory import device_memory, free_memory
 from grokscope.devices.placement import is_small, placement
 from grokscope.harmless import visible
 from grokscope.model.model import Model
-from grokscope.text.foreign import taken
-from grokscope.text.tokenizer import SentencePiece, Tokenizer, TokenizerJson
+from grokscope.text.opening import opened
+from grokscope.text.tokenizer import Tokenizer
 from grokscope.transformer.quantize import quantize_block, quantize_outer
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.weights import ModelWeights
@@ -103,14 +103,10 @@ def fits(size: int, config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | N
 
 
 def _tokenizer(given: Any, folder: Path) -> Tokenizer | None:
-    if given is not None and not isinstance(given, str | Path):
-        return taken(given)
-    file = tokenizer_file(folder) if given is None else Path(given).expanduser()
-    if file is not None and file.is_dir():
-        file = tokenizer_file(file) or file
-    if file is not None and not file.is_file():
-        raise FileNotFoundError(f"{given}: wanted a tokenizer's file (tokenizer.json, or SentencePiece's), found none")
-    return None if file is None else TokenizerJson(file) if file.suffix == ".json" else SentencePiece(file)
+    if given is None or (isinstance(given, str | Path) and Path(given).expanduser().is_dir()):
+        file = tokenizer_file(folder if given is None else Path(given).expanduser())
+        return None if file is None and given is None else opened(file or given)
+    return opened(given)
 
 
 def keep_compiled() -> None:

@@ -30,6 +30,7 @@ from grokscope.recordings.checks import (
     without_dense_layers,
 )
 from grokscope.recordings.recorded import LIMIT, Hint, Recorded, names_its_file, whole_numbers
+from grokscope.recordings.words import with_words
 from grokscope.sites import SITES, Capture
 from grokscope.trace.trace import PROVENANCE, Trace
 from grokscope.versions import versions
@@ -47,6 +48,8 @@ def read_routed_experts(
     router: RouterConfig | None = None,
     num_experts: int | None = None,
     model: str | None = None,
+    tokenizer: Any = None,
+    pieces: Sequence[Any] | None = None,
 ) -> Trace:
     """The experts that each token visited, recorded by another program, as a `Trace`.
 
@@ -60,6 +63,8 @@ def read_routed_experts(
     sequence_lengths: of the texts, where experts is one array of them all. layers: the layers' numbers, 0, 1, 2, ... if not
     given. router: the rule; with layers it also says the shape of SGLang's bare base64. num_experts: else the router's, else
     one more than the largest id, and `unknown` says so. model: its name; counters of two models are not added.
+    tokenizer: an object or a file, for the words of a recording that has token ids; pieces: the words themselves, a list of
+    strings for each text. Without either each token shows as its id, or its place, in brackets.
 
     A layer without an expert in any token, unset or all zeros in several slots, is a dense one, whose part of a server's
     buffer nobody wrote; it is left out. A token that is unset at some of the others counts in no statistic (`partly_unset` of
@@ -67,19 +72,7 @@ def read_routed_experts(
     NaN gates, and for files that are damaged, too large, or more than data. Nothing in a file is ever executed.
     """
     _check_number(num_experts, router)
-    lengths = None if sequence_lengths is None else whole_numbers(sequence_lengths, "sequence_lengths")
-    numbers = None if layers is None else whole_numbers(layers, "layers")
-    hint = Hint(
-        None if lengths is None else sum(lengths),
-        None if numbers is None else len(numbers),
-        None if router is None else router.top_k,
-    )
-    made = read_anything(experts, hint)
-    if gates is not None:
-        made.gates = read_anything(gates, hint).texts
-    made.layers = made.layers if numbers is None else numbers
-    made.sequence_lengths = made.sequence_lengths if lengths is None else lengths
-    split(made)
+    made = _given(experts, gates, sequence_lengths, layers, router)
     made.model = model
     made.num_experts = router.num_experts if router else num_experts or made.num_experts
     unset_in_unsigned(made, made.num_experts)
@@ -96,7 +89,25 @@ def read_routed_experts(
     unknown = [] if router else ["router.score", "router.renormalize", "router.logit_cap"]
     unknown += [] if made.num_experts else ["router.num_experts"]
     unknown += [] if made.gates is not None else ["router.gates", "slot order"]
-    return recording_trace(sites, made, rule, unknown)
+    return with_words(recording_trace(sites, made, rule, unknown), tokenizer, pieces)
+
+
+def _given(experts: Any, gates: Any, sequence_lengths: Any, layers: Any, router: RouterConfig | None) -> Recorded:
+    """What was handed over, text by text."""
+    lengths = None if sequence_lengths is None else whole_numbers(sequence_lengths, "sequence_lengths")
+    numbers = None if layers is None else whole_numbers(layers, "layers")
+    hint = Hint(
+        None if lengths is None else sum(lengths),
+        None if numbers is None else len(numbers),
+        None if router is None else router.top_k,
+    )
+    made = read_anything(experts, hint)
+    if gates is not None:
+        made.gates = read_anything(gates, hint).texts
+    made.layers = made.layers if numbers is None else numbers
+    made.sequence_lengths = made.sequence_lengths if lengths is None else lengths
+    split(made)
+    return made
 
 
 def padded(texts: list[np.ndarray], fill: float, dtype: Any) -> np.ndarray:
