@@ -17,6 +17,7 @@ import pytest
 import grokscope as gs
 from grokscope.config import ModelConfig, RouterConfig
 from grokscope.model.model import Model
+from grokscope.running import decoding
 from grokscope.transformer import programs
 from grokscope.transformer.weights import random_weights
 
@@ -55,6 +56,12 @@ def few_programs() -> Iterator[None]:
     yield
     programs.let_go()
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_block_a_program() -> None:
+    """Compiling is most of the suite: blocks that are alike are compiled once, not in groups (`test_generation` has those)."""
+    decoding.GROUP["other"] = 1
 
 
 @pytest.fixture(scope="session")
