@@ -34,7 +34,8 @@ def through_kernel(
 ) -> Float[Array, "M D"]:
     """Every row through its expert by a GPU's kernel, M = N times slots; backwards block by block."""
     kernel = hopper if isinstance(matrices[0], OutputFirst) else grouped
-    return kernel.through_experts(matrices, x, plan, slots, config)
+    y = kernel.through_experts(matrices, x, plan, slots, config)
+    return jnp.where((plan.place_of_row < plan.row_of_place.size)[:, None], y, 0)
 
 
 def _kernel_forward(

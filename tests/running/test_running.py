@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import grokscope as gs
 from grokscope.config import GROK_1, RopeConfig, RouterConfig
+from grokscope.devices import memory
 from grokscope.devices.memory import check_memory, plan
 from grokscope.prompt import Prompt, bucket
 from grokscope.sites import Capture
@@ -79,6 +81,17 @@ def test_grok_1_s_routing_is_small_and_its_attention_is_refused_with_what_would_
     assert everything["bytes"].sum() / 1e9 == pytest.approx(824.6, abs=0.1)
     with pytest.raises(MemoryError, match=r"824\.63 GB.*about 570 tokens.*layers="):
         check_memory(GROK_1, Capture(("attn.pattern",)), (1, 8192), 4 * 10**9)
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_half_of_what_is_free_is_the_limit_unless_memory_grows(grows, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**9)
+    monkeypatch.setattr(memory, "memory_grows", lambda: grows)
+    asked = (GROK_1, Capture(("attn.pattern",)), (1, 8192))
+    with nullcontext() if grows else pytest.raises(MemoryError, match=r"wanted at most 0\.50 GB"):
+        check_memory(*asked, None)
+    with pytest.raises(MemoryError, match=r"wanted at most 4\.00 GB"):
+        check_memory(*asked, 4 * 10**9)
 
 
 def test_counts_from_shapes():

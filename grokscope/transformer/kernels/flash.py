@@ -7,6 +7,7 @@ backwards. The kernels are Triton's (`flash_kernel.py`).
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -56,7 +57,7 @@ def _backward(config: BlockConfig, saved: Any, d_out: Array) -> tuple[Array, Arr
     d_k, d_v = _call(flash_kernel.key_kernel, args, (shape(k), shape(v)), config, by_query=False)
     d_sinks = None
     if sinks is not None:
-        d_sinks = -(jnp.exp2(sinks[:, None] * 1.4426950408889634 - log) * delta).sum(axis=(0, 2))
+        d_sinks = -(jnp.exp2(sinks[:, None] * math.log2(math.e) - log) * delta).sum(axis=(0, 2))
     return d_q, d_k, d_v, None, d_sinks
 
 

@@ -62,7 +62,7 @@ def block_size(rows: int, num_experts: int) -> int:
 def through_experts(
     matrices: Matrices, x: Float[Array, "N D"], plan: Plan, slots: int, config: BlockConfig
 ) -> Float[Array, "M D"]:
-    """Every row through its expert, M = N times slots, float32; zeros where it has none."""
+    """Every row through its expert, M = N times slots, float32; one that has no place is left unwritten."""
     import jax_triton
 
     from grokscope.transformer.kernels import grouped_kernel
@@ -88,8 +88,7 @@ def through_experts(
     to = (blocks * size, x.dtype)
     h = call(grouped_kernel.hidden_kernel, args, gate, gate_bias, to, SLOTS=slots, GELU=config.activation == "gelu", **glu)
     args = (h, *_arrays(down, x), x if down_bias is None else down_bias)
-    y = call(grouped_kernel.answer_kernel, args, down, down_bias, (rows, jnp.float32))
-    return jnp.where((plan.place_of_row < blocks * size)[:, None], y, 0)
+    return call(grouped_kernel.answer_kernel, args, down, down_bias, (rows, jnp.float32))
 
 
 def _form(w: Weight) -> str:

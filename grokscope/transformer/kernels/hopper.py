@@ -42,14 +42,13 @@ def plan_rows(chosen: Int[Array, " M"], num_experts: int) -> Plan:
 def through_experts(
     matrices: Matrices, x: Float[Array, "N D"], plan: Plan, slots: int, config: BlockConfig
 ) -> Float[Array, "M D"]:
-    """Every row through its expert, M = N times slots, float32; zeros where it has none."""
+    """Every row through its expert, M = N times slots, float32; one that has no place is left unwritten."""
     act, (gate, up, _, _, down, _) = kernel_act(config), matrices
     places = columns_of(x, plan.row_of_place, slots)
     where = (plan.expert_of_block, plan.num_blocks)
     h = grouped_matmul((gate, up), places, *where, lambda sums: act(sums[0]) * sums[1], x.dtype)
     y = grouped_matmul((down,), h, *where, lambda sums: sums[0], jnp.float32)
-    rows = rows_of(y, plan.row_of_place, x.shape[0] * slots)
-    return jnp.where((plan.place_of_row < y.shape[1])[:, None], rows, 0)
+    return rows_of(y, plan.row_of_place, x.shape[0] * slots)
 
 
 def is_there() -> bool:
