@@ -10,6 +10,7 @@ from grokscope.experiments.attribution import attribution_table, logit_attributi
 from grokscope.experiments.counterfactual import counterfactual_experts
 from grokscope.experiments.effect import effect
 from grokscope.experiments.gradients import gate_gradients
+from grokscope.experiments.heads import head_scores
 from grokscope.experiments.knock_out import knock_out
 from grokscope.experiments.lens import logit_lens
 from grokscope.experiments.precision import precision
@@ -19,7 +20,7 @@ from grokscope.sites import near
 
 __all__ = ["effect", "knock_out", "swap_runner_up", "top_k_sweep"]
 __all__ += ["attribution_table", "counterfactual_experts", "gate_gradients", "logit_attribution", "logit_lens"]
-__all__ += ["router_attribution"]
+__all__ += ["head_scores", "router_attribution"]
 __all__ += ["expert_output_similarity", "norm_rank", "precision"]
 
 

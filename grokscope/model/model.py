@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from grokscope.devices.memory import check_memory, plan
 from grokscope.model.elsewhere import ELSEWHERE
+from grokscope.model.transformer_lens import InTheirWords
 from grokscope.prompt import Prompt
 from grokscope.running.chatting import chat
 from grokscope.running.generation import Generation, generate
@@ -36,7 +37,7 @@ _OF_GENERATE = (
 
 
 @dataclass(frozen=True, repr=False)
-class Model(Loaded):
+class Model(InTheirWords, Loaded):
     """A model that can be asked; `grokscope.load` makes one."""
 
     def __getattr__(self, name: str) -> Any:
