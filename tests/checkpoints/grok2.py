@@ -30,8 +30,11 @@ TINY = RELEASED | {
     "head_dim": 14, "intermediate_size": 29, "moe_intermediate_size": 8 * 5, "num_local_experts": 7,
     "embedding_multiplier_scale": 23**0.5, "attn_logit_softcapping": 3.0, "router_logit_softcapping": 2.0,
     "final_logit_softcapping": 5, "rope_theta": 1234.5, "max_position_embeddings": 67, "attn_temperature_len": 5,
+    "rms_norm_eps": 0.03,
 }  # fmt: skip
-"""Its sizes pairwise different, its caps so low that they bend, its temperature so early that texts of 13 tokens see it."""
+"""Its sizes pairwise different, its caps so low that they bend, its temperature so early that texts of 13 tokens see it, its
+epsilon so large that a post-norm does not undo a factor before it.
+"""
 Tensors = dict[str, np.ndarray]
 
 

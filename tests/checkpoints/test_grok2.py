@@ -70,9 +70,10 @@ def test_every_number_is_the_oracle_s(trace, wanted):
         assert_close(trace, wanted, site)
 
 
-def test_a_temperature_in_chunks_of_queries(wanted, monkeypatch):
+def test_a_temperature_in_chunks_of_queries_and_in_no_kernel(wanted, monkeypatch):
     monkeypatch.setattr(attention, "QUERY_CHUNK", 5)
-    cut = model("grok2/hub").trace(IDS, ["attn.z", "attn.pattern"])
+    monkeypatch.setattr(attention.flash, "fits", lambda *_: pytest.fail("a kernel was asked that does not know it"))
+    cut = model("grok2/hub").trace(IDS, ["attn.z", "logits"])
     for site in cut.sites:
         assert_close(cut, wanted, site)
 
@@ -176,6 +177,7 @@ def test_a_merged_copy_is_the_same_model(tensors, tmp_path):
     grok2.write(tmp_path, grok2.TINY, tensors, merged=True)
     ours, theirs = gs.load(tmp_path, dtype="float32"), model("grok2/hub")
     np.testing.assert_array_equal(ours.trace(IDS)["logits"], theirs.trace(IDS)["logits"])
+    assert gs.inspect(tmp_path).problems == ()
     shutil.copyfile(folder("grok2/hub") / FILE.format(2, "common"), tmp_path / FILE.format(2, "common"))
     assert "got both; remove those that are stale" in gs.inspect(tmp_path).problems[0]
 
@@ -220,6 +222,15 @@ def test_everything_that_is_wrong_with_files_is_named_at_once(copy):
     with pytest.raises(CheckpointError) as error:
         gs.load(copy)
     assert all(line in str(error.value) for line in found)
+
+
+def test_an_index_beside_ranks_files(copy):
+    """The release is not known to have one; it could not say in which eight files a name lies."""
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {EXPERT.format(0, 0, "w1"): FILE.format(6, "007")}}))
+    assert gs.inspect(copy).problems == ()
+    index.write_text(json.dumps({"weight_map": {EXPERT.format(0, 0, "w1"): "model-00001-of-00002.safetensors"}}))
+    assert "wanted it or files of ranks" in gs.inspect(copy).problems[0]
 
 
 def test_a_download_that_has_hardly_begun(copy):

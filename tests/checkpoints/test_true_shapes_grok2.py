@@ -62,7 +62,7 @@ def test_the_whole_release_is_inspected_without_reading_it(tmp_path):
 
 
 def mark(folder: Path) -> None:
-    """A number in the first row (w2: column) of each expert's part; norms of ones; all else but router, tables and v stays 0."""
+    """A number in the first row (w2: the first of row 7) of each expert's part; norms of ones; all else but router, tables and v stays 0."""
     rng = np.random.default_rng(0)
     for file in sorted(folder.glob("*.safetensors")):
         with open(file, "r+b") as out:
@@ -71,10 +71,8 @@ def mark(folder: Path) -> None:
                 out.seek(start)
                 if "experts" in name:
                     value = 1 + int(name.split("experts.")[1][0]) + 8 * int(file.stem[-3:])
-                    rows = range(1) if "w2" not in name else range(shape[0])
-                    for row in rows:
-                        out.seek(start + 2 * row * shape[1])
-                        out.write((np.full(1 if "w2" in name else shape[1], value) / 8192).astype(ml_dtypes.bfloat16).tobytes())
+                    out.seek(start + (2 * 7 * shape[1] if "w2" in name else 0))
+                    out.write((np.full(1 if "w2" in name else shape[1], value) / 8192).astype(ml_dtypes.bfloat16).tobytes())
                 elif "norm" in name:
                     out.write(np.ones(shape, ml_dtypes.bfloat16).tobytes())
                 elif any(part in name for part in ("embed", "lm_head", "gate.weight", "v_proj")):
@@ -83,8 +81,8 @@ def mark(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_one_layer_from_eight_ranks_to_a_trace(tmp_path):
-    if free_memory() < 9e9:
-        pytest.skip(f"wants 9 GB of free memory, {free_memory() / 1e9:.1f} GB are there")
+    if free_memory() < 13e9:
+        pytest.skip(f"wants 13 GB of free memory, {free_memory() / 1e9:.1f} GB are there")
     if (free := shutil.disk_usage(tmp_path).free) < 12e9:
         pytest.skip(f"wants 12 GB of free disk, {free / 1e9:.1f} GB are there")
     source, out = tmp_path / "source", tmp_path / "out"
@@ -102,7 +100,7 @@ def test_one_layer_from_eight_ranks_to_a_trace(tmp_path):
             assert not held[:, 7, 1::2048].any(), name
         ran = in_a_fresh_process("trace", str(out), "bfloat16", "2")
         print(f"trace of 2 tokens: {ran['bytes'] / 1e9:.3f} GB of its own, {ran['seconds']} s")
-        assert ran["bytes"] < LAYER
+        assert ran["bytes"] < 1.5 * LAYER
     finally:
         for folder in (source, out, tmp_path / "out.part"):
             shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from grokscope.checkpoints.huggingface.fields import json_object
-from grokscope.checkpoints.huggingface.ranks import Held, Joined, Kinds, joined, lacking, rank_files, whole
+from grokscope.checkpoints.huggingface.ranks import (
+    Held,
+    Joined,
+    Kinds,
+    is_rank_file,
+    joined,
+    lacking,
+    rank_files,
+    whole,
+)
 from grokscope.checkpoints.mapped_safetensors import map_arrays, read_header
 from grokscope.checkpoints.pickle_machine import CheckpointError
 from grokscope.harmless import told, visible
@@ -19,16 +28,23 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def shards_of(path: Path) -> dict[str, set[str]]:
-    """Each file that holds arrays -> the names that the index puts there; none without an index."""
+    """Each file that holds arrays -> the names that the index puts there; none without an index, and of ranks' files, of which
+    several hold a name.
+    """
     ranked, others = rank_files(path), [name for name in (SINGLE, INDEX) if (path / name).is_file()]
-    if ranked and others:
+    if ranked and (SINGLE in others or (others and not all(map(is_rank_file, _indexed(path))))):
         raise CheckpointError(f"{others[0]}: wanted it or files of ranks ({ranked[0]}), got both; remove those that are stale")
     if ranked:
         return {name: set() for name in ranked}
-    if not (path / INDEX).is_file():
+    if INDEX not in others:
         return {SINGLE: set()}
     if (path / SINGLE).is_file():
         raise CheckpointError(f"{INDEX}: wanted it or {SINGLE}, got both; remove the one that is stale")
+    return _indexed(path)
+
+
+def _indexed(path: Path) -> dict[str, set[str]]:
+    """The files that the index names -> the names that it puts there."""
     placed, shards = json_object(path / INDEX).get("weight_map"), defaultdict(set)
     if not isinstance(placed, dict) or not placed or not all(isinstance(shard, str) for shard in placed.values()):
         raise CheckpointError(f"{INDEX}: wanted a weight_map from names to files, got none; download it again")

@@ -23,9 +23,14 @@ Held = dict[str, tuple[str, tuple[int, ...]]]
 _FILE = re.compile(r"pytorch_model-(\d{5})-TP-(common|00[0-7])\.safetensors")
 
 
+def is_rank_file(name: str) -> bool:
+    """Whether a file is one of such a release, by its name."""
+    return bool(_FILE.fullmatch(name))
+
+
 def rank_files(path: Path) -> list[str]:
     """Those of a directory, in the order of their names; none where it is no such release."""
-    return sorted(p.name for p in path.iterdir() if _FILE.fullmatch(p.name))
+    return sorted(p.name for p in path.iterdir() if is_rank_file(p.name))
 
 
 def rank_of(file: str) -> int | None:
