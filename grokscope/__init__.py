@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from grokscope.checkpoints import CheckpointError
     from grokscope.checkpoints.converting import convert
     from grokscope.checkpoints.inspecting import inspect, load
-    from grokscope.config import GROK_1, MIXTRAL_8X7B, ModelConfig, RouterConfig
+    from grokscope.config import ModelConfig, RouterConfig
     from grokscope.counters.counters import RoutingCounters
     from grokscope.devices.sharding import mesh
     from grokscope.model.model import Model
+    from grokscope.presets import GROK_1, GROK_2, MIXTRAL_8X7B
     from grokscope.recordings.routed_experts import read_routed_experts
     from grokscope.recordings.router_logits import read_router_logits
     from grokscope.sites import SITES, Capture
@@ -33,8 +34,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Capture": "grokscope.sites",
     "CheckpointError": "grokscope.checkpoints",
-    "GROK_1": "grokscope.config",
-    "MIXTRAL_8X7B": "grokscope.config",
+    "GROK_1": "grokscope.presets",
+    "GROK_2": "grokscope.presets",
+    "MIXTRAL_8X7B": "grokscope.presets",
     "Model": "grokscope.model.model",
     "ModelConfig": "grokscope.config",
     "RouterConfig": "grokscope.config",

@@ -56,7 +56,7 @@ SITES: dict[str, Site] = {
         Site("attn.q", "BTHK", "queries, after RoPE"),
         Site("attn.k", "BSGK", "keys, after RoPE"),
         Site("attn.v", "BSGK", "values"),
-        Site("attn.scores", "BHTS", "scaled and soft-capped, before the mask"),
+        Site("attn.scores", "BHTS", "scaled, soft-capped, times the temperature, before the mask"),
         Site("attn.pattern", "BHTS", "softmax of the scores over the tokens that are read; with a sink, less than 1 in all"),
         Site("attn.z", "BTHK", "what each head read, before the output projection"),
         Site("attn.out", "BTD", "added to the stream, after the post-norm"),
