@@ -70,8 +70,9 @@ class Workbench(anywidget.AnyWidget, Bench):
         self._given = other
         self.edits: list[Any] = []
         view = routing_view(trace, 0, self.values)
-        start = {"layer": view.layers[0], "head": view.heads[0] if view.heads else 0}
-        super().__init__(panels=list(panels or PANELS), **start, data=self._data(view))
+        data = self._data(view)
+        start = {"layer": view.layers[0], "head": data["heads"][0] if data["heads"] else 0}
+        super().__init__(panels=list(panels or PANELS), **start, data=data)
         self.on_msg(self._asked)
         if link is not None:
             self._links = tuple(traitlets.link((link, name), (self, name)) for name in SELECTION)
@@ -102,7 +103,10 @@ class Workbench(anywidget.AnyWidget, Bench):
 
     def _data(self, view: Any) -> dict[str, Any]:
         told = {"lacks": lacks(self), "compared": self.other is not None}
-        return nested(*pack(told | {f: getattr(view, f) for f in view.__dataclass_fields__}))
+        shown = {f: getattr(view, f) for f in view.__dataclass_fields__}
+        if not shown["heads"] and "attention" not in told["lacks"]:  # the panel asks the model for them
+            shown["heads"] = list(range(self.trace.config.num_heads))
+        return nested(*pack(told | shown))
 
     @traitlets.observe("text")
     def _text_changed(self, change: dict[str, Any]) -> None:
