@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from grokscope.widgets.running import again, lacks_model
 if TYPE_CHECKING:
     from grokscope.widgets.bench import Bench
 
+_beside: WeakKeyDictionary[Bench, tuple[tuple[int, Trace], Comparison]] = WeakKeyDictionary()
 FAVOUR = 2.0
 """Logits added by "favour": odds times 7.4."""
 
@@ -30,12 +32,19 @@ def _lacks_other(bench: Bench) -> str | None:
 
 def _compare(bench: Bench, params: dict[str, Any]) -> Comparison | None:
     """Text `with` of the other trace, or of this one where there is no other; None where there is nothing to compare."""
-    mine = Text(bench.trace, bench.text)
     if bench.other is not None:
-        return comparison(mine, trace_text(bench.other, bench.text))
+        return beside(bench)
     if bench.trace.data.sizes["batch"] < 2:
         return None
-    return comparison(mine, Text(bench.trace, whole(params, "with", bench.trace.data.sizes["batch"])))
+    return comparison(Text(bench.trace, bench.text), Text(bench.trace, whole(params, "with", bench.trace.data.sizes["batch"])))
+
+
+def beside(bench: Bench) -> Comparison:
+    """The selected text beside that of the other trace; the last one stays, for each panel that asks."""
+    key = bench.text, bench.other
+    if bench not in _beside or _beside[bench][0][0] != key[0] or _beside[bench][0][1] is not key[1]:
+        _beside[bench] = key, comparison(Text(bench.trace, bench.text), trace_text(bench.other, bench.text))
+    return _beside[bench][1]
 
 
 def _edited(params: dict[str, Any], bench: Bench) -> Any:
@@ -78,7 +87,7 @@ def consequence(bench: Bench, made: Trace) -> str:
     change = f"{abs(after - before):.2f} nats {'less' if after < before else 'more'} likely"
     return (
         f"The text is {change}: its log-probability was {before:.2f} and is {after:.2f}. Most changed: “{piece}”, "
-        f"probability {np.exp(logprob[worst, 0]):.2g}, now {np.exp(logprob[worst, 1]):.2g}. Compare shows where."
+        f"probability {np.exp(logprob[worst, 0]):.2g}, now {np.exp(logprob[worst, 1]):.2g}. Prediction and Compare show where."
     )
 
 
