@@ -20,6 +20,8 @@ class Bench:
     """The trace that is compared with; after an edit, the edited one."""
     model: Model | None
     values: Values
+    marks: str | Sequence[int]
+    """What has a colour of more than eight experts, as `views.colouring` has it."""
     edits: Sequence[Any]
     """What the Edit panel did, as values of `grokscope.edits`; `other` is then the edited trace."""
     text: int

@@ -7,6 +7,7 @@ functions in `panels.py` answer from view-models. A panel that stands alone is t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anywidget
@@ -14,6 +15,8 @@ import traitlets
 
 from grokscope.sites import near
 from grokscope.trace.trace import Trace
+from grokscope.views import routing
+from grokscope.views.colouring import check_marks, hues_of
 from grokscope.views.payload import nested, pack
 from grokscope.views.routing import Values, routing_view
 from grokscope.widgets.assets import joined, style
@@ -23,7 +26,9 @@ from grokscope.widgets.panels import ANSWERS, PANELS, lacks
 if TYPE_CHECKING:
     from grokscope.model.model import Model
 
-SELECTION = ("text", "layer", "token", "head", "expert", "slot", "colour")
+AT_ONCE, FIRST = 5_000_000, 2
+"""Beyond so many bytes of routing the first slots are sent alone; the page asks for the rest when it is there."""
+SELECTION = ("text", "layer", "token", "head", "expert", "slot", "colour", "marks")
 """The traits that linked widgets share."""
 
 
@@ -32,7 +37,8 @@ class Workbench(anywidget.AnyWidget, Bench):
 
     text: which of the trace's texts. layer and head: their numbers in the model. token: its place in the kept text. slot: 0
     is the best expert. colour: what tokens are coloured by, "expert" or a name of `colours`. Set them, or observe them:
-    what the browser selects comes back here. A value that is not there raises TraitError.
+    what the browser selects comes back here. marks: which of more than eight experts have a colour: "used" (the most used of
+    each layer), "clusters" (those chosen together) or up to six numbers. A value that is not there raises TraitError.
     """
 
     _esm = joined()
@@ -45,6 +51,7 @@ class Workbench(anywidget.AnyWidget, Bench):
     expert = traitlets.Int(0).tag(sync=True)
     slot = traitlets.Int(0).tag(sync=True)
     colour = traitlets.Unicode("expert").tag(sync=True)
+    marks = traitlets.Union([traitlets.Unicode(), traitlets.List(traitlets.Int())], default_value="used").tag(sync=True)
     panels = traitlets.List(traitlets.Unicode()).tag(sync=True)
     data = traitlets.Dict().tag(sync=True)
     _links: tuple[traitlets.link, ...] = ()
@@ -102,16 +109,29 @@ class Workbench(anywidget.AnyWidget, Bench):
         self.data = self._data(routing_view(self.trace, self.text, self.values))
 
     def _data(self, view: Any) -> dict[str, Any]:
-        told = {"lacks": lacks(self), "compared": self.other is not None}
+        hues = hues_of(routing.Text(self.trace, self.text), self.marks)
+        told = {"lacks": lacks(self), "compared": self.other is not None, "hues": hues}
         shown = {f: getattr(view, f) for f in view.__dataclass_fields__}
         if not shown["heads"] and "attention" not in told["lacks"]:  # the panel asks the model for them
             shown["heads"] = list(range(self.trace.config.num_heads))
+        told["slots"] = self.trace.data.sizes["slot"]
+        if 2 * shown["experts"].nbytes > AT_ONCE:
+            shown["experts"] = shown["experts"][..., :FIRST]
+            shown["gates"] = shown["gates"] and replace(shown["gates"], q=shown["gates"].q[..., :FIRST])
         return nested(*pack(told | shown))
 
     @traitlets.observe("text")
     def _text_changed(self, change: dict[str, Any]) -> None:
         self.token = 0
         self.data = self._data(routing_view(self.trace, self.text, self.values))
+
+    @traitlets.validate("marks")
+    def _marked(self, proposal: Any) -> Any:
+        try:
+            check_marks(proposal["value"], self.trace.config.router.num_experts)
+        except ValueError as error:
+            raise traitlets.TraitError(str(error)) from error
+        return proposal["value"]
 
     @traitlets.validate("text", "layer", "token", "head", "expert", "slot", "colour")
     def _there(self, proposal: Any) -> Any:
@@ -154,20 +174,26 @@ class Workbench(anywidget.AnyWidget, Bench):
 
 
 def explore(
-    trace: Trace, other: Trace | None = None, *, model: Model | None = None, values: Values | None = None
+    trace: Trace,
+    other: Trace | None = None,
+    *,
+    model: Model | None = None,
+    values: Values | None = None,
+    panels: Sequence[str] | None = None,
 ) -> Workbench:
     """The linked workbench: text, routing map, router, experts, attention, prediction, comparison, edits.
 
-    other: a second trace, shown beside the first. model: what the Edit panel and the lens run; without it they load the
-    embedded model where the trace is its. values: arrays [T] or [L, T] of your own by name, to colour tokens by. A
-    recording made elsewhere is shown as far as its data go; a panel that lacks something says what.
+    other: a second trace, shown beside the first. model: what the Edit panel, the lens and the attention run; without it they
+    load the embedded model where the trace is its. values: arrays [T] or [L, T] of your own by name, to colour tokens by.
+    panels: which to show, as "text", "map" or "attention"; all of them if not given. A recording made elsewhere is shown as
+    far as its data go; a panel that lacks something says what.
 
     >>> bench = gs.explore(trace)
     >>> bench.layer, bench.token = 3, 12      # every panel follows
     >>> bench.observe(print, "expert")        # and what is clicked comes back
     >>> gs.explore(trace, values={"length": [len(p) for p in trace.pieces[0]]}).colour = "length"
     """
-    return Workbench(trace, other, model=model, values=values)
+    return Workbench(trace, other, model=model, values=values, panels=panels)
 
 
 def _alone(panel: str, what: str) -> Any:
