@@ -53,7 +53,7 @@ def _asked(bench: Bench, params: dict[str, Any]) -> dict[str, str | None]:
         work = 2 * config.num_active_parameters * tokens
         if params.get("run") is not True and (bench.model is None or work > UNASKED):
             return {"cost": cost, "note": None}
-        _open[bench] = bench.text, Attention(Text(kept_of(bench, sites))), {}
+        _open[bench] = bench.text, Attention(Text(kept_of(bench, bench.trace, sites, bench.text))), {}
     return {"cost": None, "note": f"The trace did not keep it: made by {cost}."}
 
 

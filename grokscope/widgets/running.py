@@ -64,8 +64,9 @@ def again(bench: Bench, edits: Sequence[Any]) -> Trace:
     return model_of(bench).trace(ids, capture=Capture(**captured), edits=edits)
 
 
-def kept_of(bench: Bench, sites: Sequence[str]) -> Trace:
-    """The selected text alone once more through the model, keeping these sites of every layer."""
-    data = bench.trace.data
-    ids = data["token_id"].values[bench.text][: int(data["length"].values[bench.text])].tolist()
-    return model_of(bench).trace([ids], capture=list(sites))
+def kept_of(bench: Bench, trace: Trace, sites: Sequence[str], row: int | None = None) -> Trace:
+    """A trace's texts, or that of one row alone, once more through the model, keeping these sites of every layer."""
+    data = trace.data
+    rows = range(data.sizes["batch"]) if row is None else [row]
+    ids = [data["token_id"].values[n][: int(data["length"].values[n])].tolist() for n in rows]
+    return model_of(bench).trace(ids, capture=list(sites))

@@ -6,14 +6,16 @@ functions in `panels.py` answer from view-models. A panel that stands alone is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anywidget
+import numpy as np
 import traitlets
 
 from grokscope.sites import near
+from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
 from grokscope.views import routing
 from grokscope.views.colouring import check_marks, hues_of
@@ -64,6 +66,7 @@ class Workbench(anywidget.AnyWidget, Bench):
         model: Model | None = None,
         values: Values | None = None,
         panels: Sequence[str] | None = None,
+        vectors: Mapping[str, Any] | None = None,
         link: Workbench | None = None,
     ) -> None:
         for name, given in (("trace", trace), ("other", other)):
@@ -74,8 +77,10 @@ class Workbench(anywidget.AnyWidget, Bench):
         if unknown:
             raise ValueError(f"panels: wanted some of {', '.join(PANELS)}, got {', '.join(unknown)}")
         self.trace, self.other, self.model, self.values = trace, other, model, dict(values or {})
-        self._given = other
+        self.given = other
         self.edits: list[Any] = []
+        self.written: list[str] = []
+        self.vectors = _directions(vectors or {}, trace)
         view = routing_view(trace, 0, self.values)
         data = self._data(view)
         start = {"layer": view.layers[0], "head": data["heads"][0] if data["heads"] else 0}
@@ -105,7 +110,7 @@ class Workbench(anywidget.AnyWidget, Bench):
 
     def show(self, other: Trace | None) -> None:
         """Set the trace that the Compare panel puts beside this one; None: the one that was given at first, if any."""
-        self.other = self._given if other is None else other
+        self.other = self.given if other is None else other
         self.data = self._data(routing_view(self.trace, self.text, self.values))
 
     def _data(self, view: Any) -> dict[str, Any]:
@@ -114,6 +119,8 @@ class Workbench(anywidget.AnyWidget, Bench):
         shown = {f: getattr(view, f) for f in view.__dataclass_fields__}
         if not shown["heads"] and "attention" not in told["lacks"]:  # the panel asks the model for them
             shown["heads"] = list(range(self.trace.config.num_heads))
+        told["vectors"] = [visible(name) for name in self.vectors]
+        told["patches"] = self.given is not None
         told["slots"] = self.trace.data.sizes["slot"]
         if 2 * shown["experts"].nbytes > AT_ONCE:
             shown["experts"] = shown["experts"][..., :FIRST]
@@ -173,6 +180,17 @@ class Workbench(anywidget.AnyWidget, Bench):
         return f"Workbench({self.trace.provenance['model']}, panels={list(self.panels)})"
 
 
+def _directions(vectors: Mapping[str, Any], trace: Trace) -> dict[str, np.ndarray]:
+    """As arrays [D]. Raises ValueError for any other shape, and for what is no number."""
+    made = {str(name): np.asarray(v, np.float32) for name, v in vectors.items()}
+    for name, v in made.items():
+        if v.shape != (trace.config.d_model,) or not np.isfinite(v).all():
+            wanted = f"[{trace.config.d_model}] finite numbers"
+            got = f"{list(v.shape)}" if np.isfinite(v).all() else "NaN or infinity"
+            raise ValueError(f"vectors[{name!r}]: wanted {wanted}, got {got}; give a direction of the stream")
+    return made
+
+
 def explore(
     trace: Trace,
     other: Trace | None = None,
@@ -180,20 +198,21 @@ def explore(
     model: Model | None = None,
     values: Values | None = None,
     panels: Sequence[str] | None = None,
+    vectors: Mapping[str, Any] | None = None,
 ) -> Workbench:
     """The linked workbench: text, routing map, router, experts, attention, prediction, comparison, edits.
 
     other: a second trace, shown beside the first. model: what the Edit panel, the lens and the attention run; without it they
     load the embedded model where the trace is its. values: arrays [T] or [L, T] of your own by name, to colour tokens by.
-    panels: which to show, as "text", "map" or "attention"; all of them if not given. A recording made elsewhere is shown as
-    far as its data go; a panel that lacks something says what.
+    vectors: directions [D] by name, to steer the stream with in Edit. panels: which to show, as "text", "map" or "attention";
+    all of them if not given. A recording made elsewhere is shown as far as its data go; a panel that lacks something says what.
 
     >>> bench = gs.explore(trace)
     >>> bench.layer, bench.token = 3, 12      # every panel follows
     >>> bench.observe(print, "expert")        # and what is clicked comes back
     >>> gs.explore(trace, values={"length": [len(p) for p in trace.pieces[0]]}).colour = "length"
     """
-    return Workbench(trace, other, model=model, values=values, panels=panels)
+    return Workbench(trace, other, model=model, values=values, panels=panels, vectors=vectors)
 
 
 def _alone(panel: str, what: str) -> Any:
