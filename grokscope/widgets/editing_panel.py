@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,17 @@ FAVOUR = 2.0
 STREAM = ("resid_pre", "attn.out", "resid_mid", "moe.out", "resid_post")
 HEAD = "attn.z"
 """What a head gives before the output projection: zero of it is the head's ablation."""
+
+
+def directions(vectors: Mapping[str, Any], trace: Trace) -> dict[str, np.ndarray]:
+    """What the user steers with, as arrays [D]. Raises ValueError for any other shape, and for what is no number."""
+    made = {str(name): np.asarray(v, np.float32) for name, v in vectors.items()}
+    for name, v in made.items():
+        if v.shape != (trace.config.d_model,) or not np.isfinite(v).all():
+            wanted = f"[{trace.config.d_model}] finite numbers"
+            got = f"{list(v.shape)}" if np.isfinite(v).all() else "NaN or infinity"
+            raise ValueError(f"vectors[{name!r}]: wanted {wanted}, got {got}; give a direction of the stream")
+    return made
 
 
 def _places(bench: Bench, params: dict[str, Any]) -> dict[str, Any]:

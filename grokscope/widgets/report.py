@@ -130,6 +130,7 @@ def _shifted(packed: Any, buffers: list[bytes], first: int) -> Any:
 def _packed(bench: Workbench, room: int) -> bytes:
     """The report's data: the index's length, the index, the buffers; gzip."""
     store, texts = _Store(room), []
+    state = {name: getattr(bench, name) for name in SELECTION} | {"panels": list(bench.panels)}
     for row in range(bench.trace.data.sizes["batch"]):
         bench.text = row
         data = {k: _arrays(v) for k, v in bench.data.items()}
@@ -149,7 +150,6 @@ def _packed(bench: Workbench, room: int) -> bytes:
             if answer is not None or payload is None:
                 text["answers"][key] = answer
     bench.text = 0
-    state = {name: getattr(bench, name) for name in SELECTION} | {"panels": list(bench.panels)}
     index = {"state": state, "texts": texts, "sizes": [len(b) for b in store.buffers]}
     head = json.dumps(index, ensure_ascii=False).encode()
     return gzip.compress(len(head).to_bytes(4, "little") + head + b"".join(store.buffers), 9, mtime=0)

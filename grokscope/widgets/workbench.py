@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import anywidget
-import numpy as np
 import traitlets
 
 from grokscope.sites import near
@@ -19,10 +19,14 @@ from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
 from grokscope.views import routing
 from grokscope.views.colouring import check_marks, hues_of
+from grokscope.views.compare import trace_text
+from grokscope.views.opening import opening
 from grokscope.views.payload import nested, pack
 from grokscope.views.routing import Values, routing_view
 from grokscope.widgets.assets import joined, style
 from grokscope.widgets.bench import Bench
+from grokscope.widgets.display import show_with_picture
+from grokscope.widgets.editing_panel import directions
 from grokscope.widgets.panels import ANSWERS, PANELS, lacks
 
 if TYPE_CHECKING:
@@ -56,6 +60,7 @@ class Workbench(anywidget.AnyWidget, Bench):
     marks = traitlets.Union([traitlets.Unicode(), traitlets.List(traitlets.Int())], default_value="used").tag(sync=True)
     panels = traitlets.List(traitlets.Unicode()).tag(sync=True)
     data = traitlets.Dict().tag(sync=True)
+    picture = traitlets.Unicode().tag(sync=True)
     _links: tuple[traitlets.link, ...] = ()
 
     def __init__(
@@ -80,11 +85,12 @@ class Workbench(anywidget.AnyWidget, Bench):
         self.given = other
         self.edits: list[Any] = []
         self.written: list[str] = []
-        self.vectors = _directions(vectors or {}, trace)
+        self.vectors = directions(vectors or {}, trace)
         view = routing_view(trace, 0, self.values)
         data = self._data(view)
-        start = {"layer": view.layers[0], "head": data["heads"][0] if data["heads"] else 0}
-        super().__init__(panels=list(panels or PANELS), **start, data=data)
+        at = opening(routing.Text(trace), other and trace_text(other, 0))
+        start = {**at._asdict(), "head": data["heads"][0] if data["heads"] else 0}
+        super().__init__(panels=list(panels or PANELS), **start, data=data, picture=uuid4().hex)
         self.on_msg(self._asked)
         if link is not None:
             self._links = tuple(traitlets.link((link, name), (self, name)) for name in SELECTION)
@@ -176,19 +182,11 @@ class Workbench(anywidget.AnyWidget, Bench):
         except (ValueError, TypeError, IndexError, MemoryError, traitlets.TraitError, OSError) as error:
             self.send({"id": number, "error": str(error)})
 
+    def _ipython_display_(self) -> None:
+        show_with_picture(self, self.picture, self._repr_mimebundle_())
+
     def __repr__(self) -> str:
         return f"Workbench({self.trace.provenance['model']}, panels={list(self.panels)})"
-
-
-def _directions(vectors: Mapping[str, Any], trace: Trace) -> dict[str, np.ndarray]:
-    """As arrays [D]. Raises ValueError for any other shape, and for what is no number."""
-    made = {str(name): np.asarray(v, np.float32) for name, v in vectors.items()}
-    for name, v in made.items():
-        if v.shape != (trace.config.d_model,) or not np.isfinite(v).all():
-            wanted = f"[{trace.config.d_model}] finite numbers"
-            got = f"{list(v.shape)}" if np.isfinite(v).all() else "NaN or infinity"
-            raise ValueError(f"vectors[{name!r}]: wanted {wanted}, got {got}; give a direction of the stream")
-    return made
 
 
 def explore(
@@ -206,6 +204,9 @@ def explore(
     load the embedded model where the trace is its. values: arrays [T] or [L, T] of your own by name, to colour tokens by.
     vectors: directions [D] by name, to steer the stream with in Edit. panels: which to show, as "text", "map" or "attention";
     all of them if not given. A recording made elsewhere is shown as far as its data go; a panel that lacks something says what.
+
+    It opens at the layer whose experts are used least evenly, at the busiest one there and the token that gives it the largest
+    gate; beside another trace at the token whose experts differ at most layers, and the first of these.
 
     >>> bench = gs.explore(trace)
     >>> bench.layer, bench.token = 3, 12      # every panel follows

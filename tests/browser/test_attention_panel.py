@@ -8,7 +8,7 @@ import pytest
 import grokscope as gs
 from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
-from tests.browser.host import Host
+from tests.browser.host import Host, at_the_beginning
 from tests.browser.shapes import HOSTILE, random_trace
 from tests.conftest import TINY
 
@@ -29,7 +29,7 @@ def pattern(pocket):
 
 @pytest.fixture
 def host(chromium, trace):
-    bench = gs.widgets.Attention(trace)
+    bench = at_the_beginning(gs.widgets.Attention(trace))
     with Host(chromium, bench) as made:
         made.page.wait_for_selector(".gs-head-map")
         made.page.wait_for_selector(READS)

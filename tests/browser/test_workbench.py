@@ -12,7 +12,7 @@ import traitlets
 
 import grokscope as gs
 from grokscope.text.visible import visible
-from tests.browser.host import Host
+from tests.browser.host import Host, at_the_beginning
 from tests.browser.shapes import HOSTILE, random_trace
 
 TEXT = "The moon is bright. 床前明月光\ndef moon(): return 42 # مرحبا"
@@ -25,7 +25,7 @@ def trace(pocket):
 
 @pytest.fixture
 def host(chromium, trace):
-    bench = gs.explore(trace)
+    bench = at_the_beginning(gs.explore(trace))
     with Host(chromium, bench) as made:
         yield made
     assert not made.faults

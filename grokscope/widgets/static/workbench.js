@@ -144,13 +144,24 @@ function keepKeys(root) {
   };
 }
 
+/** Hides the still picture that a notebook keeps of this workbench, as long as this one is alive. */
+function hidePicture(name) {
+  if (!/^[0-9a-f]+$/.test(name ?? "")) return () => {};
+  const own = `.grokscope-still-${name}`;
+  const sheet = el("style", {}, `${own}, .jp-OutputArea-child:has(> * ${own}) { display: none !important; }`);
+  document.head.append(sheet);
+  return () => sheet.remove();
+}
+
 export default {
   render({ model, el: root }) {
     root.classList.add("grokscope", "mathjax_ignore", "tex2jax_ignore");
     const giveBack = keepKeys(root);
     const state = new State(model);
     const end = draw(state, root, model.get("panels"));
+    const showPicture = hidePicture(model.get("picture"));
     return () => {
+      showPicture();
       giveBack();
       end();
       state.close();
