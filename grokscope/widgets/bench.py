@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
 from grokscope.trace.trace import Trace
 from grokscope.views.routing import Values
@@ -32,4 +33,6 @@ class Bench:
     """The trace that was given to be compared with, whatever `other` is now: what a patch takes from."""
     vectors: Mapping[str, np.ndarray]
     """Directions [D] of the user's own by name, to steer with."""
+    answers: Mapping[str, xr.Dataset]
+    """What the Answers panel shows, by name."""
     text: int

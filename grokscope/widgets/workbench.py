@@ -18,6 +18,7 @@ from grokscope.sites import near
 from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
 from grokscope.views import routing
+from grokscope.views.answers import Answers, named
 from grokscope.views.colouring import check_marks, hues_of
 from grokscope.views.compare import trace_text
 from grokscope.views.opening import opening
@@ -72,6 +73,7 @@ class Workbench(anywidget.AnyWidget, Bench):
         values: Values | None = None,
         panels: Sequence[str] | None = None,
         vectors: Mapping[str, Any] | None = None,
+        answers: Answers | None = None,
         link: Workbench | None = None,
     ) -> None:
         for name, given in (("trace", trace), ("other", other)):
@@ -85,12 +87,14 @@ class Workbench(anywidget.AnyWidget, Bench):
         self.given = other
         self.edits: list[Any] = []
         self.written: list[str] = []
+        self.answers = named(answers)
         self.vectors = directions(vectors or {}, trace)
         view = routing_view(trace, 0, self.values)
         data = self._data(view)
         at = opening(routing.Text(trace), other and trace_text(other, 0))
         start = {**at._asdict(), "head": data["heads"][0] if data["heads"] else 0}
-        super().__init__(panels=list(panels or PANELS), **start, data=data, picture=uuid4().hex)
+        shown = [p for p in PANELS if p != "answers" or self.answers]
+        super().__init__(panels=list(panels or shown), **start, data=data, picture=uuid4().hex)
         self.on_msg(self._asked)
         if link is not None:
             self._links = tuple(traitlets.link((link, name), (self, name)) for name in SELECTION)
@@ -126,6 +130,7 @@ class Workbench(anywidget.AnyWidget, Bench):
         if not shown["heads"] and "attention" not in told["lacks"]:  # the panel asks the model for them
             shown["heads"] = list(range(self.trace.config.num_heads))
         told["vectors"] = [visible(name) for name in self.vectors]
+        told["answers"] = list(self.answers)
         told["patches"] = self.given is not None
         told["slots"] = self.trace.data.sizes["slot"]
         if 2 * shown["experts"].nbytes > AT_ONCE:
@@ -197,13 +202,16 @@ def explore(
     values: Values | None = None,
     panels: Sequence[str] | None = None,
     vectors: Mapping[str, Any] | None = None,
+    answers: Answers | None = None,
 ) -> Workbench:
     """The linked workbench: text, routing map, router, experts, attention, prediction, comparison, edits.
 
     other: a second trace, shown beside the first. model: what the Edit panel, the lens and the attention run; without it they
     load the embedded model where the trace is its. values: arrays [T] or [L, T] of your own by name, to colour tokens by.
-    vectors: directions [D] by name, to steer the stream with in Edit. panels: which to show, as "text", "map" or "attention";
-    all of them if not given. A recording made elsewhere is shown as far as its data go; a panel that lacks something says what.
+    answers: Datasets over some of layer, token, expert, head and slot, as of gs.experiments.patch, in a list or by name: maps
+    whose cells select. vectors: directions [D] by name, to steer the stream with in Edit. panels: which to show, as "text",
+    "map" or "attention"; all of them if not given. A recording made elsewhere is shown as far as its data go; a panel that lacks
+    something says what.
 
     It opens at the layer whose experts are used least evenly, at the busiest one there and the token that gives it the largest
     gate; beside another trace at the token whose experts differ at most layers, and the first of these.
@@ -213,7 +221,7 @@ def explore(
     >>> bench.observe(print, "expert")        # and what is clicked comes back
     >>> gs.explore(trace, values={"length": [len(p) for p in trace.pieces[0]]}).colour = "length"
     """
-    return Workbench(trace, other, model=model, values=values, panels=panels, vectors=vectors)
+    return Workbench(trace, other, model=model, values=values, panels=panels, vectors=vectors, answers=answers)
 
 
 def _alone(panel: str, what: str) -> Any:

@@ -1,5 +1,6 @@
 // The workbench: a bar for the selection, and the panels, each told once a frame what changed.
 
+import { answersPanel } from "./answers.js";
 import { attentionPanel } from "./attention.js";
 import { comparePanel } from "./compare.js";
 import { choice, el, refill } from "./dom.js";
@@ -14,6 +15,7 @@ import { tell, textPanel } from "./text.js";
 const PANELS = {
   text: ["Text", textPanel, "wide"],
   map: ["Routing map", mapPanel, "wide"],
+  answers: ["Answers", answersPanel, "wide"],
   router: ["Router", routerPanel, ""],
   experts: ["Experts", expertsPanel, ""],
   attention: ["Attention", attentionPanel, ""],
