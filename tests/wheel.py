@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def lab_answers(command: str, cwd: Path) -> None:
         port = s.getsockname()[1]
     lab = subprocess.Popen(
         [command, "lab", "-d", "lab", "--port", str(port), "--no-browser"], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
+        text=True, start_new_session=True,
     )  # fmt: skip
     try:
         for line in lab.stdout:
@@ -66,7 +67,7 @@ def lab_answers(command: str, cwd: Path) -> None:
         listed = answer(f"http://127.0.0.1:{port}/api/contents?token={token}")
         assert "00_tour.ipynb" in listed, listed[:500]
     finally:
-        lab.terminate()
+        os.killpg(lab.pid, signal.SIGTERM)  # the server too, which `grokscope lab` waits for
         lab.wait(30)
 
 
