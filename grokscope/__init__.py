@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from grokscope import atlas as atlas
     from grokscope import experiments as experiments
     from grokscope import plots as plots
     from grokscope import widgets as widgets
@@ -63,6 +64,7 @@ _HOMES = {
     "visible": "grokscope.text.visible",
 }
 _MODULES = {
+    "atlas": "grokscope.atlas",
     "edits": "grokscope.transformer.edits",
     "experiments": "grokscope.experiments",
     "plots": "grokscope.plots",

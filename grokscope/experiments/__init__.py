@@ -6,6 +6,7 @@ load-matched control, and gone. Each function's page gives its formula, its sour
 May import model and what is below it. Read effect.py first.
 """
 
+from grokscope.analysis.output_similarity import expert_output_similarity, norm_rank
 from grokscope.experiments.attribution import attribution_table, logit_attribution, router_attribution
 from grokscope.experiments.counterfactual import counterfactual_experts
 from grokscope.experiments.effect import effect
@@ -15,7 +16,6 @@ from grokscope.experiments.knock_out import knock_out
 from grokscope.experiments.lens import logit_lens
 from grokscope.experiments.precision import precision
 from grokscope.experiments.routes import swap_runner_up, top_k_sweep
-from grokscope.experiments.similarity import expert_output_similarity, norm_rank
 from grokscope.sites import near
 
 __all__ = ["effect", "knock_out", "swap_runner_up", "top_k_sweep"]

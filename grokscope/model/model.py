@@ -24,6 +24,7 @@ from grokscope.transformer.edits import as_edits, check_texts, prepare
 if TYPE_CHECKING:
     import pandas as pd
 
+    from grokscope.atlas.atlas import Atlas
     from grokscope.counters.counters import RoutingCounters
     from grokscope.trace.recorder import Recorder
     from grokscope.trace.trace import Trace
@@ -195,3 +196,17 @@ class Model(InTheirWords, Loaded):
         from grokscope.sweeps.sweep import Sweep
 
         return Sweep(self, edits=as_edits(edits), shard=shard, classes=classes).over(source, labels, rows, resume, progress)
+
+    def atlas(self, source: Any, labels: Any = None, **options: Any) -> Atlas:
+        """What each expert of every layer is called for, in one sweep: contexts, tokens, labels, company, nearest, load.
+
+        source and labels as in `sweep`; each text a document. Options: contexts=16, of each expert and kind, at most one a
+        document; sampled=4096, tokens on which labels are tried; norms=True, rank contexts by gate times the output's norm too;
+        near=True, who is like whom by weights and outputs; shard=(0, 1), as in `sweep`; seed=0, of ties and of the sample.
+        `a + b` of two shards' atlases equals one pass over both, to the bit, but for `near`, which a sum has not: see
+        `gs.atlas.neighbours`. Memory does not grow with the text beyond its vocabulary. `gs.atlas.page(atlas, "atlas.html")`.
+        """
+        from grokscope.atlas.collecting import Asked, collect
+
+        check_arguments(options, ("contexts", "sampled", "norms", "near", "shard", "seed"), "atlas")
+        return collect(self, source, labels, Asked(**options))
