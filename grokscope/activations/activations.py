@@ -22,15 +22,17 @@ from grokscope.sites import near, parse_site
 class Activations:
     """What `Model.harvest` has written, N tokens of it; see `open_activations`.
 
-    `acts["resid_post", 3]` are the rows of a site at a layer (see `Rows`), `acts.tokens` the table of tokens (document, position
-    in it, token_id, piece, label, class where given), `acts.experts` and `acts.gates` [N, L, A] the routing at `acts.routed`
-    layers, best first, -1 and 0 where a slot is empty. `acts.where(mask)` has fewer tokens. Position 0 is the beginning-of-text
-    token where the model has one: its activations are unlike all others', and every text has the same.
+    `acts["resid_post", 3]` are the rows of a site at a layer (see `Rows`), `acts.tokens` the table of tokens (document,
+    position in it, token_id, piece, label, class where given), `acts.experts` and `acts.gates` [N, L, A] the routing at
+    `acts.routed` layers, best first, -1 and 0 where a slot is empty. `acts.where(mask)` has fewer tokens, `acts.select(sites,
+    layers)` fewer sites and layers. Position 0 is the beginning-of-text token where the model has one: its activations are
+    unlike all others', and every text has the same.
     """
 
     processes: tuple[Process, ...]
     kept: np.ndarray | None = None
     """Of each token its number among all that were written; None: all."""
+    chosen: tuple[Place, ...] | None = None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -39,8 +41,8 @@ class Activations:
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Each site and layer that was kept."""
-        return self.processes[0].places
+        """Each site and layer that was kept, as far as it is chosen."""
+        return self.processes[0].places if self.chosen is None else self.chosen
 
     @property
     def sites(self) -> list[str]:
@@ -139,7 +141,20 @@ class Activations:
         if not mask.any():
             raise ValueError("where: wanted at least one token, got none that holds; look at the column's values")
         at = np.flatnonzero(mask)
-        return Activations(self.processes, at if self.kept is None else self.kept[at])
+        return Activations(self.processes, at if self.kept is None else self.kept[at], self.chosen)
+
+    def select(self, sites: Any = None, layers: Any = None) -> Activations:
+        """The same with fewer sites and layers (one or several each; None: all). Raises ValueError with what there is."""
+        named = [sites] if isinstance(sites, str) else sites
+        named = None if named is None else [parse_site(s)[0] for s in named]
+        numbers = layers if layers is None or hasattr(layers, "__iter__") else [layers]
+        places = tuple(p for p in self.places if (named is None or p.site in named) and (numbers is None or p.layer in numbers))
+        have = {s: self.layers(s) for s in self.sites}
+        missing = [s for s in named or () if s not in {p.site for p in places}]
+        missing += [n for n in numbers or () if n not in {p.layer for p in places}]
+        if missing or not places:
+            raise ValueError(f"select: wanted some of {have}, got {missing or [sites, layers]}; harvest them too")
+        return Activations(self.processes, self.kept, places)
 
     def __repr__(self) -> str:
         kept = "; ".join(f"{s}: layers {self.layers(s)}" if self.layers(s) != [None] else s for s in self.sites)

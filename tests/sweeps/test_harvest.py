@@ -72,6 +72,8 @@ def test_rows_of_other_families_are_those_of_their_traces(name, tmp_path):
     trace = m.trace(TEXTS[0]["text"], [*MORE, "router.*"], layers=[-1])
     alike(acts, trace, acts.tokens["document"] == 0, MORE, m.config.num_layers - 1)
     assert acts.routed == list(m.config.moe_layers)
+    read = gs.experiments.probe(acts.select("router.logits"), acts.tokens["position"] % 2 == 0, by="layer", folds=2)
+    assert read["value"].sizes == {"layer": 1} and 0 <= read["value"] <= 1
 
 
 def test_rows_of_pocket_are_those_of_its_traces(pocket, tmp_path):
