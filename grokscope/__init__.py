@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from grokscope import experiments as experiments
     from grokscope import plots as plots
+    from grokscope import sae as sae
     from grokscope import widgets as widgets
     from grokscope.activations.activations import Activations, open_activations
     from grokscope.analysis import routing as routing
@@ -64,6 +65,7 @@ _MODULES = {
     "experiments": "grokscope.experiments",
     "plots": "grokscope.plots",
     "routing": "grokscope.analysis.routing",
+    "sae": "grokscope.sae",
     "widgets": "grokscope.widgets",
 }
 __all__ = sorted([*_HOMES, *_MODULES])
