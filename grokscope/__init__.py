@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from grokscope import atlas as atlas
     from grokscope import experiments as experiments
     from grokscope import plots as plots
+    from grokscope import sae as sae
     from grokscope import widgets as widgets
+    from grokscope.activations.activations import Activations, open_activations
     from grokscope.analysis import routing as routing
     from grokscope.analysis.means import expert_means
     from grokscope.checkpoints import CheckpointError
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 # Name -> the module that has it, imported when the name is first used: `import grokscope` stays as cheap as the names
 # that a program needs.
 _HOMES = {
+    "Activations": "grokscope.activations.activations",
     "Capture": "grokscope.sites",
     "CheckpointError": "grokscope.checkpoints",
     "GROK_1": "grokscope.presets",
@@ -53,6 +56,7 @@ _HOMES = {
     "inspect": "grokscope.checkpoints.inspecting",
     "load": "grokscope.model.loading",
     "mesh": "grokscope.devices.sharding",
+    "open_activations": "grokscope.activations.activations",
     "open_trace": "grokscope.trace.trace",
     "predictions": "grokscope.views.predictions",
     "read_csv": "grokscope.tables.export",
@@ -69,6 +73,7 @@ _MODULES = {
     "experiments": "grokscope.experiments",
     "plots": "grokscope.plots",
     "routing": "grokscope.analysis.routing",
+    "sae": "grokscope.sae",
     "widgets": "grokscope.widgets",
 }
 __all__ = sorted([*_HOMES, *_MODULES])

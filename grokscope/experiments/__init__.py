@@ -15,13 +15,14 @@ from grokscope.experiments.heads import head_scores
 from grokscope.experiments.knock_out import knock_out
 from grokscope.experiments.lens import logit_lens
 from grokscope.experiments.precision import precision
+from grokscope.experiments.probe import probe
 from grokscope.experiments.routes import swap_runner_up, top_k_sweep
 from grokscope.sites import near
 
 __all__ = ["effect", "knock_out", "swap_runner_up", "top_k_sweep"]
 __all__ += ["attribution_table", "counterfactual_experts", "gate_gradients", "logit_attribution", "logit_lens"]
 __all__ += ["head_scores", "router_attribution"]
-__all__ += ["expert_output_similarity", "norm_rank", "precision"]
+__all__ += ["expert_output_similarity", "norm_rank", "precision", "probe"]
 
 
 def __getattr__(name: str) -> object:

@@ -24,6 +24,7 @@ from grokscope.transformer.edits import as_edits, check_texts, prepare
 if TYPE_CHECKING:
     import pandas as pd
 
+    from grokscope.activations.activations import Activations
     from grokscope.atlas.atlas import Atlas
     from grokscope.counters.counters import RoutingCounters
     from grokscope.trace.recorder import Recorder
@@ -169,6 +170,39 @@ class Model(InTheirWords, Loaded):
         from grokscope.running.scoring import score
 
         return score(self, texts)
+
+    def harvest(
+        self,
+        source: Any,
+        sites: Any,
+        out: str | Path | None,
+        layers: Any = None,
+        tokens: float = 1.0,
+        dtype: str = "bfloat16",
+        labels: Any = None,
+        *,
+        seed: int = 0,
+        progress: bool = True,
+        **sweep: Any,
+    ) -> Activations | pd.DataFrame:
+        """Write the activations of a corpus of any size to `out`, in bounded memory: rows by site and layer, a table of tokens.
+
+        source, labels: as in `sweep`, and further keywords `classes`, `edits` and `shard` too (each process its own shard, all
+        of them the same `out`). sites, layers: as in `trace`; all but attn.scores and attn.pattern, whose width is a text's. The
+        choices of every router come with the tokens. tokens: the share of tokens to keep, each by a hash of its document, its
+        position and `seed`. dtype: of the rows, "bfloat16" or "float32". Rows are flat arrays "activations" [N, D] in safetensors
+        files, as trainers of sparse autoencoders read them; of expert.act and expert.out a row for each filled slot, with its
+        token, slot and expert. What it takes is counted first; out=None gives that plan alone, and writes nothing.
+
+        Returns `Activations`. After an interrupt, a full disk or a kill the same call goes on, and leaves the same bytes as one
+        that was never stopped. Raises OSError where the disk has no room, with what would fit; FileExistsError for a directory of
+        something else; ValueError for one of another harvest, and as `sweep` and `trace` do.
+        """
+        from grokscope.sweeps.harvest import Harvest
+
+        check_arguments(sweep, ("edits", "shard", "classes"), "harvest")
+        work = Harvest(self, sites, layers, share=tokens, dtype=dtype, seed=seed, **sweep)
+        return work.plan(source, labels) if out is None else work.into(source, labels, out, progress)
 
     def sweep(
         self,
