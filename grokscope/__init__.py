@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from grokscope import experiments as experiments
+    from grokscope import metrics as metrics
     from grokscope import plots as plots
     from grokscope import widgets as widgets
     from grokscope.analysis import routing as routing
@@ -59,6 +60,7 @@ _HOMES = {
 _MODULES = {
     "edits": "grokscope.transformer.edits",
     "experiments": "grokscope.experiments",
+    "metrics": "grokscope.metrics",
     "plots": "grokscope.plots",
     "routing": "grokscope.analysis.routing",
     "widgets": "grokscope.widgets",
