@@ -69,6 +69,8 @@ def tokens_of(asked: Any, lengths: Sequence[int], who: str) -> Sets:
     longest = int(max(lengths))
     if asked is None or isinstance(asked, slice | range):
         each = range(longest)[slice(None) if asked is None else asked] if not isinstance(asked, range) else asked
+        if not len(each):
+            raise ValueError(f"{who}: tokens: wanted some of 0 to {longest - 1}, got none; leave tokens out for all")
         return [(t, (t,)) for t in each]
     found: Sets = []
     for label, one in members(asked, "tokens", who):

@@ -146,8 +146,8 @@ def batches(runs: BothRuns, rows: Sequence[Row]) -> list[Batch]:
 
 
 def _round(rows: int) -> int:
-    """1, 2, 4, 8, 16, 24, ..."""
-    return 8 * math.ceil(rows / 8) if rows > 4 else 1 << (rows - 1).bit_length()
+    """1, 8, 16, 24, ..."""
+    return 1 if rows == 1 else 8 * math.ceil(rows / 8)
 
 
 class Through:
