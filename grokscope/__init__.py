@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from grokscope import atlas as atlas
     from grokscope import experiments as experiments
+    from grokscope import metrics as metrics
     from grokscope import plots as plots
     from grokscope import sae as sae
     from grokscope import widgets as widgets
@@ -71,6 +72,7 @@ _MODULES = {
     "atlas": "grokscope.atlas",
     "edits": "grokscope.transformer.edits",
     "experiments": "grokscope.experiments",
+    "metrics": "grokscope.metrics",
     "plots": "grokscope.plots",
     "routing": "grokscope.analysis.routing",
     "sae": "grokscope.sae",
