@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo families test fuzz bench lint clean
+.PHONY: demo families test fuzz bench docs wheel lint clean
 
 demo: .venv/ready  ## set up, then show how the embedded model routes a sentence
 	$(BIN)/grokscope trace "The moon is bright. 床前明月光 def moon(): return 42"
@@ -20,6 +20,13 @@ fuzz: .venv/ready  ## damaged files against every reader, and work that is kille
 
 bench: .venv/ready  ## the speed of this machine, as ratios against floors and peers
 	$(BIN)/python tests/bench/forward.py
+
+docs: .venv/ready  ## the site in site/: pages, notebooks, the reference of the API; warnings and dead links are errors (a minute)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[docs]' || $(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python docs/build.py
+
+wheel: .venv/ready  ## build the wheel, install it in a clean environment, run demo, tour and lab from there (some minutes)
+	PATH=$(BIN):$$PATH $(BIN)/python -m tests.wheel
 
 lint: .venv/ready
 	$(BIN)/ruff check grokscope tests

@@ -60,7 +60,17 @@ def _trace(path: str, dtype: str, tokens: str) -> None:
     assert np.std(made["router.probs"]) > 0
 
 
-WORK = {"convert": _convert, "trace": _trace}
+def _atlas(source: str, documents: str) -> None:
+    from itertools import islice
+
+    import grokscope as gs
+    from grokscope.sweeps.corpus import read_documents
+
+    made = gs.load().atlas(islice(read_documents(source), int(documents)), near=False)
+    print(made, file=sys.stderr)
+
+
+WORK = {"atlas": _atlas, "convert": _convert, "trace": _trace}
 
 
 def in_a_fresh_process(name: str, *arguments: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Scaled, Spread, Weight, woven
 from grokscope.transformer.weights import BlockWeights
@@ -29,14 +30,16 @@ def each_layer(
     check_experts(model, analysis)
     total, blocks, moe = model.config.num_layers, model.weights.blocks, model.config.moe_layers
     if layers is None and len(moe) == total:
-        return list(range(total)), list(map(measure, blocks))  # map keeps no block, a loop's name would
+        measured = map(measure, blocks)  # which keeps no block, a loop's name would
+        shown = tqdm(measured, desc=analysis, total=total, unit="layer", delay=1, leave=False, disable=None)
+        return list(range(total)), list(shown)
     layers = moe if layers is None else layers
     if not len(layers) or not all(-total <= n < total for n in layers):
         raise ValueError(f"layers: wanted some of 0 to {total - 1}, got {list(layers)}; name those that the model has")
     chosen = sorted({int(n) % total for n in layers})
     if dense := sorted(set(chosen) - set(moe)):
         raise ValueError(f"layers: wanted some of {list(moe)}, which have a router, got {dense}")
-    return chosen, [measure(blocks[n]) for n in chosen]
+    return chosen, [measure(blocks[n]) for n in tqdm(chosen, desc=analysis, unit="layer", delay=1, leave=False, disable=None)]
 
 
 def check_experts(model: Loaded, analysis: str) -> None:

@@ -183,7 +183,7 @@ def _forget(file: Path) -> None:
 
 
 def _bar(what: str, total: int, progress: bool) -> tqdm:
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=1, mininterval=0.5, disable=not progress)
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=1, mininterval=0.5, disable=None if progress else True)
 
 
 @contextmanager

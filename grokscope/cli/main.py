@@ -14,7 +14,12 @@ from grokscope.cli.sweep import Format, Full, sweep
 from grokscope.harmless import listed, visible_lines
 
 app = typer.Typer(
-    help="Look inside mixture-of-experts language models, Grok-1 first.",
+    help=(
+        "Look inside mixture-of-experts language models, Grok-1 first.\n\nTo read: `grokscope lab` opens the notebooks, of which "
+        "00_tour is the first, with pages beside them (families, recordings, statistics, tables, agents); "
+        '`python -c "import grokscope as gs; help(gs.routing)"` prints what a function says of itself; `make docs` in a '
+        "checkout builds all of it as a site."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,6 +33,21 @@ ModelPath = Annotated[
 _OUT = "A new directory for the tables, and for trace.zarr with --capture."
 _CAPTURE = 'Sites to keep besides routing and logits, e.g. "attn.pattern" or "resid_*".'
 Dtype = Annotated[str, typer.Option(help="Of the arithmetic: bfloat16 or float32.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from grokscope import __version__
+
+        print(f"grokscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
 
 
 @app.command()

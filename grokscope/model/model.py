@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from grokscope.devices.memory import check_memory, plan
 from grokscope.model.elsewhere import ELSEWHERE
+from grokscope.model.over_corpora import OverCorpora
+from grokscope.model.transformer_lens import InTheirWords
 from grokscope.prompt import Prompt
 from grokscope.running.chatting import chat
 from grokscope.running.generation import Generation, generate
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from grokscope.counters.counters import RoutingCounters
     from grokscope.trace.recorder import Recorder
     from grokscope.trace.trace import Trace
 
@@ -37,7 +38,7 @@ _OF_GENERATE = (
 
 
 @dataclass(frozen=True, repr=False)
-class Model(Loaded):
+class Model(OverCorpora, InTheirWords, Loaded):
     """A model that can be asked; `grokscope.load` makes one."""
 
     def __getattr__(self, name: str) -> Any:
@@ -185,30 +186,3 @@ class Model(Loaded):
         from grokscope.running.scoring import score
 
         return score(self, texts)
-
-    def sweep(
-        self,
-        source: Any,
-        labels: Any = None,
-        *,
-        classes: Callable[[list[str]], Sequence[Any]] | None = None,
-        edits: Any = (),
-        rows: tuple[str | Path, float] | None = None,
-        resume: str | Path | None = None,
-        shard: tuple[int, int] = (0, 1),
-        progress: bool = True,
-    ) -> RoutingCounters:
-        """Routing statistics of a corpus of any size, in constant memory.
-
-        source: texts, a table with a column "text", or a file, folder or glob of .jsonl, .parquet or text, packed or not, or
-        "-" (see `corpus.read_documents`); documents go one by one, none reads another. labels: the field that groups them
-        ("file": the names of files), or a list or Series with a label for each document; a field that no document has is an
-        error at once. classes: a function from a text's pieces to a name (or a truth value) for each: tokens are counted by class,
-        under label/class, and the classes of a label add up to it. rows: (folder, share): the routing table of that share of the
-        documents, chosen by a hash, as Parquet by label. resume: a directory; the same call goes on there after an interrupt, and
-        counts nothing twice. shard: (number, of how many): this process takes every so-manyth document; the counters of all add
-        up to the same bytes as one process's.
-        """
-        from grokscope.sweeps.sweep import Sweep
-
-        return Sweep(self, edits=as_edits(edits), shard=shard, classes=classes).over(source, labels, rows, resume, progress)

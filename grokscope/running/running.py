@@ -39,12 +39,13 @@ def run(
     capture: Capture,
     edits: Sequence[Edit],
     resume: str | Path | None = None,
+    recorder: type[Recorder] = Recorder,
 ) -> list[Recorder]:
     """Every text of every prompt through the model, layer by layer for all of them; a recorder for each prompt.
 
-    `config` is the model's own as the edits change it (their top-k).
+    `config` is the model's own as the edits change it (their top-k). recorder: what keeps a prompt's arrays.
     """
-    recorders = [Recorder(config, capture, p.lengths.tolist(), config.router.top_k, once=True) for p in prompts]
+    recorders = [recorder(config, capture, p.lengths.tolist(), config.router.top_k, once=True) for p in prompts]
     calls = [
         call for p, r in zip(prompts, recorders, strict=True) for call in calls_of(model, config, p, capture, edits, r)
     ]

@@ -31,6 +31,7 @@ from grokscope.sweeps.state import Piece, State
 from grokscope.tables.export import routing_table
 from grokscope.text.given import is_whole
 from grokscope.text.tokenizer import with_prefix
+from grokscope.trace.recorder import NormRecorder, Recorder
 from grokscope.trace.trace import Trace, as_trace
 from grokscope.transformer.edits import prepare
 
@@ -53,8 +54,10 @@ class Sweep:
     """One pass over a corpus; `Model.sweep` runs it."""
 
     def __init__(
-        self, model: Loaded, *, edits: Sequence[Any] = (), shard: tuple[int, int] = (0, 1), classes: Any = None
-    ) -> None:
+        self, model: Loaded, *, edits: Sequence[Any] = (), shard: tuple[int, int] = (0, 1), classes: Any = None,
+        norms: bool = False,
+    ) -> None:  # fmt: skip
+        """norms: each call's trace holds "expert.out" too, of which but its norm is kept (`NormRecorder`)."""
         if not isinstance(shard, tuple | list) or [*map(is_whole, shard)] != [True, True] or not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard: wanted (number, of how many) with 0 <= number < how many, got {shard}")
         if classes is not None and not callable(classes):
@@ -64,7 +67,8 @@ class Sweep:
             )
         self.model, self.edits, self.shard, self.classes = model, edits, shard, classes
         self.config, self.lowered = prepare(edits, model.config)
-        self.capture = Capture.of(list(ROUTING))
+        self.capture = Capture.of([*ROUTING, *(["expert.out"] if norms else [])])
+        self.recorder = NormRecorder if norms else Recorder
         self.counters: RoutingCounters | None = None
         self.documents, self.most_labels, self._is_told = 0, 0, False
 
@@ -88,14 +92,14 @@ class Sweep:
         Of what calls leave one's is held beside the one at work, no more: memory must not grow with the window. Streamed
         weights make all calls in one pass over the layers, and hold what all of them leave.
         """
-        groups = list(_groups(pieces))
+        groups = list(in_calls(pieces))
         together = len(groups) if self.model.is_streamed else 1
         for first in range(0, len(groups), together):
             yield from self._run(groups[first : first + together])
 
     def _run(self, groups: Sequence[tuple[list[Piece], int]]) -> Iterator[tuple[Trace, list[Piece]]]:
-        prompts = [_prompt([p[0] for p in group], size) for group, size in groups]
-        recorders = run(self.model, self.config, prompts, self.capture, self.lowered)[::-1]
+        prompts = [filled([p[0] for p in group], size) for group, size in groups]
+        recorders = run(self.model, self.config, prompts, self.capture, self.lowered, recorder=self.recorder)[::-1]
         about = self.model.provenance(self.config, self.capture, self.edits)
         for (group, _), prompt in zip(groups, prompts, strict=True):
             whole = as_trace(recorders.pop(), prompt, self.model.pieces(prompt), about)
@@ -142,9 +146,9 @@ class Sweep:
         ) as bar:
             self.documents, self.counters = state.newest()
             documents = state.after(self.pieces(source, label), self.documents)
-            window = _call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
+            window = call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
             try:
-                for number, pieces in _windows(documents, window):
+                for number, pieces in windows(documents, window):
                     sampled = [_sampled(*counted, rows[1]) if rows else None for counted in self.count(pieces)]
                     if rows:
                         _write_rows(sampled, rows[0], f"{self.shard[0]:05d}-{self.documents:012d}")
@@ -161,7 +165,8 @@ class Sweep:
         return self.counters
 
 
-def _call_tokens() -> int:
+def call_tokens() -> int:
+    """Tokens in a call on this device."""
     return CALL if device_memory() is None else TOKENS_IN_A_CALL
 
 
@@ -171,7 +176,7 @@ def _largest_load(counters: RoutingCounters | None) -> float:
     return float((load / load.sum(-1, keepdims=True)).max() * load.shape[-1])
 
 
-def _windows(documents: Iterator[list[Piece]], tokens: int) -> Iterator[tuple[int, list[Piece]]]:
+def windows(documents: Iterator[list[Piece]], tokens: int) -> Iterator[tuple[int, list[Piece]]]:
     """(documents, their pieces), of about so many tokens together."""
     number, waiting = 0, []
     for pieces in documents:
@@ -183,18 +188,18 @@ def _windows(documents: Iterator[list[Piece]], tokens: int) -> Iterator[tuple[in
         yield number, waiting
 
 
-def _groups(pieces: Sequence[Piece]) -> Iterator[tuple[list[Piece], int]]:
+def in_calls(pieces: Sequence[Piece]) -> Iterator[tuple[list[Piece], int]]:
     """(pieces of similar length, rows of the call): of each width one number of rows, so that little is compiled."""
     by_width: dict[int, list[Piece]] = {}
     for piece in pieces:
         by_width.setdefault(bucket(len(piece[0])), []).append(piece)
     for width, group in sorted(by_width.items()):
-        size = max(1, _call_tokens() // width)
+        size = max(1, call_tokens() // width)
         for first in range(0, len(group), size):
             yield group[first : first + size], size
 
 
-def _prompt(ids: Sequence[np.ndarray], size: int) -> Prompt:
+def filled(ids: Sequence[np.ndarray], size: int) -> Prompt:
     """A batch of `size` rows, those that are missing filled up with one token that nobody counts.
 
     Always so many, and as wide as their bucket: a product of another shape rounds otherwise, and a document must give the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,21 @@ class Recorder:
                 if dims.endswith("TS") and not read.all():
                     part = np.compress(read, part, axis=-1)
                 _put(out[first_row + row], part, site, positions[row][real], key_positions[row][read])
+
+
+class NormRecorder(Recorder):
+    """One that keeps of each expert's output but its norm, in the place of its D numbers: B T A 1."""
+
+    def __init__(self, config: ModelConfig, *given: Any, **options: Any) -> None:
+        super().__init__(replace(config, d_model=1), *given, **options)
+        self.config = config
+
+    def record(self, layer: int | None, kept: dict[str, Any], *given: Any, **options: Any) -> None:
+        """As `Recorder.record`; the norms are taken where the outputs lie."""
+        if "expert.out" in kept:
+            wide = kept["expert.out"].astype("float32")
+            kept = kept | {"expert.out": (wide * wide).sum(-1, keepdims=True) ** 0.5}
+        super().record(layer, kept, *given, **options)
 
 
 def _put(out: np.ndarray, values: np.ndarray, site: str, positions: np.ndarray, keys: np.ndarray) -> None:

@@ -25,7 +25,7 @@ def evaluate(model: Model, heldout: str | Path, documents: int | None = None) ->
     bits, sizes = {}, {}
     first, slots = [], []
     chosen = [d for d in read_documents(heldout, field_or_file(heldout, "domain")) if _take(d, seen, documents)]
-    for document in tqdm(chosen, unit="document"):
+    for document in tqdm(chosen, desc="evaluating", unit="document", delay=1, disable=None):
         nats, experts, size = _read(model, document)
         bits[document.label] = bits.get(document.label, 0.0) + nats / np.log(2)
         sizes[document.label] = sizes.get(document.label, 0) + size

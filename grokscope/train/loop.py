@@ -92,7 +92,7 @@ def train(
 ) -> ModelWeights:
     """Run `recipe`, or go on with it where `folder` holds a checkpoint; stop early, with a checkpoint, after `minutes`.
 
-    Prints loss, tokens a second and the least and most loaded expert of any layer; writes them to log.jsonl.
+    Prints loss, tokens a second, the minutes left and the least and most loaded expert of any layer; writes them to log.jsonl.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,8 @@ def train(
                     by_domain = bits_per_byte(weights, heldout, recipe)
                     row |= {"bits_per_byte": float(np.mean(list(by_domain.values()))), "by_domain": by_domain}
                     clock = time.monotonic()
-                print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+                left = {"minutes_left": (steps - step - 1) * (now - started) / (step + 1 - first) / 60}
+                print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in (row | left).items()}), flush=True)
                 log.write(json.dumps(row) + "\n")
                 log.flush()
             if minutes and time.monotonic() - started > 60 * minutes and not last:

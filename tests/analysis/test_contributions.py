@@ -11,9 +11,9 @@ import xarray as xr
 
 from grokscope import edits
 from grokscope.analysis.contributions import expert_contribution, slot_contributions
+from grokscope.analysis.output_similarity import expert_output_similarity, norm_rank
 from grokscope.analysis.super_experts import largest_of_normal, super_experts
 from grokscope.config import RouterConfig
-from grokscope.experiments.similarity import expert_output_similarity, norm_rank
 from grokscope.trace.trace import Trace
 from grokscope.transformer.ops import rms_norm
 from grokscope.transformer.quantize import quantize
@@ -279,7 +279,7 @@ def test_zeros_at_some_tokens_are_no_pairs(tiny, monkeypatch):
         y[:, ::3, 1] = 0
         return y
 
-    monkeypatch.setattr("grokscope.experiments.similarity._answers", answers)
+    monkeypatch.setattr("grokscope.analysis.output_similarity._answers", answers)
     got = expert_output_similarity(tiny, RAGGED)
     assert got.value.values == pytest.approx(1) and got.null_mean.values == pytest.approx(1)
     assert got.n_eff.values[0, 0, :2].tolist() == [17, 11]
@@ -296,7 +296,7 @@ def test_all_experts_in_int8_and_streamed(tiny, ask):
 
 
 def test_calls_of_few_tokens_give_the_same(tiny, monkeypatch):
-    import grokscope.experiments.similarity as module
+    import grokscope.analysis.output_similarity as module
 
     whole, ranks = expert_output_similarity(tiny, RAGGED), norm_rank(tiny, RAGGED)
     monkeypatch.setattr(module, "AT_ONCE", 5 * E * TINY.d_model)

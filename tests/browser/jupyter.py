@@ -92,6 +92,15 @@ class Lab:
         )
         page.wait_for_function("() => window.__run !== null", timeout=120_000)
 
+    def end_kernels(self) -> None:
+        """As the server does it when it is started anew."""
+        url = f"http://127.0.0.1:{self.port}/api/sessions"
+        with urllib.request.urlopen(f"{url}?token={TOKEN}") as answer:
+            sessions = json.load(answer)
+        for session in sessions:
+            request = urllib.request.Request(f"{url}/{session['id']}?token={TOKEN}", method="DELETE")
+            urllib.request.urlopen(request).close()
+
     def python(self, page: Any, code: str) -> str:
         """What this code prints in the notebook's kernel."""
         return page.evaluate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from nbconvert import HTMLExporter
 
 from grokscope.cli.lab import copy_notebooks
 from grokscope.counters.counters import RoutingCounters
@@ -17,6 +18,7 @@ CELL = """import grokscope as gs
 model = gs.load(dtype="float32")
 trace = model.trace("The moon is bright. def moon(): return 42", capture=["router.*", "logits"])
 bench = gs.explore(trace)
+bench.expert = 0
 bench"""
 
 
@@ -41,7 +43,25 @@ def test_the_workbench_in_jupyterlab(tmp_path):
         assert light != dark
         keys_are_the_widgets(page)
         the_bar_stays_in_sight(page)
+        a_saved_notebook_keeps_its_picture(page, lab)
         assert not lab.faults
+
+
+def a_saved_notebook_keeps_its_picture(page, lab):
+    still = ".grokscope-still"
+    assert page.locator(still).count() == 1 and not page.is_visible(still), "it would stand beside the live one"
+    assert page.evaluate("(s) => document.querySelector(s).closest('.jp-OutputArea-child').getBoundingClientRect().height", still) == 0
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    lab.end_kernels()
+    page.reload()
+    page.wait_for_selector(still, timeout=60_000)
+    page.wait_for_function("(s) => document.querySelector(s)?.getBoundingClientRect().height > 100", arg=still, timeout=30_000)
+    shown = page.inner_text(still)
+    assert "moon" in shown and "run the notebook from its top" in shown
+    assert page.locator(f"{still} img").evaluate("i => i.complete && i.naturalWidth > 5 && i.naturalHeight === 8")
+    assert not page.locator(".grokscope").count()
+    made, _ = HTMLExporter().from_filename(lab.folder / "x.ipynb")
+    assert "grokscope-still" in made and "data:image/png;base64" in made
 
 
 def keys_are_the_widgets(page):
@@ -74,7 +94,7 @@ def test_a_copied_notebook_shows_no_stored_picture_but_the_widget_when_it_is_run
         assert not page.locator(".jp-OutputArea-output").count()
         lab.run_all(page)
         page.wait_for_selector(".grokscope [data-t='5']", timeout=60_000)
-        assert not page.locator(".jp-OutputArea-output img").count()
+        assert not page.locator(".jp-OutputArea-output img:visible").count()
         assert not lab.faults
 
 

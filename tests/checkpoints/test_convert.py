@@ -289,6 +289,9 @@ def test_a_bar_for_what_takes_longer(source, tmp_path, capsys, monkeypatch):
 
     whole = native_writer.stretches
     monkeypatch.setattr(native_writer, "stretches", lambda arrays: (time.sleep(0.15), *whole(arrays))[1:])
+    convert(source, tmp_path / "piped")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     convert(source, tmp_path / "out")
     shown = capsys.readouterr().err
     assert "converting: " in shown

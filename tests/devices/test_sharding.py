@@ -63,7 +63,8 @@ def same(path, trace):
 OTHERS = {
     "latent": replace(
         CONFIG, num_kv_heads=24, kv_rank=22, q_rank=30, rope=RopeConfig(width=6), d_value=10, dense_layers=(0,), d_dense=48, d_shared=32,
-        shared_gate=True, router=RouterConfig(num_experts=8, top_k=2, score="sigmoid", choice_bias=True, groups=(4, 2, "best_two")),
+        shared_gate=True, branch_scale=0.7, attention_temperature=3, activation="gelu_erf", embed_scale_wide=True,
+        router=RouterConfig(num_experts=8, top_k=2, score="sigmoid", choice_bias=True, groups=(4, 2, "best_two")),
     ),
     "biased": replace(
         CONFIG, attention_bias="qkvo", sinks=True, window=5, full_layers=(1,), expert_bias=True, glu_limit=0.7, qk_norm="all",

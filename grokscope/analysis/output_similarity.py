@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +20,6 @@ from grokscope.transformer.programs import Program
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.weights import BlockWeights
 
-if TYPE_CHECKING:
-    from grokscope.model.model import Model
-
 T = TypeVar("T")
 SHIFTS = 16
 AT_ONCE = 2**25
@@ -38,7 +35,7 @@ class Answers(NamedTuple):
 
 
 def expert_output_similarity(
-    model: Model, prompt: Any, layers: Sequence[int] | None = None, seed: int = 0
+    model: Any, prompt: Any, layers: Sequence[int] | None = None, seed: int = 0
 ) -> xr.Dataset:
     """How alike two experts' answers to the same token are, (layer, expert, expert_other): mean of 1 - acos(cos(y_i, y_j)) / pi.
 
@@ -90,7 +87,7 @@ def _alike(a: np.ndarray, b: np.ndarray, has_a: np.ndarray, has_b: np.ndarray) -
     return np.where(known, 1 - np.arccos(cos) / np.pi, 0), np.where(known, cos, 0), known
 
 
-def norm_rank(model: Model, prompt: Any, layers: Sequence[int] | None = None) -> xr.Dataset:
+def norm_rank(model: Any, prompt: Any, layers: Sequence[int] | None = None) -> xr.Dataset:
     """How loud the expert is that the router puts at each place, (layer, rank_score, rank_norm): P(rank of ||y_e|| | rank of s_e).
 
     Over all experts of every token, each run on it; rank 0 the most probable and the largest output, before gates; rows add up to
@@ -136,7 +133,7 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 
 
 def _every_expert(
-    model: Model,
+    model: Any,
     prompt: Any,
     layers: Sequence[int] | None,
     analysis: str,

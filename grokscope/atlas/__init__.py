@@ -1,0 +1,21 @@
+"""An atlas of experts: for each of every layer what it is called for, by whom, in what company, and a page to wander in.
+
+`model.atlas(texts)` makes one, `from_recording` from what another engine recorded; atlases add up exactly, to the bit.
+
+May import sweeps, tables, analysis and what is below them. Read atlas.py first.
+"""
+
+from grokscope.atlas.atlas import Atlas
+from grokscope.atlas.collecting import collect, from_recording
+from grokscope.atlas.file import open_atlas, save
+from grokscope.atlas.labelling import Context, label
+from grokscope.atlas.neighbours import neighbours
+from grokscope.atlas.page import page
+from grokscope.atlas.tables import table, tables
+from grokscope.sites import near
+
+__all__ = ["Atlas", "Context", "collect", "from_recording", "label", "neighbours", "open_atlas", "page", "save", "table", "tables"]
+
+
+def __getattr__(name: str) -> object:
+    raise AttributeError(f"grokscope.atlas has no {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")
