@@ -115,6 +115,7 @@ def test_controls_are_other_places_and_intervals_are_over_pairs(tiny):
     wanted = sum(o.mean() for o in others) / gap.sum()
     error = np.sqrt(sum(o.var() for o in others) / 300) / abs(gap.sum())
     assert abs(found.null_mean[0, 6] - wanted) < 4 * error
+    assert (found.p.sel(token=slice(0, 2)) == 1).all() and (found.p.sel(token=[3, 6]) < 0.5).all()
 
 
 def test_of_all_tokens_the_control_is_another_head(tiny):
