@@ -26,9 +26,9 @@ def attribution_patch(
     """`patch` to first order: the gradient of the metric in the run patched into, times what the other run has there less its own.
 
     `value` and `effect` as those of `patch` would be if the metric were linear in the site, from two runs forwards and one
-    backwards, whatever is swept over. With exact=True (a run for each cell) also `exact` and `exact_effect`, patch's own, and in attrs
-    `correlation` (Pearson's, over cells, of the effects) and `slope` (of the exact effect on the first-order one): read them
-    before you trust the map. exact=False leaves them out.
+    backwards, whatever is swept over. With exact=True (a run for each cell) also `exact` and `exact_effect`, patch's own, and in
+    attrs `correlation` (Pearson's, over cells, of the effects) and `slope` (of the exact effect on the first-order one): read
+    them before you trust the map. exact=False leaves them out. A metric of your own must be a JAX function.
 
     Arguments as of `patch`, without routing: a gradient knows no other choice than the run's, gates move. So where a patch moves
     the choice it is blind to that part, and routing="frozen" in `patch` is what it approximates. Trap: it fails most for large

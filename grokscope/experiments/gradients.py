@@ -42,11 +42,13 @@ def gate_gradients(model: Model, text: Any, target: tuple | None = None, reduce:
     chosen), it is exactly 0. attrs["unselected"] says which holds. Neither says what the expert would do: see
     `counterfactual_experts`.
 
-    Traps. The choice itself has no derivative. After a post-norm (Grok-1) sum_slot g dloss/dg = 0 but for the norm's
-    epsilon: a common scale of the gates does nothing, so `first_order` of two slots is a pair of opposite numbers. It is a
-    screen: in the embedded model, summed over a text for each expert, it correlates at 0.999 with gates cut by a tenth, at
-    0.67 with gates cut to 0. In float32 derivatives agree with finite differences to 3 parts in 1,000, which is the
-    differences' own rounding; in bfloat16 expect 1 to 2 % of the largest one. Cite: attribution across levels, arXiv
+    Traps. The choice itself has no derivative: derivatives are those of the region where no later choice changes, and agree with
+    finite differences as long as the step crosses none of its borders. Under that condition, in float32, they do so to 3 parts
+    in 1,000, which is the differences' own rounding; where a step makes another choice (look at `routing.router_margin`, or step
+    with `edits.Replay` of the plain run) they need not agree at all. In bfloat16 expect 1 to 2 % of the largest one. After a
+    post-norm (Grok-1) sum_slot g dloss/dg = 0 but for the norm's epsilon: a common scale of the gates does nothing, so
+    `first_order` of two slots is a pair of opposite numbers. It is a screen: in the embedded model, summed over a text for each
+    expert, it correlates at 0.999 with gates cut by a tenth, at 0.67 with gates cut to 0. Cite: attribution across levels, arXiv
     2505.24593; gate sensitivity, arXiv 2605.24270.
 
     Layer by layer backwards from the streams that the run left (4 B T D L bytes of host memory): one block's derivative

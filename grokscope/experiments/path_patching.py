@@ -11,7 +11,7 @@ import xarray as xr
 from jaxtyping import Array
 
 from grokscope.experiments.asked import need_experts, one_index
-from grokscope.experiments.cells import Asked, cells_of, tokens_of
+from grokscope.experiments.cells import Asked, tokens_of
 from grokscope.experiments.pairs import BothRuns, Pairs
 from grokscope.experiments.patching import OVER, draws_of
 from grokscope.experiments.recovered import recovered
@@ -68,10 +68,11 @@ def patch_path(
     writes = "attn.out" if _ORDER.index(asked.site) <= _ORDER.index("attn.out") else "moe.out"
     runs = BothRuns(pairs, tuple(s for s in (asked.site, writes, to.site) if s in SITES and SITES[s].in_block))
     path = _Path(runs, asked, to, writes, between == "frozen", routing)
-    found = path.sweep.measure(cells_of(asked.layers, asked.units, places), draws_of(over, WHO))
+    draws = draws_of(over, WHO)
+    found = path.sweep.measure(asked.cells(places), draws)
     return recovered(runs, asked.axes(places), *found).assign_attrs(
         sender=asked.site, receiver=str(to), between=between, routing=routing, layer_tokens=runs.work + path.work,
-        null="other places at random",
+        null="other places at random" if draws else "absent",
     )  # fmt: skip
 
 

@@ -37,11 +37,14 @@ def recovered(runs: BothRuns, axes: dict[str, np.ndarray], found: np.ndarray, dr
     if len(drawn):
         lost = there & ~np.isfinite(drawn)  # one pair without a control leaves the cell without
         of_draws = np.where(there, drawn - base, 0).sum(-1) + np.where(lost.any(-1), np.nan, 0)
-        parts |= against(_share(gained.sum(0), gap.sum(0)), np.moveaxis(_share(of_draws.reshape(-1, *shape), gap.sum(0)), 0, -1))
+        value, drawn = _share(gained.sum(0), gap.sum(0)), np.moveaxis(_share(of_draws.reshape(-1, *shape), gap.sum(0)), 0, -1)
+        parts |= against(value, drawn)
+        # Where every draw is the same, as at tokens before which nothing differs, anything else is beside it.
+        parts["p"] = np.where((parts["null_sd"] == 0) & (np.abs(value - parts["null_mean"]) > SAME), 0.0, parts["p"])
     made = answer(
         dims, _share(gained.sum(0), gap.sum(0)), axes, ci=interval(_share, gained, gap), attrs=_about(runs, equal), **parts
     )
-    made["value"].attrs["unit"] = "share"
+    made["value"].attrs["unit"] = "recovered share"
     made = made.assign(
         metric=(("pair", *dims), found.T.reshape(by_pair)), metric_into=("pair", base), metric_other=("pair", other)
     ).assign_coords(pairs.coords())

@@ -26,12 +26,9 @@ class Sweep:
     def __init__(self, runs: BothRuns, site: str, values: SiteValues | StreamValues, routing: str, by_expert: bool) -> None:
         self.runs, self.values, self.routing, self.by_expert = runs, values, routing, by_expert
         self.choices = Choices(runs)
-        # Which router is the first to come after the site: that of the same layer or of the next.
-        shift = getattr(values, "key", lambda n: n)(0)
-        own = site if site not in ("resid_pre", "resid_post") else "resid_pre"
-        after = _ORDER.index(own) >= _ORDER.index("router.experts")
-        self._first_router = shift + after
-        self._choice_itself = site == "router.experts"
+        # The first router after the site, counted from the site's layer; of the choice itself "only" begins with that.
+        self._first_router = int(_ORDER.index(site) >= _ORDER.index("router.experts"))
+        self._first_chosen = 0 if site == "router.experts" else self._first_router
         self.through = Through(runs, self._edits, self._start, self._end)
 
     def measure(self, cells: Sequence[Cell], draws: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +125,7 @@ class Sweep:
 
     def _chosen(self, cell: Cell, pair: int, tokens: Sequence[int]) -> Masks:
         """Where the other run's choices are another: at the patched tokens, in every router from the patched place on."""
-        first = min(cell.layers) + (0 if self._choice_itself else self._first_router)
+        first = min(cell.layers) + self._first_chosen
         made: Masks = {}
         for layer, off in self.choices.differs.items():
             mask = np.zeros(off.shape[1], bool)
