@@ -14,13 +14,14 @@ from grokscope.experiments.gradients import gate_gradients
 from grokscope.experiments.knock_out import knock_out
 from grokscope.experiments.lens import logit_lens
 from grokscope.experiments.precision import precision
+from grokscope.experiments.rounding import within_rounding
 from grokscope.experiments.routes import swap_runner_up, top_k_sweep
 from grokscope.sites import near
 
 __all__ = ["effect", "knock_out", "swap_runner_up", "top_k_sweep"]
 __all__ += ["attribution_table", "counterfactual_experts", "gate_gradients", "logit_attribution", "logit_lens"]
 __all__ += ["router_attribution"]
-__all__ += ["expert_output_similarity", "norm_rank", "precision"]
+__all__ += ["expert_output_similarity", "norm_rank", "precision", "within_rounding"]
 
 
 def __getattr__(name: str) -> object:
