@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 GOLDENS = ROOT / "tests" / "goldens"
 
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("GS_TEST_CACHE") or str(ROOT / ".pytest_cache" / "programs")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "programs")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -51,9 +51,12 @@ def make(config: ModelConfig = TINY, seed: int = 0, dtype: str = "float32") -> M
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_programs() -> Iterator[None]:
-    """Those of one file at a time."""
+def few_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Those of one file at a time; compiled in a hurry, but for files that say COMPUTES_MUCH, and on a GPU."""
+    if jax.default_backend() == "cpu" and not getattr(request.module, "COMPUTES_MUCH", False):
+        programs.COMPILER["xla_backend_optimization_level"] = 0
     yield
+    programs.COMPILER.clear()
     programs.let_go()
     jax.clear_caches()
 

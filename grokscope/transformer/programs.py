@@ -22,6 +22,9 @@ from grokscope.transformer.primitives import Primitive
 LIMIT = 96
 """Programs that live at a time: 18,000 memory maps at the most."""
 
+COMPILER: dict[str, Any] = {}
+"""Options of the compiler, as `jax.jit` takes them: tests, which compile much and compute little, ask for quick work."""
+
 _live: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
 """What a program is for -> the program, the one used longest ago first."""
 _lock = threading.RLock()
@@ -49,7 +52,8 @@ class Program:
         with _lock:
             found = _live.get(key)
             if found is None:
-                found = _live[key] = jax.jit(partial(self.function, **static), donate_argnums=self._given_away)
+                bound, options = partial(self.function, **static), dict(COMPILER) or None
+                found = _live[key] = jax.jit(bound, donate_argnums=self._given_away, compiler_options=options)
                 _let_go()
             _live.move_to_end(key)
         return found

@@ -13,6 +13,8 @@ from tests.conftest import ROOT, shared
 
 FOLDER = ROOT / "grokscope" / "data" / "pocket"
 
+COMPUTES_MUCH = True
+
 
 def test_size_and_shape(pocket):
     sizes = [p.stat().st_size for p in FOLDER.iterdir()]

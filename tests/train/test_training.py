@@ -32,6 +32,8 @@ RECIPE = Recipe(
     dropout=0.1,
 )
 
+COMPUTES_MUCH = True
+
 
 def corpus(seed: int, count: int, domain: str) -> Corpus:
     """Documents that can be learnt: each repeats a word of its own."""
