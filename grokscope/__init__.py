@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from grokscope import metrics as metrics
     from grokscope import plots as plots
     from grokscope import sae as sae
+    from grokscope import steering as steering
     from grokscope import widgets as widgets
     from grokscope.activations.activations import Activations, open_activations
     from grokscope.analysis import routing as routing
@@ -76,6 +77,7 @@ _MODULES = {
     "plots": "grokscope.plots",
     "routing": "grokscope.analysis.routing",
     "sae": "grokscope.sae",
+    "steering": "grokscope.steering",
     "widgets": "grokscope.widgets",
 }
 __all__ = sorted([*_HOMES, *_MODULES])

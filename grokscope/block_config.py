@@ -73,7 +73,7 @@ class BlockConfig:
     attention_cap: Positive | None = 30.0
     """c in c tanh(scores / c), before the mask."""
     attention_temperature: Tokens | None = None
-    """The scores of a query at position p (from 0) beyond this n are multiplied by log p / log n; None: no scores."""
+    """The scores of a query at position p (from 0) beyond this n are multiplied by log p / log n; None: never."""
     attention_temperature_first: bool = False
     """Before the cap, not after."""
     attention_bias: Literal["", "qkv", "qkvo"] = ""

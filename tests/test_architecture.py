@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "grokscope"
 ORDER = (
     ("harmless", "disk", "fields", "versions", "router_config", "block_config", "config", "presets", "sites"), ("prompt", "text", "transformer"), ("checkpoints", "trace", "recordings"), ("devices", "counters", "activations"),
-    ("running", "analysis", "metrics"), ("tables",), ("sweeps",), ("atlas",), ("model",), ("experiments", "train"), ("sae",), ("plots", "views"),
+    ("running", "analysis", "metrics"), ("tables",), ("sweeps",), ("atlas",), ("model",), ("experiments", "train"), ("sae", "steering"), ("plots", "views"),
     ("widgets",), ("cli", "__init__"),
 )  # fmt: skip
 """What lies at the top of the package, from the ground up: imports point down, or to a neighbour that does not point back."""

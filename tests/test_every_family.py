@@ -55,6 +55,11 @@ def same(a, b, site, tolerance=5e-5):
         np.testing.assert_allclose(a, b, atol=tolerance, equal_nan=True, err_msg=site)
 
 
+def logprobs(logits):
+    logits = logits.astype(float) - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
 def test_a_text_alone_is_what_it_is_in_a_batch(name, whole):
     alone = model(f"{name}/hub").trace([ROWS[1], [1], [2]], ["*"])
     for site in alone.sites:
@@ -143,6 +148,9 @@ def test_experiments(name, whole):
     np.testing.assert_allclose(total, own, atol=3e-4, rtol=1e-4)
     knocked = X.knock_out(m, [text], layers=[layer], experts=[0], draws=0)
     assert knocked["layer"].values.tolist() == [layer]
+    zeroed = m.trace([text], ["logits"], edits=[gs.edits.ReplaceExpert([0], 0.0, layers=[layer])])
+    p, q = (logprobs(t["logits"].values[0, :-1]) for t in (m.trace([text], ["logits"]), zeroed))
+    np.testing.assert_allclose(float(knocked["kl"].squeeze()), (np.exp(p) * (p - q)).sum(-1).mean(), atol=2e-6, rtol=1e-2)
     assert X.logit_lens(m, whole)["kl"].shape[1] == m.config.num_layers
 
 
@@ -154,9 +162,7 @@ def test_gradients(name):
 
     def loss(step: float) -> float:
         edit = gs.edits.Add("router.gates", step, layer, tokens=[2], slots=[0])
-        logits = m.trace([text], ["logits"], edits=[edit])["logits"].values[0].astype(float)
-        logits -= logits.max(-1, keepdims=True)
-        logprob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        logprob = logprobs(m.trace([text], ["logits"], edits=[edit])["logits"].values[0])
         return -logprob[np.arange(len(text) - 1), text[1:]].mean()
 
     slope = (loss(2e-3) - loss(-2e-3)) / 4e-3

@@ -19,6 +19,7 @@ from grokscope.experiments.patching import patch
 from grokscope.experiments.path_patching import patch_path
 from grokscope.experiments.precision import precision
 from grokscope.experiments.probe import probe
+from grokscope.experiments.rounding import within_rounding
 from grokscope.experiments.routes import swap_runner_up, top_k_sweep
 from grokscope.sites import near
 
@@ -26,7 +27,7 @@ __all__ = ["effect", "knock_out", "swap_runner_up", "top_k_sweep"]
 __all__ += ["attribution_table", "counterfactual_experts", "gate_gradients", "logit_attribution", "logit_lens"]
 __all__ += ["head_scores", "router_attribution"]
 __all__ += ["attribution_patch", "patch", "patch_path"]
-__all__ += ["expert_output_similarity", "norm_rank", "precision", "probe"]
+__all__ += ["expert_output_similarity", "norm_rank", "precision", "probe", "within_rounding"]
 
 
 def __getattr__(name: str) -> object:

@@ -77,9 +77,10 @@ def top_contexts(sae: Sae, acts: Activations, features: Sequence[int] | int, top
     Columns feature, value, document, position, label, piece, context (the harvested tokens of the document up to this one; of a
     share of tokens with gaps), and of each feature its `mean` and the share of tokens at which it is above 0, `active`.
     """
-    wanted = [features] if is_whole(features) else list(features)
-    if not wanted or not all(is_whole(f) and 0 <= f < sae.d_sae for f in wanted):
-        raise ValueError(f"top_contexts: features: wanted some of 0 to {sae.d_sae - 1}, got {wanted[:8]}; choose others")
+    given = [features] if is_whole(features) else list(features)
+    wanted = [int(f) for f in given if is_whole(f) and 0 <= f < sae.d_sae]
+    if not wanted or len(wanted) != len(given):
+        raise ValueError(f"top_contexts: features: wanted some of 0 to {sae.d_sae - 1}, got {given[:8]}; choose others")
     rows, table = rows_of(sae, acts), acts.tokens
     values = np.concatenate([f[:, wanted] for _, _, f in encoded(sae, rows)])
     found = []

@@ -4,7 +4,7 @@
 
 Needs torch and transformers, which write the checkpoint as the hub has it; both sides compute in bfloat16. Prints what it saw,
 times in milliseconds (the best of three) and their ratio, ours / theirs: below 1 we are faster. --corpus: ours alone, 64 texts of
-1,024 tokens with all routing: resident, streamed, and in int8, tokens a second.
+1,024 tokens with all routing: resident, streamed, and in int8, tokens a second, and nothing else.
 """
 
 from __future__ import annotations
@@ -49,24 +49,33 @@ def best(run: Any, repeats: int = 5) -> float:
     return 1e3 * min(times)
 
 
-def theirs(folder: Path, shape: str, layers: int) -> dict[str, Any]:
-    """What transformers does, and the checkpoint, if it is not there."""
+def write(folder: Path, shape: str, layers: int) -> None:
+    """The checkpoint as the hub has it, if it is not there."""
     import torch
     import transformers
+
+    if (folder / "config.json").exists():
+        return
+    kind, _, numbers = MODELS[shape]
+    config = getattr(transformers, kind)(**numbers, num_hidden_layers=layers, max_position_embeddings=8192)
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    for name, weight in made.named_parameters():
+        if weight.ndim > 1 and "embed" not in name:
+            weight.data.normal_(0, weight.shape[-1] ** -0.5)
+    made.save_pretrained(folder, max_shard_size="4GB")
+    del made
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def theirs(folder: Path, shape: str) -> dict[str, Any]:
+    """What transformers does."""
+    import torch
     from transformers import AutoModelForCausalLM
 
-    kind, _, numbers = MODELS[shape]
-    if not (folder / "config.json").exists():
-        config = getattr(transformers, kind)(**numbers, num_hidden_layers=layers, max_position_embeddings=8192)
-        torch.manual_seed(0)
-        with torch.device("cuda"):
-            made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        for name, weight in made.named_parameters():
-            if weight.ndim > 1 and "embed" not in name:
-                weight.data.normal_(0, weight.shape[-1] ** -0.5)
-        made.save_pretrained(folder, max_shard_size="4GB")
-        del made
-        gc.collect()
+    numbers = MODELS[shape][2]
     start = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="cuda").eval()
     found: dict[str, Any] = {"load s": time.perf_counter() - start}
@@ -142,7 +151,7 @@ def corpus(folder: Path, vocab: int) -> None:
     import grokscope as gs
 
     ids = np.random.default_rng(2).integers(0, vocab, (64, 1024))
-    for name, how in {"resident": {}, "int8": {"quantize": "int8"}, "streamed": {"weights": "streamed"}}.items():
+    for name, how in {"resident": {}, "streamed": {"weights": "streamed"}, "int8": {"quantize": "int8"}}.items():
         start = time.perf_counter()
         model = gs.load(folder, **how)
         loaded = time.perf_counter() - start
@@ -162,7 +171,10 @@ def main() -> None:
     asked = parser.parse_args()
     _, layers, numbers = MODELS[asked.shape]
     folder = asked.folder or Path("/tmp") / asked.shape
-    a = theirs(folder, asked.shape, asked.layers or layers)
+    write(folder, asked.shape, asked.layers or layers)
+    if asked.corpus:
+        return corpus(folder, numbers["vocab_size"])
+    a = theirs(folder, asked.shape)
     print("transformers", {k: round(v, 2) for k, v in a.items() if np.isscalar(v)}, flush=True)
     b = ours(folder, numbers["vocab_size"])
     print("grokscope   ", {k: round(v, 2) for k, v in b.items() if np.isscalar(v)}, flush=True)
@@ -173,8 +185,6 @@ def main() -> None:
     top = [np.sort(np.argsort(-x, -1)[..., :top_k], -1) for x in (r, s)]
     print(f"router logits apart: rms {np.sqrt(((r - s) ** 2).mean()):.4f} of {r.std():.3f}; the same experts for "
           f"{(top[0] == top[1]).all(-1).mean():.4f} of tokens and layers; logits rms {np.sqrt(((a['logits'] - b['logits']) ** 2).mean()):.4f} of {a['logits'].std():.3f}")  # fmt: skip
-    if asked.corpus:
-        corpus(folder, numbers["vocab_size"])
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ def test_many_experts_at_deepseeks_shape(chromium):
         page.keyboard.press("Tab")
         page.wait_for_timeout(300)
         assert bench.marks == [5, 217]
-        assert [b.split()[0] for b in page.eval_on_selector_all(".gs-swatch", "all => all.map(e => e.textContent)")] == ["5", "217", "217"]
+        assert [b.split()[0] for b in page.eval_on_selector_all(".gs-swatch", "all => all.map(e => e.textContent)")] == ["5", "217"], "the selected one stands behind the others"
         with pytest.raises(traitlets.TraitError, match="marks: wanted"):
             bench.marks = [256]
         bench.slot = 7

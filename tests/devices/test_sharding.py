@@ -86,6 +86,19 @@ def test_every_field_lies_on_a_mesh(kind, tmp_path):
 
 
 @pytest.mark.slow
+def test_ranks_files_on_a_mesh(tmp_path):
+    """Grok-2 as released, cut for eight ranks in another way than this mesh cuts it; in sizes that the mesh divides."""
+    from tests.checkpoints import grok2
+    from tests.sharded_run import IDS, SITES
+
+    sizes = {"intermediate_size": 32, "num_local_experts": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 96}
+    config = grok2.TINY | sizes
+    grok2.write(tmp_path / "m", config, grok2.random_tensors(config))
+    answer(run("numbers", str(tmp_path / "m"), MESHES[-1]))
+    same(tmp_path / "numbers.npz", gs.load(tmp_path / "m", dtype="float32").trace(IDS, SITES))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_every_mesh_has_the_numbers_of_one_device(folder, found, name):
     from tests.sharded_run import IDS, SITES
@@ -159,4 +172,6 @@ def test_grok_1_lies_over_eight_devices_as_the_reference_lays_it_out():
     Layout(gs.GROK_1, AbstractMesh((1, 1, 8), AXES))
     Layout(gs.GROK_1, AbstractMesh((1, 8, 1), AXES))
     Layout(replace(gs.GROK_1), AbstractMesh((2, 2, 2), AXES))
+    for axes in ((1, 1, 8), (1, 8, 1), (1, 2, 4)):
+        Layout(gs.GROK_2, AbstractMesh(axes, AXES))
     assert SPLIT["moe.gate"][2] == SPLIT["moe.down"][1] == ("model",)

@@ -98,9 +98,9 @@ def attention(config: dict[str, Any], tensors: Tensors, name: str, a: np.ndarray
     return {"q": q, "k": k, "v": v, "scores": scores, "pattern": pattern, "z": z, "out": out}
 
 
-def gated_unit(y: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray, kind: str) -> np.ndarray:
-    """Compute down(gelu(gate y) * up y) with weights (out, in)."""
-    return (gelu(y @ gate.T, kind) * (y @ up.T)) @ down.T
+def neurons(y: np.ndarray, gate: np.ndarray, up: np.ndarray, kind: str) -> np.ndarray:
+    """Compute gelu(gate y) * up y with weights (out, in)."""
+    return gelu(y @ gate.T, kind) * (y @ up.T)
 
 
 def mixture(config: dict[str, Any], tensors: Tensors, name: str, y: np.ndarray, readings: Readings) -> Captures:
@@ -111,16 +111,19 @@ def mixture(config: dict[str, Any], tensors: Tensors, name: str, y: np.ndarray, 
     gates = np.take_along_axis(probs, experts, axis=-1)
     if readings.renormalise:
         gates = gates / gates.sum(axis=-1, keepdims=True)
+    acts = np.zeros((*experts.shape, config["moe_intermediate_size"]))
     outputs = np.zeros((*experts.shape, y.shape[-1]))
     for e in np.unique(experts):
         w1, w2, w3 = (tensors(f"{name}.experts.{e}.{part}.weight") for part in ("w1", "w2", "w3"))
         for b, t, slot in np.argwhere(experts == e):
-            outputs[b, t, slot] = gated_unit(y[b, t], w1, w3, w2, readings.gelu)
+            acts[b, t, slot] = neurons(y[b, t], w1, w3, readings.gelu)
+            outputs[b, t, slot] = acts[b, t, slot] @ w2.T
     return {
         "router.logits": logits,
         "router.probs": probs,
         "router.experts": experts,
         "router.gates": gates,
+        "expert.act": acts,
         "expert.out": outputs,
         "mixed": (gates[..., None] * outputs).sum(axis=-2),
     }
@@ -139,7 +142,7 @@ def block(config: dict[str, Any], tensors: Tensors, layer: str, h: np.ndarray, r
     y = norm(mid, "pre_moe_norm")
     moe = mixture(config, tensors, f"{layer}.block_sparse_moe", y, readings)
     gate, up, down = (tensors(f"{layer}.mlp.{part}_proj.weight") for part in ("gate", "up", "down"))
-    mlp = gated_unit(y, gate, up, down, readings.gelu)
+    mlp = neurons(y, gate, up, readings.gelu) @ down.T
     out = norm((mlp + moe.pop("mixed")) / math.sqrt(2.0), "post_moe_norm")
     captures = {"resid_pre": h, "attn.in": a, **{f"attn.{key}": value for key, value in att.items()}}
     return {**captures, "resid_mid": mid, "moe.in": y, **moe, "mlp": mlp, "moe.out": out, "resid_post": mid + out}

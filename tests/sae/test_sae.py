@@ -128,8 +128,9 @@ def test_a_trained_one_finds_the_directions_and_foretells_the_choice(sparse):
     value = choice["value"].to_series()
     assert value["features"] > value["stream"] + 0.02 and value["features"] > 0.65 and value["token"] < 0.35
     assert choice["z"].sel(kind="features") > 5 and abs(choice["z"].sel(kind="token")) < 1e-6
-    top = gs.sae.top_contexts(sae, acts, [3, 7], top=3)
-    best = sae.encode(acts["resid_post", 0][:])[:, 3]
+    every = sae.encode(acts["resid_post", 0][:])
+    lively = np.argsort(-every.mean(0))[:2]
+    top, best = gs.sae.top_contexts(sae, acts, lively, top=3), every[:, lively[0]]
     assert top.groupby("feature").size().max() <= 3 and top["value"].iloc[0] == pytest.approx(best.max())
     assert top["active"].iloc[0] == pytest.approx((best > 0).mean()) and not top.duplicated(["feature", "document"]).any()
 

@@ -77,6 +77,8 @@ def headers(path: Path, kinds: Kinds = ()) -> tuple[dict[str, tuple[str, tuple[i
         shards = shards_of(path)
     except CheckpointError as error:
         return {}, [str(error).removeprefix(f"{path}/")], set()
+    if kinds and not any((path / shard).is_file() for shard in shards):
+        shards = {}  # of such a release nothing is there: its own files are missing
     for shard, promised in sorted(shards.items()):
         try:
             header = _entries(path, shard)
@@ -87,7 +89,7 @@ def headers(path: Path, kinds: Kinds = ()) -> tuple[dict[str, tuple[str, tuple[i
             continue
         for name, entry in header.items():
             held[name][shard] = entry["dtype"], tuple(entry["shape"])
-    if rank_files(path):
+    if rank_files(path) or not shards:
         strangers = sorted(p.name for p in path.glob("*.safetensors") if p.name not in shards)
         found += [f"{visible(name)}: not part of this model" for name in strangers]
         for promised, lines in lacking(held, kinds, list(shards), broken):

@@ -122,7 +122,8 @@ export function textPanel(state, root) {
     } else {
       const paler = gates ? ` paler: a smaller gate${gates.high === 1 ? "" : `, the largest ${short(gates.high)}`}` : "";
       const own = Array.from({ length: Math.min(count, 8) }, (_, e) => swatchOf([e], state.colourOf(e)));
-      const rest = () => [...markedExperts(state.data, state.row).map(([c, experts]) => swatchOf(experts, c)), " selected ", swatchOf([state.get("expert")], state.colourOf(state.get("expert"))), ` others of ${count} grey`];
+      const alone = ([, experts]) => experts.length === 1 && experts[0] === state.get("expert"); // it stands behind "selected"
+      const rest = () => [...markedExperts(state.data, state.row).filter((m) => !alone(m)).map(([c, experts]) => swatchOf(experts, c)), " selected ", swatchOf([state.get("expert")], state.colourOf(state.get("expert"))), ` the others of ${count} grey${gates ? "," : ""}`];
       renew(key, `${what} `, ...(count <= 8 ? own : rest()), paler);
     }
   }
