@@ -75,7 +75,9 @@ def first_order() -> None:
     metric, last = gs.metrics.logit_difference(names, others), {"heads": slice(None), "tokens": {"last": -1}}
     for site, over in (("resid_pre", {}), ("attn.z", last), ("moe.out", {}), ("router.logits", {})):
         found = X.attribution_patch(model, clean, corrupt, site, metric, **over)
-        print(f"{site}: {found.value.size} cells, correlation {found.correlation:.3f}, slope {found.slope:.2f}")
+        frozen = X.patch(model, clean, corrupt, site, metric, "frozen", draws=0, **over).effect
+        still = np.corrcoef(found.effect.values.ravel(), frozen.values.ravel())[0, 1]
+        print(f"{site}: {found.value.size} cells, correlation {found.correlation:.3f}, slope {found.slope:.2f}; frozen {still:.3f}")
 
 
 def beside_nnsight(folder: Path) -> None:
