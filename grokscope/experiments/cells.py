@@ -129,9 +129,8 @@ class Asked:
         have, size = model.config.layers_with(site), model.config.num_layers
         if not have:
             raise ValueError(f"{who}: site: this model has no {site}; it has {', '.join(model.sites)}{near(site, model.sites)}")
-        layers = given.get("layers")
-        layers = list(have) if layers is None and layer is None else layers if layer is None else layer
-        sets = numbered(layers, size, "layers", who)
+        layers = layer if given.get("layers") is None else given["layers"]
+        sets = numbered(list(have) if layers is None else layers, size, "layers", who)
         if lacking := sorted({n for _, group in sets for n in group} - set(have)):
             raise ValueError(f"{who}: layers: wanted some of {list(have)}, which have {site}, got {lacking}")
         named = {name: given[name] for name in ("heads", "slots", "experts") if given.get(name) is not None}

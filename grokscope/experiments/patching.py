@@ -55,7 +55,7 @@ def patch(
     check_arguments(over, ("model", "clean", "corrupt", "site", "metric", "routing", "into", *OVER), "patch")
     pairs = Pairs(model, clean, corrupt, metric, into, "patch")
     asked, draws = Asked.of(model, site, over, "patch"), draws_of(over, "patch")
-    modes = (routing,) if isinstance(routing, str) else tuple(routing)
+    modes = tuple(routing) if isinstance(routing, list | tuple) else (routing,)
     _check_routing(model, modes, asked)
     places = tokens_of(over.get("tokens"), pairs.lengths, "patch")
     runs = BothRuns(pairs, () if asked.site in STREAMS else (asked.site,))
@@ -65,10 +65,10 @@ def patch(
         sweep = Sweep(runs, asked.site, values, mode, asked.by_expert)
         made.append(recovered(runs, asked.axes(places), *sweep.measure(asked.cells(places), draws)))
         work += sweep.through.work
-    whole = made[0] if isinstance(routing, str) else _beside(made, modes)
+    whole = made[0] if modes == (routing,) else _beside(made, modes)
     naive = len(modes) * made[0]["value"].size * int(pairs.prompt.lengths[: pairs.texts].sum()) * model.config.num_layers
     return whole.assign_attrs(
-        site=asked.site, routing=routing if isinstance(routing, str) else list(modes), draws=draws,
+        site=asked.site, routing=routing if modes == (routing,) else list(modes), draws=draws,
         null="other places at random" if draws else "absent", layer_tokens=work, layer_tokens_of_whole_runs=naive,
     )  # fmt: skip
 

@@ -158,7 +158,7 @@ class Model(OverCorpora, InTheirWords, Loaded):
         check_texts(edits, encoded.rows)
         return generate(self, encoded, max_new_tokens, (temperature, top_p, seed), capture, edits, **options)
 
-    def gradients(self, prompt: Any, *, of: Any, at: Any, routing: str = "free") -> xr.Dataset:
+    def gradients(self, prompt: Any, of: Any, at: Any, routing: str = "free") -> xr.Dataset:
         """How a metric of each text changes with what stands at any site: one run forwards, one backwards.
 
         of: one of `grokscope.metrics` or a JAX function of logits [B, V] -> [B]. at: names of sites, globs or TransformerLens

@@ -1,8 +1,8 @@
 """The residual map of a 40-token prompt on pocket: seconds, and layer x token products beside whole runs, on this machine.
 
-    python tests/bench/patching.py [--nnsight FOLDER]
+    python tests/bench/patching.py [--first-order | --nnsight FOLDER]
 
-With a folder that `nnsight_patching.py` filled (in an environment of its own) it compares with nnsight, cell by cell, instead.
+With --first-order: how well `attribution_patch` agrees with `patch`. With a folder that `nnsight_patching.py` filled (in an environment of its own) it compares with nnsight, cell by cell, instead.
 """
 
 from __future__ import annotations
@@ -66,6 +66,20 @@ def on_pocket() -> None:
     print(f"largest difference from them: {off:.2g} of logits to {np.abs(hand).max():.2g} ({model.dtype})")
 
 
+def first_order() -> None:
+    """How well gradients tell what patches do, on the notebook's texts."""
+    model, names = gs.load(dtype="float32"), ["Tom", "John", "Mary", "Jack", "Sam", "Max"]
+    others = [*names[1:], names[0]]
+    text = "My friend is called {}. Every day I go to school with my friend. My friend is called"
+    clean, corrupt = ([text.format(n) for n in those] for those in (names, others))
+    metric, last = gs.metrics.logit_difference(names, others), {"heads": slice(None), "tokens": {"last": -1}}
+    for site, over in (("resid_pre", {}), ("attn.z", last), ("moe.out", {}), ("router.logits", {})):
+        found = X.attribution_patch(model, clean, corrupt, site, metric, **over)
+        frozen = X.patch(model, clean, corrupt, site, metric, "frozen", draws=0, **over).effect
+        still = np.corrcoef(found.effect.values.ravel(), frozen.values.ravel())[0, 1]
+        print(f"{site}: {found.value.size} cells, correlation {found.correlation:.3f}, slope {found.slope:.2f}; frozen {still:.3f}")
+
+
 def beside_nnsight(folder: Path) -> None:
     """The same Mixtral, the same cells."""
     model, known = gs.load(folder, dtype="float32"), np.load(folder / "nnsight.npz", allow_pickle=False)
@@ -79,4 +93,7 @@ def beside_nnsight(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    beside_nnsight(Path(sys.argv[2])) if "--nnsight" in sys.argv else on_pocket()
+    if "--nnsight" in sys.argv:
+        beside_nnsight(Path(sys.argv[2]))
+    else:
+        first_order() if "--first-order" in sys.argv else on_pocket()

@@ -115,7 +115,11 @@ def test_controls_are_other_places_and_intervals_are_over_pairs(tiny):
     wanted = sum(o.mean() for o in others) / gap.sum()
     error = np.sqrt(sum(o.var() for o in others) / 300) / abs(gap.sum())
     assert abs(found.null_mean[0, 6] - wanted) < 4 * error
-    assert (found.p.sel(token=slice(0, 2)) == 1).all() and (found.p.sel(token=[3, 6]) < 0.5).all()
+    ends = CLEAN.copy()
+    ends[:, 10] += 1
+    sure = X.patch(tiny, CLEAN, ends, "resid_pre", METRIC, layers=[1], tokens=[10, 9], draws=2)
+    np.testing.assert_allclose(sure.value[0], [1, 0], atol=1e-6)
+    assert sure.null_sd[0, 0] == 0 and sure.p[0, 0] == 0, "where no control can do anything, it is sure"
 
 
 def test_of_all_tokens_the_control_is_another_head(tiny):
@@ -213,6 +217,7 @@ def test_what_cannot_be_asked_says_so_in_one_line(tiny, pocket):
         (lambda: patch(tokens=[11]), "positions of pair 0, 0 to 10, got 11"),
         (lambda: patch(tokens=[]), "tokens: wanted some, got none"),
         (lambda: patch(routing="fixed"), "free, frozen, only"),
+        (lambda: patch(routing=None), "free, frozen, only"),
         (lambda: patch(into="both"), '"corrupt"'),
         (lambda: patch(draws=1), "one has no spread"),
         (lambda: X.attribution_patch(tiny, CLEAN, CORRUPT, "router.experts", METRIC), "no derivative"),
