@@ -115,14 +115,17 @@ def _spelt(token: bytes) -> str:
 
 def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[str, str]]:
     """The two parts of each token that merging makes, by its rank."""
+    never = 1 << 31
     for token in sorted(ranks, key=ranks.__getitem__):
         parts = [token[n : n + 1] for n in range(len(token))]
-        while len(parts) > 2:
-            pairs = [ranks.get(a + b, 1 << 31) for a, b in pairwise(parts)]
-            lowest = min(pairs)
-            if lowest == 1 << 31:
-                break
+        pairs = [ranks.get(a + b, never) for a, b in pairwise(parts)]
+        while len(pairs) > 1 and (lowest := min(pairs)) < never:
             at = pairs.index(lowest)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            del pairs[at]
+            if at > 0:
+                pairs[at - 1] = ranks.get(parts[at - 1] + parts[at], never)
+            if at < len(pairs):
+                pairs[at] = ranks.get(parts[at] + parts[at + 1], never)
         if len(parts) == 2:
             yield _spelt(parts[0]), _spelt(parts[1])
