@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from grokscope.widgets.display import CLASS
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -20,15 +21,19 @@ def code(notebook):
     return [c for c in notebook.cells if c.cell_type == "code"]
 
 
+def shown(cell):
+    """Its outputs, but for warnings, which may depend on the machine, and the still that a widget leaves beside itself."""
+    return [o for o in cell.outputs if o.get("name") != "stderr" and CLASS not in o.get("data", {}).get("text/html", "")]
+
+
 def kinds(cell):
-    """Of each output: printed, seen (a picture, or what is stored as one) or text. Warnings may depend on the machine."""
+    """Of each output: printed, seen (a picture, or what is stored as one) or text."""
     seen = {"image/png", "application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"}
-    shown = [o for o in cell.outputs if o.get("name") != "stderr"]
-    return ["printed" if "name" in o else "seen" if seen & set(o.data) else "text" for o in shown]
+    return ["printed" if "name" in o else "seen" if seen & set(o.data) else "text" for o in shown(cell)]
 
 
 def said(cell):
-    return "\n".join(o.get("text") or o.data["text/plain"] for o in cell.outputs if o.get("name") != "stderr")
+    return "\n".join(o.get("text") or o.data["text/plain"] for o in shown(cell))
 
 
 def alike(a, b):

@@ -45,6 +45,9 @@ def named(answers: Answers | None) -> dict[str, xr.Dataset]:
         return {}
     if isinstance(answers, xr.Dataset | xr.DataArray):
         answers = [answers]
+    if not isinstance(answers, Mapping | list | tuple):
+        got = type(answers).__name__
+        raise TypeError(f"answers: wanted Datasets in a list or by name, got {got}; give answers=[dataset]")
     pairs = answers.items() if isinstance(answers, Mapping) else ((None, a) for a in answers)
     found: dict[str, xr.Dataset] = {}
     for n, (name, answer) in enumerate(pairs, 1):
@@ -56,7 +59,7 @@ def named(answers: Answers | None) -> dict[str, xr.Dataset]:
         if not _variables(answer):
             got = ", ".join(map(str, answer.dims)) or "none"
             raise ValueError(f"answers: wanted numbers over some of {', '.join(SELECTED)}, got dims {got}; see gs.plots for others")
-        title = visible(str(name or answer.attrs.get("name") or "answer"))
+        title = visible(str(name or answer.attrs.get("name") or answer.attrs.get("metric") or "answer"))
         found[title if title not in found else f"{title} {n}"] = answer
     return found
 
@@ -120,6 +123,6 @@ def _labels(answer: xr.Dataset, dim: str) -> list[str]:
 def _label(answer: xr.Dataset, variable: str) -> str:
     """What a variable measures: its own attributes say it, or the answer's."""
     own, whole = answer[variable].attrs, answer.attrs if variable == "value" else {}
-    name = own.get("name") or own.get("long_name") or whole.get("name") or variable.replace("_", " ")
+    name = own.get("name") or own.get("long_name") or whole.get("name") or whole.get("metric") or variable.replace("_", " ")
     unit = own.get("unit") or own.get("units") or whole.get("unit")
     return visible(f"{name} ({unit})" if unit else str(name))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from grokscope.text.given import is_whole
 from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
 from grokscope.views.compare import align, keys_of, trace_text
@@ -39,8 +40,8 @@ def predictions(
             raise ValueError(f"predictions: {name}: wanted logits, got {', '.join(given.sites)}; trace with capture=['logits']")
         if not isinstance(given, Trace) and (name == "trace" or given is not None):
             raise TypeError(f"predictions: {name}: wanted a Trace, got {type(given).__name__}; model.trace(text) makes one")
-    if top < 1:
-        raise ValueError(f"predictions: top: wanted 1 or more, got {top}; leave it out for 10")
+    if not is_whole(top) or top < 1:
+        raise ValueError(f"predictions: top: wanted 1 or more, got {top!r}; leave it out for 10")
     if other is not None and trace.data.sizes["vocab"] != other.data.sizes["vocab"]:
         sizes = f"{trace.data.sizes['vocab']} and {other.data.sizes['vocab']} tokens"
         raise ValueError(f"predictions: wanted two traces of one vocabulary, got {sizes}; compare one model's runs")
@@ -61,7 +62,9 @@ def _places(text: Text, tokens: int | Sequence[int] | None) -> list[int]:
     positions, length = text.trace.data["token"].values[: text.length].tolist(), int(text.trace.data["length"].values[text.row])
     if tokens is None:
         return list(range(len(positions)))
-    wanted = [tokens] if isinstance(tokens, int) else list(tokens)
+    wanted = [tokens] if is_whole(tokens) else list(tokens)
+    if not all(map(is_whole, wanted)):
+        raise ValueError(f"predictions: tokens: wanted positions, as 3 or [0, -1], got {tokens!r:.60}; None is all of them")
     if wrong := [t for t in wanted if (t + length if t < 0 else t) not in positions]:
         there = f"{positions[0]} to {positions[-1]}" if positions else "none"
         raise ValueError(f"predictions: tokens: wanted positions that text {text.row} has ({there}), got {wrong}; choose of these")

@@ -29,7 +29,12 @@ HEAD = "attn.z"
 
 def directions(vectors: Mapping[str, Any], trace: Trace) -> dict[str, np.ndarray]:
     """What the user steers with, as arrays [D]. Raises ValueError for any other shape, and for what is no number."""
-    made = {str(name): np.asarray(v, np.float32) for name, v in vectors.items()}
+    if not isinstance(vectors, Mapping):
+        raise TypeError(f"vectors: wanted directions by name, got {type(vectors).__name__}; give vectors={{'name': array}}")
+    try:
+        made = {str(name): np.asarray(v, np.float32) for name, v in vectors.items()}
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"vectors: wanted arrays of numbers, got others ({error}); give directions of the stream") from error
     for name, v in made.items():
         if v.shape != (trace.config.d_model,) or not np.isfinite(v).all():
             wanted = f"[{trace.config.d_model}] finite numbers"

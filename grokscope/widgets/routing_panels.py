@@ -32,8 +32,9 @@ def _hues(bench: Bench, params: dict[str, Any]) -> np.ndarray:
 
 
 def _slots(bench: Bench, params: dict[str, Any]) -> dict[str, Any]:
-    view = routing_view(bench.trace, bench.text)
-    return {"experts": view.experts, "gates": view.gates}
+    """Those from number `first` on, which did not come with the rest."""
+    first, view = whole(params, "first", bench.data["slots"]), routing_view(bench.trace, bench.text)
+    return {"experts": view.experts[..., first:], "gates": view.gates and view.gates.q[..., first:]}
 
 
 def _planes(bench: Bench) -> list[Question]:

@@ -80,6 +80,7 @@ class Workbench(anywidget.AnyWidget, Bench):
             if not isinstance(given, Trace) and (name == "trace" or given is not None):
                 what = "; model.trace(text) makes one" if isinstance(given, str) or hasattr(given, "trace") else ""
                 raise TypeError(f"explore: {name}: wanted a Trace, got {type(given).__name__}{what or '; give what a run left'}")
+        panels = [panels] if isinstance(panels, str) else panels
         unknown = [p for p in panels or () if p not in PANELS]
         if unknown:
             raise ValueError(f"panels: wanted some of {', '.join(PANELS)}, got {', '.join(unknown)}")

@@ -7,7 +7,7 @@ import { differenceColour, nextDifference } from "../../grokscope/widgets/static
 import { found, pixels, zoomed } from "../../grokscope/widgets/static/map.js";
 import { keyOf, reportModel } from "../../grokscope/widgets/static/report.js";
 import { blocks, chosen, colours, directionOf, tell } from "../../grokscope/widgets/static/text.js";
-import { emptyOf, unpack, valueAt } from "../../grokscope/widgets/static/wire.js";
+import { emptyOf, joinSlots, unpack, valueAt } from "../../grokscope/widgets/static/wire.js";
 
 const shaped = (array, ...shape) => Object.assign(array, { shape });
 const DATA = {
@@ -117,4 +117,11 @@ test("report: a question finds its answer, another text is other data, what is m
   await new Promise((done) => setTimeout(done, 5));
   assert.equal(heard[0][0].answer.n.buffer, 0);
   assert.match(heard[1][0].error, /notebook/);
+});
+
+test("the slots that come later stand behind the first ones", () => {
+  const made = joinSlots(shaped(Uint16Array.from([1, 2, 3, 4]), 2, 1, 2), shaped(Uint16Array.from([9, 8]), 2, 1, 1));
+  assert.deepEqual([...made], [1, 2, 9, 3, 4, 8]);
+  assert.deepEqual(made.shape, [2, 1, 3]);
+  assert.ok(made instanceof Uint16Array);
 });

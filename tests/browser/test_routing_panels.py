@@ -181,11 +181,9 @@ def test_a_recording_has_its_path_and_says_what_is_missing(chromium):
         assert "does not hold logits and probabilities or the gates: trace with" in host.page.inner_text(ROUTER)
         assert str(int(ids[4, 2, 0])) in host.page.get_attribute(f"{ROUTER} canvas", "aria-label")
         host.page.click("[data-part=flow]")
-        settled(host)
-        assert "P(first choice at layer 3, across | at layer 2, down)" in host.page.inner_text(EXPERTS)
+        host.page.wait_for_selector("text=P(first choice at layer 3, across | at layer 2, down)")
         bench.layer = 4
-        settled(host)
-        assert "P(first choice at layer 4, across | at layer 3, down)" in host.page.inner_text(EXPERTS)
+        host.page.wait_for_selector("text=P(first choice at layer 4, across | at layer 3, down)")
         host.page.locator(f"{EXPERTS} canvas").click(position={"x": 26 + 7.5 * 6, "y": 40})
         settled(host)
         assert bench.expert == 7  # the layer is the second one, so its experts are the columns

@@ -39,6 +39,7 @@ export function expertsPanel(state, root) {
   let layer = null;
   let tokens = null;
   let flow = null; // {layer, found} or {layer, error}
+  let flowAsked = null; // the layer of the last question
   let part = "tokens";
   let ribbon = "first";
   let by = state.data.num_experts > 8 ? "load" : "number"; // and `order`, the experts so
@@ -47,13 +48,15 @@ export function expertsPanel(state, root) {
   let redraw = () => {};
   const latest = newest(rows);
   const latestTokens = newest(below);
+  const latestFlow = newest(below);
   const pick = (expert) => state.set({ expert });
 
   function load(anew) {
-    if (anew) flow = null;
+    if (anew) flow = flowAsked = null;
     if (!state.data.pieces.length) return failed("The text has no tokens.");
     latest(state.ask("experts", { layer: state.get("layer") }), (a) => ((layer = a), loads(), show()), (e) => failed(e.message));
     loadTokens();
+    if (part === "flow") loadFlow();
   }
 
   function loadTokens() {
@@ -124,8 +127,10 @@ export function expertsPanel(state, root) {
   /** Where tokens come from and go takes longer to count than the rest: it is asked for where it is looked at. */
   function loadFlow() {
     const of = state.get("layer");
+    if (flowAsked === of) return;
+    flowAsked = of;
     const done = (a) => ((flow = a), part === "flow" && show());
-    latestTokens(state.ask("flow", { layer: of }), (a) => done({ layer: of, found: a }), (e) => done({ layer: of, error: e.message }));
+    latestFlow(state.ask("flow", { layer: of }), (a) => done({ layer: of, found: a }), (e) => done({ layer: of, error: e.message }));
   }
 
   function showTokens() {

@@ -1,7 +1,7 @@
 // The one selection that every panel reads and sets, and the questions that go to Python.
 
 import { expertColour } from "./colour.js";
-import { unpack } from "./wire.js";
+import { joinSlots, unpack } from "./wire.js";
 
 const NO_KERNEL = "No kernel: run the cell again.";
 const WAITS = [[150, "waiting for Python …"], [8000, "still waiting for Python: if no kernel runs, run the cell again"]]; // after ms
@@ -27,14 +27,16 @@ export class State {
 
   /** Of a long text with many slots the first ones come at once; the rest comes when they are shown. */
   _rest() {
-    const { experts, slots } = this.data;
-    if (experts.shape[2] >= slots) return;
-    const done = (all) => {
+    const { experts, gates, slots } = this.data;
+    const first = experts.shape[2];
+    if (first >= slots) return;
+    const done = (rest) => {
       if (this.data.experts !== experts) return;
-      Object.assign(this.data, all);
+      this.data.experts = joinSlots(experts, rest.experts);
+      if (gates) this.data.gates = { ...gates, q: joinSlots(gates.q, rest.gates) };
       this._mark("hues");
     };
-    setTimeout(() => this.ask("slots").then(done, () => {}), 300);
+    setTimeout(() => this.ask("slots", { first }).then(done, () => {}), 1000); // when what can be seen is drawn
   }
 
   get(name) {

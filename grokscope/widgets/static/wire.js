@@ -30,6 +30,19 @@ function halves(bytes, shape) {
   return array;
 }
 
+/** Arrays [L, T, a] and [L, T, b] of one kind as [L, T, a + b]. */
+export function joinSlots(first, rest) {
+  const [layers, tokens, a] = first.shape;
+  const b = rest.shape[2];
+  const made = new first.constructor(layers * tokens * (a + b));
+  for (let i = 0; i < layers * tokens; i++) {
+    for (let s = 0; s < a; s++) made[i * (a + b) + s] = first[i * a + s];
+    for (let s = 0; s < b; s++) made[i * (a + b) + a + s] = rest[i * b + s];
+  }
+  made.shape = [layers, tokens, a + b];
+  return made;
+}
+
 /** What a plane (q, low, high) says at a place, or null where it says nothing. */
 export function valueAt(plane, at) {
   const q = plane.q[at];
