@@ -52,7 +52,9 @@ class Rows:
         return np.cumsum([len(p) for p in self.parts])
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Some rows as float32."""
+        """Some rows as float32; after a comma, some units of them."""
+        if isinstance(key, tuple):
+            return self[key[0]][(..., *key[1:])]
         at = self.at[key]
         return self._read(np.atleast_1d(at)).reshape(*np.shape(at), self.width)
 

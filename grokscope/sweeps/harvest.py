@@ -32,6 +32,7 @@ from grokscope.sweeps.harvest_room import check_disk, check_folder
 from grokscope.sweeps.sweep import Sweep, filled, in_calls
 from grokscope.text.given import is_whole
 from grokscope.trace.recorder import kept_layers, shape_of
+from grokscope.transformer.edits import as_edits
 from grokscope.transformer.forward import run_end, run_layers
 from grokscope.versions import versions
 
@@ -73,7 +74,7 @@ class Harvest:
         if model.tokenizer is None:
             raise ValueError("harvest: wanted a model with a tokenizer, got one without; pass tokenizer= to load")
         self.model, self.share, self.dtype, self.seed = model, float(share), dtype, int(seed)
-        self.sweep = Sweep(model, **sweep)
+        self.sweep = Sweep(model, **sweep | {"edits": as_edits(sweep.get("edits", ()))})
         self.config, self.documents = (config := self.sweep.config), 0
         capture = model.capture(sites, layers)
         if wrong := [s for s in capture.sites if s in REFUSED]:

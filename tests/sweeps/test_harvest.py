@@ -68,7 +68,7 @@ MORE = ["resid_post", "attn.z", "router.logits", "expert.act", "expert.out"]
 @pytest.mark.parametrize("name", ["granitemoe", "deepseek_v3"])
 def test_rows_of_other_families_are_those_of_their_traces(name, tmp_path):
     m = dataclasses.replace(family(f"{name}/hub"), tokenizer=Letters())
-    acts = m.harvest([t["text"] for t in TEXTS[:4]], MORE, tmp_path / "h", layers=[-1], dtype="float32")
+    acts = m.harvest([TEXTS[n]["text"] for n in (0, 1, 2, 3, 5, 6)], MORE, tmp_path / "h", layers=[-1], dtype="float32")
     trace = m.trace(TEXTS[0]["text"], [*MORE, "router.*"], layers=[-1])
     alike(acts, trace, acts.tokens["document"] == 0, MORE, m.config.num_layers - 1)
     assert acts.routed == list(m.config.moe_layers)
@@ -78,7 +78,8 @@ def test_rows_of_other_families_are_those_of_their_traces(name, tmp_path):
 
 def test_rows_of_pocket_are_those_of_its_traces(pocket, tmp_path):
     texts = ["The moon is bright.", "la lune est claire"]
-    acts = pocket.harvest(texts, ["moe.in", "expert.act"], tmp_path / "h", layers=[6])
+    acts = pocket.harvest(texts, ["moe.in", "expert.act"], tmp_path / "h", layers=[-2])
+    np.testing.assert_array_equal(acts["moe.in", -2][3, :5], acts["moe.in", 6][:][3, :5])
     assert acts["moe.in", 6].parts[0].dtype.name == "bfloat16", "half the bytes by default"
     trace = pocket.trace(texts[1], ["moe.in", "expert.act", "router.*"], layers=[6])
     some = acts.where(acts.tokens["document"] == 1)
@@ -190,6 +191,8 @@ def test_bad_input_is_one_clear_line(lettered, tmp_path, change, message):
 
 def test_a_directory_of_something_else_is_refused(lettered, tmp_path):
     (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(FileExistsError, match="got a file; name another"):
+        lettered.harvest(TEXTS, SITES, tmp_path / "mine.txt")
     with pytest.raises(FileExistsError, match="name another"):
         lettered.harvest(TEXTS, SITES, tmp_path)
     lettered.harvest(TEXTS[:3], SITES, tmp_path / "two", layers=[1, 2], shard=(0, 2))
