@@ -94,10 +94,6 @@ def _asked(
     if not set(by) <= set(BY) or len(set(by)) != len(by):
         raise ValueError(f"probe: by: wanted some of {', '.join(BY)}, got {by!r:.80}; choose among these")
     by = tuple(d for d in BY if d in by)
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise ImportError("probe: wanted scikit-learn, got none; pip install 'grokscope[probes]'") from error
     ks = whole_numbers(k, "k", 0)
     whole_numbers([folds, most], "folds and most", 2)
     return by, ks, list(_cells(acts, by))
