@@ -16,6 +16,7 @@ from grokscope.activations.opening import Process, arrays_of, processes, table_o
 from grokscope.activations.rows import Rows
 from grokscope.harmless import told, visible
 from grokscope.sites import near, parse_site
+from grokscope.text.given import is_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +104,8 @@ class Activations:
             known = ", ".join(self.sites)
             raise ValueError(f"activations: wanted one of {known}, got {site!r}; harvest it too{near(site, self.sites)}")
         layer = have[0] if layer is None and len(have) == 1 else layer
+        total = self.about["config"].get("num_layers")
+        layer = layer + total if is_whole(layer) and layer < 0 and is_whole(total) else layer
         if layer not in have or isinstance(layer, bool):
             raise ValueError(f"activations: wanted (site, layer) with a layer of {have}, got {key!r:.60}; harvest with layers=")
         return self._rows(next(p for p in self.places if (p.site, p.layer) == (site, layer)))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pandas as pd
 
@@ -32,7 +31,6 @@ from grokscope.harmless import told, visible
 from grokscope.sites import SITES
 
 _STORED = {"bfloat16": "BF16", "float32": "F32"}
-_READ = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 _LONGEST = 1 << 16
 """Characters of a label or a piece."""
 _NUMBERS = {"read": r"\d{1,15}", "documents": r"\d{1,15}", "digest": r"[0-9a-f]{16}"}
@@ -166,11 +164,33 @@ def _is_place(p: Any) -> bool:
     return layer and type(p[2]) is int and 0 < p[2] < 1 << 24 and type(p[3]) is int and 0 <= p[3] <= 4096
 
 
-def arrays_of(process: Process, number: int, place: Place) -> dict[str, np.ndarray]:
-    """The mapped arrays of a place in a part; the slots' columns are checked."""
+@dataclass(frozen=True)
+class Stored:
+    """The rows of a part where they lie. Each look maps the file anew: there may be more parts than a process may have open."""
+
+    path: Path
+    shape: tuple[int, int]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """On disk."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Some rows, as they were written."""
+        return map_arrays(self.path)["activations"][key]
+
+
+def arrays_of(process: Process, number: int, place: Place) -> dict[str, Any]:
+    """The rows of a place in a part, on disk, and of slots their columns, checked."""
     path = process.folder / place.folder / f"{part_name(number)}.safetensors"
     _check_header(path, place, process.rows[number], process.about["dtype"])
-    made = map_arrays(path)
+    made = {name: np.array(a) if name != "activations" else a for name, a in map_arrays(path).items()}
+    made["activations"] = Stored(path, made["activations"].shape, made["activations"].dtype)
     for name, limit in (("token", process.rows[number]), ("slot", place.slots)) if place.slots else ():
         if len(made[name]) and (made[name].min() < 0 or made[name].max() >= limit):
             raise ValueError(f"{path}: wanted {name}s of 0 to {limit - 1}, got others; harvest again")

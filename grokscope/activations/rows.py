@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from grokscope.activations.opening import Stored
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -27,8 +29,8 @@ class Rows:
 
     site: str
     layer: int | None
-    parts: tuple[np.ndarray, ...]
-    """The mapped arrays, in order, before any choice of rows."""
+    parts: tuple[Stored | np.ndarray, ...]
+    """Where they lie, in order, before any choice of rows."""
     at: np.ndarray
     """Of each row its number in all parts."""
     token: np.ndarray
@@ -50,7 +52,9 @@ class Rows:
         return np.cumsum([len(p) for p in self.parts])
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Some rows as float32."""
+        """Some rows as float32; after a comma, some units of them."""
+        if isinstance(key, tuple):
+            return self[key[0]][(..., *key[1:])]
         at = self.at[key]
         return self._read(np.atleast_1d(at)).reshape(*np.shape(at), self.width)
 

@@ -66,6 +66,11 @@ def probe(
     every, found, cache = np.unique(columns[0]), [], {}
     for _, rows in cells:
         found.append(_sums(*_task(rows, y, columns, (folds, seed, most), cache), ks, every, seed))
+    if not any(part[-1].any() for part in found):
+        raise ValueError(
+            f"probe: wanted {folds} documents or more, {FEWEST} tokens and each class in two documents, got {len(every)} documents "
+            f"of {len(names)} classes; harvest more, or take fewer folds"
+        )
     shape = [len(dict.fromkeys(at[d] for at, _ in cells)) for d in by] + ([len(ks)] if len(ks) > 1 else [])
     sums = np.stack(found, 2).reshape(5, len(every), *shape)
     coords = {d: list(dict.fromkeys(at[d] for at, _ in cells)) for d in by} | ({"k": list(ks)} if len(ks) > 1 else {})
@@ -89,10 +94,6 @@ def _asked(
     if not set(by) <= set(BY) or len(set(by)) != len(by):
         raise ValueError(f"probe: by: wanted some of {', '.join(BY)}, got {by!r:.80}; choose among these")
     by = tuple(d for d in BY if d in by)
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise ImportError("probe: wanted scikit-learn, got none; pip install 'grokscope[probes]'") from error
     ks = whole_numbers(k, "k", 0)
     whole_numbers([folds, most], "folds and most", 2)
     return by, ks, list(_cells(acts, by))

@@ -59,8 +59,10 @@ def task_of(y: np.ndarray, document: np.ndarray, token_id: np.ndarray, folds: in
     """The task, its folds with whole documents and about the same mix of classes; None where a class is in fewer than two
     documents, or documents are fewer than folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
+    try:
+        from sklearn.model_selection import StratifiedGroupKFold
+    except ImportError as error:
+        raise ImportError("probe: wanted scikit-learn, got none; pip install 'grokscope[probes]'") from error
     classes, y = np.unique(y, return_inverse=True)
     seen = [len(np.unique(document[y == n])) for n in range(len(classes))]
     if len(classes) < 2 or min(seen) < 2 or len(np.unique(document)) < folds:

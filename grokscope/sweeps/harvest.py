@@ -32,6 +32,7 @@ from grokscope.sweeps.harvest_room import check_disk, check_folder
 from grokscope.sweeps.sweep import Sweep, filled, in_calls
 from grokscope.text.given import is_whole
 from grokscope.trace.recorder import kept_layers, shape_of
+from grokscope.transformer.edits import as_edits
 from grokscope.transformer.forward import run_end, run_layers
 from grokscope.versions import versions
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 PART_BYTES, PART_TOKENS = 1 << 28, 1 << 18
 """A part is finished when it holds so many bytes, or so many tokens were read for it: what an interrupt can lose."""
+STREAMED_TOKENS = 1 << 17
+"""Tokens for which streamed layers are brought once."""
 REFUSED = ("attn.scores", "attn.pattern")
 
 
@@ -73,7 +76,7 @@ class Harvest:
         if model.tokenizer is None:
             raise ValueError("harvest: wanted a model with a tokenizer, got one without; pass tokenizer= to load")
         self.model, self.share, self.dtype, self.seed = model, float(share), dtype, int(seed)
-        self.sweep = Sweep(model, **sweep)
+        self.sweep = Sweep(model, **sweep | {"edits": as_edits(sweep.get("edits", ()))})
         self.config, self.documents = (config := self.sweep.config), 0
         capture = model.capture(sites, layers)
         if wrong := [s for s in capture.sites if s in REFUSED]:
@@ -159,54 +162,70 @@ class Harvest:
 
     def _write(self, folder: Path, pieces: Iterator[tuple[Piece, str]], there: Sequence[dict[str, Any]], progress: bool) -> None:
         """All parts that are not there, and the note that it is done."""
-        told = there[-1] if there else {"read": 0, "documents": 0, "digest": ""}
-        rows, number, chunk = 0, 0, None
+        self._written = there[-1]["documents"] if there else 0
+        rows, number, chunk, waiting = 0, -1, None, []
         with tqdm(unit="token", unit_scale=True, desc="harvest", delay=1, disable=None if progress else True) as bar:
             try:
                 for number, chunk in enumerate(self.chunks(pieces)):
                     rows += chunk.rows
                     if number < len(there):
-                        if number + 1 == len(there) and (chunk.read, chunk.digest) != (told["read"], told["digest"]):
-                            raise ValueError(
-                                f"{folder}: wanted the {told['documents']:,} documents that were read here, got others; "
-                                "name another directory"
-                            )
+                        if (chunk.read, chunk.digest) != (there[number]["read"], there[number]["digest"]):
+                            break
                         continue
-                    self._part(folder, number, chunk)
-                    told = {"documents": chunk.documents}
-                    bar.update(sum(len(p.ids) for p in chunk.pieces))
+                    waiting.append((number, chunk))
+                    if self._is_enough([c for _, c in waiting]):
+                        self._parts(folder, waiting, bar)
+                        waiting = []
+                self._parts(folder, waiting, bar)
             except (KeyboardInterrupt, OSError) as error:
                 full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
                 if isinstance(error, OSError) and not full:
                     raise
                 why = "the disk is full" if full else "interrupted"
-                kept = f"harvest: {why}, {told['documents']:,} documents are in {folder}: the same call goes on there"
+                kept = f"harvest: {why}, {self._written:,} documents are in {folder}: the same call goes on there"
                 raise (OSError(errno.ENOSPC, kept) if full else KeyboardInterrupt(kept)) from None
+        if number + 1 < len(there) or (there and number < len(there) and chunk.digest != there[number]["digest"]):
+            raise ValueError(f"{folder}: wanted the documents that were read here, got others; name another directory")
         if chunk is None:
             raise ValueError("harvest: wanted at least one token, got none; look at the source, or raise tokens=")
         done = {"parts": number + 1, "rows": rows, "documents": self.documents}
         write_whole(folder / DONE, json.dumps(done).encode(), replace=True)
 
-    def _part(self, folder: Path, number: int, chunk: Chunk) -> None:
-        if (need := chunk.rows * (self.row_bytes + self.table_bytes)) > (free := free_memory() // 2):
+    def _is_enough(self, chunks: Sequence[Chunk]) -> bool:
+        """Whether these parts are run now: each at once, but streamed layers are brought once for as many as memory holds.
+
+        Raises MemoryError for one that it does not hold.
+        """
+        need, free = sum(c.rows for c in chunks) * (self.row_bytes + self.table_bytes), free_memory() // 2
+        if len(chunks) == 1 and need > free:
             raise MemoryError(
                 f"harvest: wanted at most {free / 1e9:.2f} GB for the rows of one part, got {need / 1e9:.2f} GB. What would fit: "
                 f"tokens={max(free / need * self.share, 1e-9):.2g}, or {100 * free / need:.0f} % of the layers or sites"
             )
-        rows, model = Rows(chunk, self.places, self.routed, self.config.router.top_k, self.dtype), self.model
-        by_ids, calls = {id(p.ids): p for p in chunk.pieces}, []
-        for group, size in in_calls([(p.ids, p.label, p.key) for p in chunk.pieces]):
-            prompt = filled([ids for ids, *_ in group], size)
-            record = rows.of_call([by_ids[id(ids)] for ids, *_ in group], prompt.ids.shape)
-            calls += calls_of(model, self.config, prompt, self.capture, self.sweep.lowered, record)
-        together = len(calls) if model.is_streamed else 1  # streamed layers are brought once for all
+        tokens = sum(len(p.ids) for c in chunks for p in c.pieces)
+        return not self.model.is_streamed or need > free // 2 or tokens >= STREAMED_TOKENS
+
+    def _parts(self, folder: Path, chunks: Sequence[tuple[int, Chunk]], bar: tqdm) -> None:
+        """Run these parts, and write them one after the other."""
+        model, calls, rows = self.model, [], []
+        for _, chunk in chunks:
+            rows.append(Rows(chunk, self.places, self.routed, self.config.router.top_k, self.dtype))
+            by_ids = {id(p.ids): p for p in chunk.pieces}
+            for group, size in in_calls([(p.ids, p.label, p.key) for p in chunk.pieces]):
+                prompt = filled([ids for ids, *_ in group], size)
+                record = rows[-1].of_call([by_ids[id(ids)] for ids, *_ in group], prompt.ids.shape)
+                calls += calls_of(model, self.config, prompt, self.capture, self.sweep.lowered, record)
+        together = max(1, len(calls)) if model.is_streamed else 1
         for first in range(0, len(calls), together):
             streams = run_layers(model.weights, some := calls[first : first + together])
             for n, call in enumerate(some):
                 run_end(model.weights, streams.get(n), call.run, call.record)
-        tokens = token_columns(chunk, model.tokenizer.pieces, self.sweep.classes)
-        about = {"read": chunk.read, "documents": chunk.documents, "digest": chunk.digest}
-        write(folder, number, chunk, rows, tokens, {k: str(v) for k, v in about.items()})
+        for (number, chunk), made in zip(chunks, rows, strict=True):
+            tokens = token_columns(chunk, model.tokenizer.pieces, self.sweep.classes)
+            about = {"read": chunk.read, "documents": chunk.documents, "digest": chunk.digest}
+            write(folder, number, chunk, made, tokens, {k: str(v) for k, v in about.items()})
+            self._written = chunk.documents
+            bar.update(sum(len(p.ids) for p in chunk.pieces))
 
     def _about(self, source: Any, labels: Any) -> dict[str, Any]:
         """What must be the same to go on, and what a reader wants to know of it."""

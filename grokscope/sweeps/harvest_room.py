@@ -17,6 +17,8 @@ SPARE = 1 << 26
 
 def check_folder(out: Path, of: int) -> None:
     """Raise FileExistsError for a directory of something else, or of a harvest by another number of processes."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out}: wanted a new directory, or one of this harvest, got a file; name another")
     for name in sorted(p.name for p in out.iterdir()) if out.is_dir() else []:
         match, inside = PROCESS.fullmatch(name), out / name
         is_process = match is not None and int(match[2]) == of and inside.is_dir()

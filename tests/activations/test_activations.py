@@ -172,3 +172,12 @@ def test_what_is_not_there_is_said(made, tmp_path):
     ):  # fmt: skip
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             ask()
+
+
+def test_no_file_stays_open(made):
+    import os
+
+    acts = gs.open_activations(made)
+    before = len(os.listdir("/proc/self/fd"))
+    rows = [acts[p.site, p.layer] for p in acts.places for _ in range(5)]
+    assert all(r[:].shape == r.shape for r in rows) and len(os.listdir("/proc/self/fd")) == before

@@ -142,6 +142,8 @@ def test_auc_is_scikit_learn_s_and_its_error_that_of_documents():
         ({"k": -1}, "k: wanted whole numbers"),
         ({"folds": 1}, "folds and most"),
         ({"activations": "out"}, "gs.open_activations"),
+        ({"folds": 41}, "wanted 41 documents or more"),
+        ({"target": np.arange(N) < 20}, "each class in two documents"),
     ],
 )
 def test_bad_input_is_one_clear_line(known, change, message):

@@ -29,7 +29,10 @@ def dictionary(d, site="resid_post", layer=1, features=31, seed=0, **more):
 def test_every_architecture_is_sae_lens():
     found = compare(WHERE)
     assert sorted(found) == sorted(CASES) and max(found.values()) < 1e-5, found
-    assert (gs.sae.load(WHERE / "topk").encode(np.ones((2, 5))) > 0).sum() <= 6
+    top = gs.sae.load(WHERE / "topk")
+    assert (top.encode(np.ones((2, 5))) > 0).sum() <= 6
+    low = replace(top, weights=top.weights | {"b_enc": np.full(11, -100, np.float32)})
+    assert (low.encode(np.ones((2, 5))) == 0).all(), "the best of what is below 0 are no features"
 
 
 def test_saved_and_loaded_again(tmp_path):

@@ -68,7 +68,7 @@ MORE = ["resid_post", "attn.z", "router.logits", "expert.act", "expert.out"]
 @pytest.mark.parametrize("name", ["granitemoe", "deepseek_v3"])
 def test_rows_of_other_families_are_those_of_their_traces(name, tmp_path):
     m = dataclasses.replace(family(f"{name}/hub"), tokenizer=Letters())
-    acts = m.harvest([t["text"] for t in TEXTS[:4]], MORE, tmp_path / "h", layers=[-1], dtype="float32")
+    acts = m.harvest([TEXTS[n]["text"] for n in (0, 1, 2, 3, 5, 6)], MORE, tmp_path / "h", layers=[-1], dtype="float32")
     trace = m.trace(TEXTS[0]["text"], [*MORE, "router.*"], layers=[-1])
     alike(acts, trace, acts.tokens["document"] == 0, MORE, m.config.num_layers - 1)
     assert acts.routed == list(m.config.moe_layers)
@@ -76,14 +76,22 @@ def test_rows_of_other_families_are_those_of_their_traces(name, tmp_path):
     assert read["value"].sizes == {"layer": 1} and 0 <= read["value"] <= 1
 
 
-def test_rows_of_pocket_are_those_of_its_traces(pocket, tmp_path):
+def test_rows_of_pocket_are_those_of_its_traces(pocket, tmp_path, monkeypatch):
     texts = ["The moon is bright.", "la lune est claire"]
-    acts = pocket.harvest(texts, ["moe.in", "expert.act"], tmp_path / "h", layers=[6])
+    acts = pocket.harvest(texts, ["moe.in", "expert.act"], tmp_path / "h", layers=[-2])
+    np.testing.assert_array_equal(acts["moe.in", -2][3, :5], acts["moe.in", 6][:][3, :5])
     assert acts["moe.in", 6].parts[0].dtype.name == "bfloat16", "half the bytes by default"
     trace = pocket.trace(texts[1], ["moe.in", "expert.act", "router.*"], layers=[6])
     some = acts.where(acts.tokens["document"] == 1)
     np.testing.assert_allclose(some["moe.in", 6][:], trace["moe.in", 6].values[0], rtol=2**-8, atol=1e-6)
     assert acts.tokens["piece"].tolist()[:2] == ["[BOS]", "▁The"]
+    monkeypatch.setattr(harvesting, "PART_TOKENS", 5)
+    passes, run = [], harvesting.run_layers
+    monkeypatch.setattr(harvesting, "run_layers", lambda w, calls: passes.append(len(calls)) or run(w, calls))
+    streamed = gs.load(dtype="float32", weights="streamed").harvest(texts, ["moe.in", "expert.act"], tmp_path / "s", layers=[6])
+    assert passes == [2] and len(list((tmp_path / "s").rglob("tokens/*"))) == 2, "two parts in one pass over the layers"
+    for site in ("moe.in", "expert.act"):
+        np.testing.assert_array_equal(streamed[site, 6][:], acts[site, 6][:])
 
 
 def test_a_trace_says_the_same_of_every_document_and_of_pieces_of_long_ones(lettered, whole):
@@ -144,8 +152,10 @@ def test_stopped_and_taken_up_again_are_the_same_bytes(lettered, tmp_path, monke
     assert len(gs.open_activations(tmp_path / "again", partial=True)) > 100
     (last,) = (tmp_path / "again").rglob("tokens/00000003.parquet")
     last.write_bytes(last.read_bytes()[:-9])  # as a power cut may leave it on a careless disk
-    with pytest.raises(ValueError, match="wanted the .* documents that were read here, got others"):
-        lettered.harvest(TEXTS[::-1], out=tmp_path / "again", **asked)
+    with pytest.raises(ValueError, match="wanted the documents that were read here, got others"):
+        lettered.harvest([{"text": "x" * len(TEXTS[0]["text"])}, *TEXTS[1:]], out=tmp_path / "again", **asked)
+    with pytest.raises(ValueError, match="wanted the documents that were read here, got others"):
+        lettered.harvest(TEXTS[:4], out=tmp_path / "again", **asked)
     with pytest.raises(ValueError, match="differs in seed"):
         lettered.harvest(TEXTS, out=tmp_path / "again", seed=1, **asked)
     acts = lettered.harvest(TEXTS, out=tmp_path / "again", **asked)
@@ -190,6 +200,8 @@ def test_bad_input_is_one_clear_line(lettered, tmp_path, change, message):
 
 def test_a_directory_of_something_else_is_refused(lettered, tmp_path):
     (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(FileExistsError, match="got a file; name another"):
+        lettered.harvest(TEXTS, SITES, tmp_path / "mine.txt")
     with pytest.raises(FileExistsError, match="name another"):
         lettered.harvest(TEXTS, SITES, tmp_path)
     lettered.harvest(TEXTS[:3], SITES, tmp_path / "two", layers=[1, 2], shard=(0, 2))
