@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from grokscope.text.visible import visible
     from grokscope.trace.trace import Trace, open_trace
     from grokscope.transformer import edits as edits
+    from grokscope.views.comparing import compare
+    from grokscope.views.predictions import predictions
     from grokscope.widgets.report import report
     from grokscope.widgets.workbench import explore
 
@@ -41,6 +43,7 @@ _HOMES = {
     "RouterConfig": "grokscope.config",
     "SITES": "grokscope.sites",
     "Trace": "grokscope.trace.trace",
+    "compare": "grokscope.views.comparing",
     "convert": "grokscope.checkpoints.converting",
     "expert_means": "grokscope.analysis.means",
     "explore": "grokscope.widgets.workbench",
@@ -49,6 +52,7 @@ _HOMES = {
     "load": "grokscope.model.loading",
     "mesh": "grokscope.devices.sharding",
     "open_trace": "grokscope.trace.trace",
+    "predictions": "grokscope.views.predictions",
     "read_csv": "grokscope.tables.export",
     "read_routed_experts": "grokscope.recordings.routed_experts",
     "read_router_logits": "grokscope.recordings.router_logits",

@@ -60,7 +60,7 @@ def routing_agreement(a: Trace, b: Trace) -> xr.Dataset:
         **differs(lambda c, s, f, g, n: share(c, s) - share((f * g).sum(-1), n * s), by_shard, of, f, g, tokens),
         ci=_inside(interval(share, by_shard, of)), first=np.array(first), first_null=np.array(first_null),
         flips=flips.mean(0), jaccard=np.array(jaccard),
-        attrs={"null": "independent choices at both loads",
+        attrs={"name": "experts that both chose", "unit": "share", "null": "independent choices at both loads",
                "paired": paired, "tokens": n, "uniform": k / experts, "first_uniform": 1 / experts},
     )  # fmt: skip
     return with_parts(made.assign_coords(margin=MARGINS), _by_margin(left, flips)) if left.told["scores"] else made

@@ -54,7 +54,8 @@ def coactivation(x: Routing, pairs: Literal["all", "adjacent_rank"] = "all") -> 
     return answer(
         ("layer", "expert", "expert_other"), share(both, load[:, :, None]),
         over(c, "layer", "expert", "expert_other"), count=both, **null,
-        attrs={"null": "sets of k at this load", "pairs": pairs, "tokens": n, "n_eff_unit": "independent visits' worth"},
+        attrs={"name": "P(other also chosen | chosen)", "null": "sets of k at this load", "pairs": pairs,
+               "tokens": n, "n_eff_unit": "independent visits' worth"},
     )  # fmt: skip
 
 
@@ -112,7 +113,8 @@ def consecutive_repeats(x: Routing, lag: int = 1) -> xr.Dataset:
         ci=_inside(interval(lambda h, n: h / np.maximum(n, 1) / scale, hits, of)),
         uniform=np.broadcast_to([1 / e, nulls.uniform_any(e, k), k / e], value.shape), null_load=np.array(load),
         null_document=shuffled.sum(0) / total / scale,
-        attrs={"null": "the document's tokens in random order", "lag": lag, "pairs": total,
+        attrs={"name": "repeats of the token before", "unit": "share",
+               "null": "the document's tokens in random order", "lag": lag, "pairs": total,
                "n_eff_unit": "independent pairs' worth",
                "slots": "by gate" if c.spec.gates else "as recorded: no gates"},
     )  # fmt: skip

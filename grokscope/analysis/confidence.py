@@ -55,7 +55,8 @@ def routing_entropy(
         ("layer",), value, over(c, "layer"), **chance, ci=ci, groups=groups_of(c.by_shard("tokens")),
         information=bound - value, load_entropy=bound,
         normalized=value / most, sd=_sd(c, "entropy") / np.log(2), gap=_mean(c, "gap")[0], mass=_mean(c, "mass")[0],
-        attrs={"unit": "bits", "uniform": float(most), "tokens": c.tokens, "null": null, "of": c.spec.probabilities},
+        attrs={"name": "entropy of the router", "unit": "bits", "uniform": float(most), "tokens": c.tokens,
+               "null": null, "of": c.spec.probabilities},
     )  # fmt: skip
 
 
@@ -82,7 +83,8 @@ def router_margin(x: Routing, null: Literal["permuted"] | None = None, repeats: 
         ("layer",), value, over(c, "layer"), **chance, ci=ci, groups=groups_of(c.by_shard("tokens")),
         sd=_sd(c, "margin"), median=median, low=low,
         negative=counts[:, 0] / total,
-        attrs={"unit": "logits", "tokens": c.tokens, "null": null, "decided_by": c.spec.decided_by},
+        attrs={"name": "margin of the last chosen", "unit": "logits", "tokens": c.tokens, "null": null,
+               "decided_by": c.spec.decided_by},
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def context_information(
     return answer(
         ("layer",), value, rows.over("layer"), **chance,
         corrected=value - mean, fraction=share(value - mean, room), entropy_given_token=left,
-        attrs={"unit": "bits", "of": of, "null": _NULL[of], "tokens": len(token)},
+        attrs={"name": "information from context", "unit": "bits", "of": of, "null": _NULL[of], "tokens": len(token)},
     )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def expert_load(x: Routing) -> xr.Dataset:
         n_eff=told.n_eff if known else np.full(count.shape, np.nan), groups=told.groups, ci=told.ci, count=count,
         share=share(count, count.sum(-1, keepdims=True)),
         share_first=None if first is None else share(first, first.sum(-1, keepdims=True)),
-        attrs={"null": "even use, k/E", "tokens": c.tokens},
+        attrs={"name": "load of the expert", "unit": "share of tokens", "null": "even use, k/E", "tokens": c.tokens},
     )  # fmt: skip
 
 
@@ -90,7 +90,8 @@ def load_imbalance(x: Routing, measure: str = "max_over_mean", repeats: int = 20
         ("layer",), of(load.sum(0)), over(c, "layer"), **chance, groups=groups, ci=ci, corrected=value,
         n_eff=c.tokens / design_effect(load, c.by_shard("tokens")),
         **{name: one(load.sum(0)) for name, one in MEASURES.items()},
-        attrs={"null": "even use in the population of documents", "measure": measure, "of_interval": "corrected"},
+        attrs={"name": measure.replace("_", " "), "null": "even use in the population of documents",
+               "measure": measure, "of_interval": "corrected"},
     )  # fmt: skip
 
 
@@ -164,7 +165,8 @@ def dead_experts(x: Routing, cold: float = 0.1) -> xr.Dataset:
         null_mean=np.broadcast_to((1 - even) ** n, f.shape), n_eff=n,
         load_upper95=np.minimum(np.where(f == 0, 3 / n, wilson), 1), load=f, is_cold=f < cold * even,
         first_seen=_first_seen(x) if isinstance(x, Trace) else None,
-        attrs={"null": "never, under even use", "cold": cold, "shards": groups_of(load)},
+        attrs={"name": "load of the expert", "unit": "share of tokens", "null": "never, under even use",
+               "cold": cold, "shards": groups_of(load)},
     )  # fmt: skip
 
 
@@ -207,7 +209,7 @@ def gate_profile(x: Routing) -> xr.Dataset:
         ("layer", "expert", "slot"), share(rank.sum(0), visits), over(c, "layer", "expert", "slot"),
         null_mean=np.full(rank.shape[1:], 1 / k), null_sd=share(chance["null_sd"], n), p=chance["p"], n_eff=n / effect,
         groups=told.groups, ci=told.ci, count=rank.sum(0), **gates,
-        attrs={"null": "exchangeable ranks", "n_eff_unit": "independent visits' worth",
+        attrs={"name": "mean gate", "null": "exchangeable ranks", "n_eff_unit": "independent visits' worth",
                "slots": "by gate" if c.spec.gates else "as recorded: no gates", "gate_sum_fixed_unit": UNIT},
     )  # fmt: skip
     return made if not gates else with_parts(made, {"gate_mean_slot": (("layer", "slot"), share(mass.sum(1), rank.sum((0, 2))))})

@@ -67,7 +67,9 @@ def position_effect(
         null_mean=mean / of[:, None], null_sd=chance["null_sd"] / of[:, None], p=chance["p"],
         n_eff=of[:, None] / effect, count=table,
         ci=proportion(shards, np.repeat(_of_shards(shards, k)[..., None], table.shape[-1], -1), (-1, -2)).ci,
-        information=told, attrs={"null": null, "tokens": n, "first_token": _first_token(x), "shards": groups},
+        information=told,
+        attrs={"name": "load of the expert at the position", "unit": "share of visits", "null": null, "tokens": n,
+               "first_token": _first_token(x), "shards": groups},
     )  # fmt: skip
     beside = answer(("layer",), told, over(c, "layer"), **whole)
     named = {f"information_{part}": beside[part] for part in ("null_mean", "null_sd", "z", "p")}

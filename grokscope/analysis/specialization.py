@@ -56,7 +56,8 @@ def domain_specialization(x: Routing, labels: Sequence[str] | None = None) -> xr
         ("label", "layer", "expert"), told.value, over(c, "layer", "expert") | {"label": c.labels},
         null_mean=np.broadcast_to(f, told.value.shape), null_sd=np.sqrt(whole) * known, df=df, n_eff=told.n_eff * known,
         groups=told.groups, ci=None if ci is None else (ci[0] * known, ci[1] * known), difference=told.value - f, count=load.sum(1),
-        attrs={"null": "the load over all labels", "few": _few(c.labels, enough), "uniform": c.spec.slots / c.spec.num_experts},
+        attrs={"name": "load of the expert in the label", "unit": "share of tokens",
+               "null": "the load over all labels", "few": _few(c.labels, enough), "uniform": c.spec.slots / c.spec.num_experts},
     )  # fmt: skip
 
 
@@ -101,7 +102,8 @@ def domain_information(
         ("layer",), value, over(c, "layer") | {"label": c.labels, "label_other": c.labels},
         null_mean=mean, null_sd=told.null_sd * known, z=told.z * known, p=told.p * known, n_eff=told.n_eff, plugin=told.plugin,
         corrected=value - mean, ci=(told.low * known, told.high * known),
-        attrs={"unit": "bits", "null": "labels tell nothing of documents", "ci": _few(c.labels, enough) or told.why,
+        attrs={"name": "information about the label", "unit": "bits", "null": "labels tell nothing of documents",
+               "ci": _few(c.labels, enough) or told.why,
                "n_eff_unit": "independent visits' worth"},
     )  # fmt: skip
     return with_parts(made, {"divergence": (("label", "label_other", "layer"), np.maximum(divergence, 0))})

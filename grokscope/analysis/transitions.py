@@ -80,7 +80,8 @@ def transitions(
         over(c, "expert", "expert_next") | {"layer": list(c.spec.layers[:-distance])},
         null_mean=_of_row(mean, mean), null_sd=_of_row(chance["null_sd"], mean), p=chance["p"], n_eff=told.n_eff, groups=groups,
         ci=told.ci, count=table,
-        attrs={"distance": distance, "choice": choice, "null": null, "n_eff_unit": "independent visits' worth"},
+        attrs={"name": "P(next | expert)", "distance": distance, "choice": choice, "null": null,
+               "n_eff_unit": "independent visits' worth"},
     )  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def _weighted(x: Routing, distance: int, null: str) -> xr.Dataset:
         ("layer", "expert", "expert_next"), _of_row(total, total), coords,
         null_mean=_of_row(mean, mean), null_sd=_of_row(np.where(groups < FEW, np.nan, sd * np.sqrt(effect)), mean), df=df,
         n_eff=rows.tokens / effect, groups=groups, ci=proportion(table, table.sum(-1, keepdims=True), (-1, -2)).ci, weight=total,
-        attrs={"distance": distance, "choice": "gates", "null": null},
+        attrs={"name": "P(next | expert), by gates", "distance": distance, "choice": "gates", "null": null},
     )  # fmt: skip
 
 
@@ -173,7 +174,8 @@ def transition_information(
         ("layer",), told.value, {"layer": list(c.spec.layers[:n_layers])}, null_mean=mean, null_sd=sd, z=z, p=p, n_eff=told.n_eff,
         plugin=told.plugin, corrected=told.value - mean, normalized=share(told.value - mean, smaller),
         null_analytic=bias,
-        ci=(told.low, told.high), attrs={"unit": "bits", "distance": distance, "null": null, "ci": told.why},
+        ci=(told.low, told.high),
+        attrs={"name": "information between layers", "unit": "bits", "distance": distance, "null": null, "ci": told.why},
     )  # fmt: skip
 
 

@@ -8,6 +8,10 @@ What is drawn grey is the null: its mean ± 2 of its sd; whiskers are the 95 % i
 says so under its title. The background is transparent and the text mid-grey, for light pages and dark ones. The answer is a
 plain `plotly.graph_objects.Figure`: `figure.update_layout(width=600, title="...", font_color="black")`.
 
+`figure.write_image("load.pdf")` (or .svg, .png) writes one for a paper. It needs kaleido, `pip install 'grokscope[pictures]'`,
+which draws with a Chrome or Chromium of the machine, or with the one that BROWSER_PATH names. `figure.write_html("load.html")`
+needs neither.
+
 May import analysis and what is below it. Read charts.py first.
 """
 

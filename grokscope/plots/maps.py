@@ -27,7 +27,8 @@ def heatmap(
     """Two dims as colour: layer by expert, expert by expert, layer by token; the first of them goes down.
 
     By default `excess`, the value less its null, where there is a null. A variable whose null is one number is diverging about
-    it, others run from dark to light; dots mark cells within 2 sd of their null. An expert's pair with itself stays blank.
+    it, others run from dark to light; dots mark cells within 2 sd of their null. An expert's pair with itself stays blank, and so
+    do tokens that a token cannot read.
     `text` is a variable to write into the cells, as logit_lens's top_piece with rank=0.
     """
     data = x.data if isinstance(x, Trace) else x
@@ -76,9 +77,14 @@ def _two(shown: Shown) -> list[str]:
 
 
 def _cells(shown: Shown) -> tuple[np.ndarray, int]:
-    """The cells' values, without an expert's pair with itself, and how many others hold none."""
+    """The cells' values, without an expert's pair with itself and tokens that come later, and how many others hold none."""
     z, dims = shown.value.values, shown.value.dims
     blank = np.isnan(z)
+    if set(dims) == {"token", "source"}:
+        places = [shown.data[d].values if d in shown.data.coords else np.arange(shown.data.sizes[d]) for d in ("token", "source")]
+        later = places[0][:, None] < places[1][None]
+        later = later if dims[0] == "token" else later.T
+        z, blank = np.where(later, np.nan, z), blank & ~later
     if set(dims) == {"expert", "expert_other"}:
         same = shown.data[dims[0]].values[:, None] == shown.data[dims[1]].values
         z, blank = np.where(same, np.nan, z), blank & ~same

@@ -119,7 +119,9 @@ def read(x: xr.Dataset | Trace, variable: str, figure: str, at: Mapping[str, Any
     shift = part("null_mean") if variable == EXCESS else 0.0
     low, high = (None if not (same or variable == EXCESS) or (p := part(k)) is None else p - shift for k in ("ci_low", "ci_high"))
     unit = data[variable].attrs.get("unit") or (data.attrs.get("unit") if variable in _SAME_UNIT else None)
-    name = f"{name or 'value'} − null" if variable == EXCESS else name or variable.replace("_", " ")
+    own = data[variable].attrs.get("name") or (data.attrs.get("name") if same or variable == EXCESS else None)
+    said = name or own or ("value" if variable == EXCESS else variable.replace("_", " "))
+    name = f"{said} − null" if variable == EXCESS else said
     return Shown(data, value, f"{name} ({unit})" if unit else name, mean, sd, low, high)
 
 
@@ -154,8 +156,9 @@ def _chosen(data: xr.Dataset, figure: str, at: Mapping[str, Any]) -> xr.Dataset:
             raise ValueError(f"{figure}: wanted {dim} {label!r}, got a dataset whose {dim} is {some}; choose of these") from error
     if empty := [str(d) for d, n in data.sizes.items() if n == 0]:
         raise ValueError(f"{figure}: wanted at least one {empty[0]}, got none; choose labels that the dataset has")
-    if "length" in data.coords and data["length"].ndim == 0 and "token" in data.dims and "token" not in at:
-        data = data.isel(token=slice(int(data["length"])))
+    if "length" in data.coords and data["length"].ndim == 0:
+        ends = [d for d in ("token", "source") if d in data.dims and d not in at]
+        data = data.isel({d: slice(int(data["length"])) for d in ends})
     return data
 
 
@@ -166,8 +169,10 @@ def labels(data: xr.Dataset | xr.DataArray, dim: Hashable, bare: bool = False) -
     else:
         values = (data[dim].values if dim in data.coords else np.arange(data.sizes[dim])).tolist()
         found = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in values]
-    if dim == "token" and "piece" in data.coords and data["piece"].dims == ("token",):
-        found = [f"{n} {piece}" for n, piece in zip(found, data["piece"].values, strict=True)]
+    if dim in ("token", "source") and "piece" in data.coords and data["piece"].dims == ("token",):
+        tokens = data["token"].values.tolist() if "token" in data.coords else range(data.sizes["token"])
+        words = dict(zip(map(str, tokens), data["piece"].values, strict=True))
+        found = [f"{n} {words[n]}" if n in words else n for n in found]
     if bare:
         return [visible(f) for f in found]
     found = [plain(f) for f in found]

@@ -44,13 +44,16 @@ class HeadMaps:
 @dataclass(frozen=True, eq=False)
 class AttentionRow:
     """What one token reads. positions [H + 2, n] and weights [H + 2, n]: the most read tokens of each head, of the mean
-    and of the largest over heads, -1 and 0 where there are fewer. whole: [H, S], or None beyond `WHOLE` tokens.
+    and of the largest over heads, -1 and 0 where there are fewer. whole: [H, S], or None beyond `WHOLE` tokens. first
+    [H + 2]: the weight on position 0. left [H + 1]: what the weights lack to 1, a learned sink's share.
     """
 
     heads: list[int]
     positions: np.ndarray
     weights: np.ndarray
     whole: np.ndarray | None
+    first: np.ndarray
+    left: np.ndarray
     source: str
 
 
@@ -134,12 +137,13 @@ class Attention:
 
     def maps(
         self, layer: int, size: int = 48, head: int | None = None, tokens: tuple[int, int] | None = None,
-        sources: tuple[int, int] | None = None,
+        sources: tuple[int, int] | None = None, without_first: bool = False,
     ) -> HeadMaps:  # fmt: skip
         """All heads, or one by its number, in at most size x size blocks of these tokens and read positions (all).
 
         The largest weight of a block stands for it: a line one token wide is still seen. A block's rows are sampled
-        where all of them would take long, evenly, the last among them; blocks are then taller too.
+        where all of them would take long, evenly, the last among them; blocks are then taller too. without_first: as if
+        nobody read position 0, whose share would leave the rest dark.
         """
         chosen = slice(None) if head is None else slice(self.heads.index(head), self.heads.index(head) + 1)
         first, last = tokens or (0, len(self.positions))
@@ -152,18 +156,21 @@ class Attention:
         looked = [b - 1 - np.unique(np.arange(each) * (b - a) // each)[::-1] for a, b in pairwise(down)]
         wanted, starts = np.concatenate(looked), np.cumsum([0, *map(len, looked[:-1])])
         some = max(1, 2**21 // (len(heads) * right))
-        parts = [self._strip(layer, wanted[i : i + some], chosen, across) for i in range(0, len(wanted), some)]
+        parts = [self._strip(layer, wanted[i : i + some], chosen, across, without_first) for i in range(0, len(wanted), some)]
         blocks = np.maximum.reduceat(np.concatenate(parts, axis=1), starts, axis=1)
         high = max(float(np.max(blocks, where=np.isfinite(blocks), initial=0)), 1e-9)
         q = np.rint(254 * np.sqrt(np.clip(np.nan_to_num(blocks, nan=0), 0, high) / high)).astype(np.uint8)
         q[~(blocks > -np.inf)] = NONE
         return HeadMaps(heads, q, high, (each, there) if each < there else None, " and ".join(self.sites))
 
-    def _strip(self, layer: int, tokens: np.ndarray, heads: slice, across: np.ndarray) -> np.ndarray:
+    def _strip(
+        self, layer: int, tokens: np.ndarray, heads: slice, across: np.ndarray, without_first: bool
+    ) -> np.ndarray:
         """[H, t, columns]: the largest weight of each row in each column of blocks, -inf where it may read none of them."""
         rows = self.rows(layer, tokens, heads)
         stop = rows.shape[-1]
-        rows = np.where(np.arange(stop) > self.positions[tokens, None], np.float32(-np.inf), rows)
+        blind = (np.arange(stop) > self.positions[tokens, None]) | (without_first & (np.arange(stop) == 0))
+        rows = np.where(blind, np.float32(-np.inf), rows)
         inside = across[:-1] < stop
         out = np.full((*rows.shape[:2], len(inside)), -np.inf, np.float32)
         if inside.any():
@@ -180,7 +187,8 @@ class Attention:
         weights = np.take_along_axis(every, best, 1)
         positions = np.where(weights > 0, best, -1).astype(np.int32)
         sent = rows if rows.shape[1] <= WHOLE else None
-        return AttentionRow(self.heads, positions, np.where(positions < 0, 0, weights), sent, " and ".join(self.sites))
+        shown = np.where(positions < 0, 0, weights)
+        return AttentionRow(self.heads, positions, shown, sent, every[:, 0], 1 - every[:-1].sum(1), " and ".join(self.sites))
 
 
 def _edges(first: int, last: int, size: int) -> np.ndarray:
@@ -217,12 +225,18 @@ def lacking(text: Text) -> str | None:
     if trace.provenance.get("recording"):
         return "A recording of routing has no attention: trace the text with the model."
     ways = [sites for sites in usable if sites != ("attn.scores",) or len(usable) == 2]
-    return f"The attention was not kept: trace with {' or '.join(f'capture={list(w)} ({_size(text, w)})' for w in ways)}."
+    told = [f"capture={list(w)} ({size_told(bytes_of(text, w))} for this text)" for w in ways]
+    return f"The attention was not kept: trace with {' or '.join(told)}."
 
 
-def _size(text: Text, sites: Sequence[str]) -> str:
+def bytes_of(text: Text, sites: Sequence[str]) -> int:
+    """What a trace of this text alone would keep of these sites, at every layer and head."""
     tokens = int(text.trace.data["length"].values[text.row])
     shapes = [shape_of(s, text.trace.config, Capture.of(sites), 1, tokens, 1).values() for s in sites]
-    size = 4 * sum(int(np.prod(list(shape), dtype=np.int64)) for shape in shapes)
+    return 4 * sum(int(np.prod(list(shape), dtype=np.int64)) for shape in shapes)
+
+
+def size_told(size: int) -> str:
+    """A number of bytes for a reader."""
     unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u), (1, "bytes"))
-    return f"{size / unit:.3g} {name} for this text"
+    return f"{size / unit:.3g} {name}"

@@ -54,7 +54,8 @@ class LayerView:
     """A layer's experts.
 
     load, z [E]: the share of tokens that an expert serves, and how far from the null k/E of even use, whose sd takes tokens as
-    independent. first [E]: the share whose first choice it is. together, expected, apart [M, M] over `busiest`: P(column | row),
+    independent. first [E]: the share whose first choice it is. gate [E]: the mean gate of those that it serves, NaN for none.
+    together, expected, apart [M, M] over `busiest`: P(column | row),
     its load-matched null, z of the difference (NaN under 4 documents); None where each token has one expert, expected and apart
     also beyond NULL_UP_TO experts. notes: what is not so, in words.
     """
@@ -62,6 +63,7 @@ class LayerView:
     tokens: int
     load: np.ndarray
     first: np.ndarray
+    gate: np.ndarray | None
     z: np.ndarray
     even: float
     sd: float
@@ -69,7 +71,6 @@ class LayerView:
     together: np.ndarray | None
     expected: np.ndarray | None
     apart: np.ndarray | None
-    flow: Flow | Turns | None
     notes: list[str]
 
 
@@ -105,6 +106,8 @@ def layer_view(text: Text, layer: int) -> LayerView:
         notes.append("No gates: first choices are the first slots as recorded.")
     elif "router.gates" not in own.data:
         notes.append("Some gates are not numbers: first choices are the first slots as recorded.")
+    if text.trace.config.d_shared:
+        notes.append("A shared expert serves every token beside these.")
     pairs = None
     if counters.spec.slots < 2:
         notes.append("Each token has one expert, so none are chosen together.")
@@ -119,6 +122,7 @@ def layer_view(text: Text, layer: int) -> LayerView:
         tokens=counters.tokens,
         load=_f4(load["value"]),
         first=_f4(first / counters.tokens),
+        gate=_mean_gates(text, layer) if text.has("router.gates") else None,
         z=_f4((load["value"] - load["null_mean"]) / sd),
         even=even,
         sd=sd,
@@ -126,9 +130,16 @@ def layer_view(text: Text, layer: int) -> LayerView:
         together=None if pairs is None else _f4(pairs["value"]),
         expected=_f4(pairs["null_mean"]) if pairs is not None and "null_mean" in pairs else None,
         apart=_f4(pairs["z"]) if pairs is not None and "null_mean" in pairs else None,
-        flow=_flow(text, layer),
         notes=notes,
     )
+
+
+def _mean_gates(text: Text, layer: int) -> np.ndarray:
+    experts, gates = (text.array(s, "token", "slot", layer=layer) for s in ("router.experts", "router.gates"))
+    there, count = experts >= 0, text.trace.config.router.num_experts
+    visits = np.bincount(experts[there], minlength=count)
+    with np.errstate(invalid="ignore"):
+        return _f4(np.bincount(experts[there], gates[there], count) / visits)
 
 
 def part(text: Text, layers: list[int]) -> Trace:
@@ -162,8 +173,8 @@ def _pairs(counters: RoutingCounters, busy: np.ndarray) -> xr.Dataset:
     return xr.Dataset({"value": (("expert", "expert_other"), share(both, load[:, None])[np.ix_(busy, busy)])})
 
 
-def _flow(text: Text, layer: int) -> Flow | Turns | None:
-    """Where the layer's tokens come from and go to; None for a trace of one layer."""
+def flow_view(text: Text, layer: int) -> Flow | Turns | None:
+    """Where the tokens of layer number `layer` come from and go to; None for a trace of one layer."""
     layers = [int(n) for n in text.trace["router.experts"]["layer"].values]
     at = layers.index(layer)
     near = layers[max(0, at - 1) : at + 2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,9 @@ from jaxtyping import Int
 
 from grokscope.text.visible import visible
 from grokscope.views.routing import Text
+from grokscope.views.words import Pieces
 
 TOP = 10
-Pieces = Callable[[Sequence[int]], list[str]]
-"""Token ids -> what a reader sees of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +29,22 @@ class Next:
     true: tuple[str, int, float, float] | None
     true_id: int | None
     entropy: float
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """The distributions after one token in two runs. ids, pieces, before, after [N]: the most likely of either, the larger
+    probability first; rank, rank_after: from 1, as in `Next`. kl: of the first from the second, nats. entropy: of both.
+    """
+
+    ids: list[int]
+    pieces: list[str]
+    before: np.ndarray
+    after: np.ndarray
+    rank: np.ndarray
+    rank_after: np.ndarray
+    kl: float
+    entropy: tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +84,11 @@ def next_id(text: Text, token: int) -> int | None:
     return None if found < 0 else found
 
 
-def next_view(logits: np.ndarray, true_id: int | None, pieces: Pieces) -> Next:
+def next_view(logits: np.ndarray, true_id: int | None, pieces: Pieces, top: int = TOP) -> Next:
     """`logits` [V] after a token. Raises ValueError where they are no distribution."""
     log_p = _log_probabilities(logits[None])[0]
     true_id = true_id if true_id is not None and true_id < len(log_p) else None
-    best = _best(logits, TOP)
+    best = _best(logits, top)
     p = np.exp(log_p)
     true = None
     if true_id is not None:
@@ -81,6 +96,22 @@ def next_view(logits: np.ndarray, true_id: int | None, pieces: Pieces) -> Next:
         true = (_seen(pieces, [true_id])[0], int((logits > logits[true_id]).sum()) + 1, float(p[true_id]), surprise)
     entropy = -float((p * np.where(p > 0, log_p, 0)).sum(dtype=np.float64))
     return Next(best.tolist(), _seen(pieces, best.tolist()), p[best].astype(np.float32), true, true_id, entropy)
+
+
+def change_view(logits: np.ndarray, other: np.ndarray, pieces: Pieces, top: int = TOP) -> Change:
+    """`logits` and `other` [V]: after the same token in two runs. Raises ValueError where they are no distributions."""
+    log_p = _log_probabilities(np.stack([logits, other])).astype(np.float64)
+    p = np.exp(log_p)
+    ids = np.unique(np.concatenate([_best(logits, top), _best(other, top)]))
+    ids = ids[np.argsort(-p[:, ids].max(0), kind="stable")]
+    ranks = [((scores > scores[ids, None]).sum(1) + 1).astype(np.uint32) for scores in (logits, other)]
+    there = p[0] > 0
+    with np.errstate(invalid="ignore"):
+        kl = float((p[0] * (log_p[0] - log_p[1]))[there].sum())
+        entropy = -np.where(p > 0, p * log_p, 0).sum(1)
+    before, after = p[:, ids].astype(np.float32)
+    seen, spread = _seen(pieces, ids.tolist()), (float(entropy[0]), float(entropy[1]))
+    return Change(ids.tolist(), seen, before, after, *ranks, max(kl, 0.0), spread)
 
 
 def lens_view(layers: Sequence[int], logits: np.ndarray, true_id: int | None, pieces: Pieces) -> Lens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class RoutingView:
     positions: list[int]
     ids: list[int]
     num_experts: int
+    about: list[str]
+    """What the rule does not say: layers without a router, experts that serve every token."""
     heads: list[int]
     experts: np.ndarray
     gates: Plane | None
@@ -79,9 +82,10 @@ def routing_view(trace: Trace, row: int = 0, values: Values | None = None) -> Ro
         positions=[int(p) for p in trace.data["token"].values[:n]],
         ids=[int(i) for i in trace.data["token_id"].values[row][:n]],
         num_experts=config.router.num_experts,
+        about=about_of(trace),
         heads=_heads(trace),
         experts=small(text.array("router.experts", "layer", "token", "slot")),
-        gates=None if gates is None else Plane.of(gates, "gate", (0.0, max(1.0, float(np.nanmax(gates, initial=0))))),
+        gates=None if gates is None else Plane.of(gates, "gate", (0.0, scale_of(gates))),
         colours=[(name, label) for name, (label, there, _) in PLANES.items() if there(text)]
         + [(f"values:{visible(name)}", visible(name)) for name in values or {}],
         edits=[visible(e) for e in trace.provenance["edits"]],
@@ -94,6 +98,30 @@ def rule_of(trace: Trace) -> str:
     if "router.score" in unknown:
         return f"top {rule.top_k} of {rule.num_experts}; the recording does not say the router's rule"
     return rule.rule
+
+
+def about_of(trace: Trace) -> list[str]:
+    """Dense layers and shared experts, in words."""
+    config, recording = trace.config, trace.provenance.get("recording") or {}
+    dense = recording.get("dense_layers") or list(config.dense_layers)
+    first = int(trace["router.experts"]["layer"].values[0])
+    if recording and not dense and first:
+        return [f"layers before {first} not recorded, as dense ones are"]
+    said = [f"{'layers' if len(dense) > 1 else 'layer'} {_runs(dense)} dense, without a router"] if dense else []
+    return said + (["a shared expert serves every token beside these"] if config.d_shared else [])
+
+
+def _runs(numbers: list[int]) -> str:
+    """Rising numbers in short: 0-2, 7."""
+    breaks = [0, *(i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1), len(numbers)]
+    parts = [numbers[a:b] for a, b in pairwise(breaks)]
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+
+
+def scale_of(gates: np.ndarray) -> float:
+    """The top of the gates' scale: 1, or the largest gate where that says more, as of sigmoids and of many slots."""
+    largest = float(np.nanmax(gates, initial=0))
+    return 1.0 if 0.5 <= largest <= 1 or largest <= 0 else largest
 
 
 def _heads(trace: Trace) -> list[int]:
@@ -157,7 +185,7 @@ def _gate(text: Text, expert: int) -> Plane:
     """The gate that a token gave the expert, none where it did not choose it."""
     experts, gates = (text.array(s, "layer", "token", "slot") for s in ("router.experts", "router.gates"))
     hit = experts == expert
-    return Plane.of(np.where(hit.any(-1), (gates * hit).sum(-1), np.nan), f"gate of expert {expert}", (0.0, 1.0))
+    return Plane.of(np.where(hit.any(-1), (gates * hit).sum(-1), np.nan), f"gate of expert {expert}", (0.0, scale_of(gates)))
 
 
 def _surprise(text: Text, expert: int) -> Plane:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
 MODULES = (
-    "colour", "wire", "state", "dom", "text", "map", "router", "expert_flow", "expert_matrix", "experts", "attention_maps",
-    "attention_head", "attention", "prediction", "compare", "edit", "workbench",
+    "colour", "wire", "state", "dom", "text", "map", "router_rows", "router", "expert_flow", "expert_matrix", "experts",
+    "attention_maps", "attention_head", "attention", "prediction", "answers", "compare", "edit", "workbench",
 )  # fmt: skip
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./[a-z_]+\.js";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(async )?function|const|class|let)", re.MULTILINE)

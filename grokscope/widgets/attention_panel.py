@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from grokscope.views.attention import Attention, AttentionRow, HeadMaps, lacking
+from grokscope.views.attention import Attention, AttentionRow, HeadMaps, bytes_of, lacking, size_told
 from grokscope.views.routing import Text
 from grokscope.widgets.panel import Panel, Question, whole
+from grokscope.widgets.running import kept_of, lacks_run
 
 if TYPE_CHECKING:
     from grokscope.widgets.bench import Bench
@@ -16,14 +17,44 @@ TILE = 512
 """Pixels of a head in one answer, each way."""
 REPORTED = 400_000
 """Weights of rows that a report gives room to, of whole heads as many again."""
-_open: WeakKeyDictionary[Bench, tuple[int, Attention, dict[int, HeadMaps]]] = WeakKeyDictionary()
-"""The text that a workbench last looked at, and its maps by layer."""
+PATTERN = 64_000_000
+"""Bytes of a pattern that is asked of the model as it is; beyond them queries and keys are, which are fewer."""
+UNASKED = 1e11
+"""Multiplications and additions that the panel starts by itself, some seconds of one core; a larger run waits for a click."""
+_open: WeakKeyDictionary[Bench, tuple[int, Attention, dict[tuple[int, bool], HeadMaps]]] = WeakKeyDictionary()
+"""The text that a workbench last looked at, and its maps by layer, with the first token and without."""
 
 
-def _seen(bench: Bench) -> tuple[Attention, dict[int, HeadMaps]]:
+def _lacks(bench: Bench) -> str | None:
+    why = lacking(Text(bench.trace, bench.text))
+    if why is None or not len(bench.trace.pieces[bench.text]):
+        return why
+    no_run = lacks_run(bench)
+    return why if no_run and bench.trace.provenance.get("recording") else no_run and f"{why} {no_run}"
+
+
+def _seen(bench: Bench) -> tuple[Attention, dict[tuple[int, bool], HeadMaps]]:
     if bench not in _open or _open[bench][0] != bench.text:
         _open[bench] = bench.text, Attention(Text(bench.trace, bench.text)), {}
     return _open[bench][1:]
+
+
+def _asked(bench: Bench, params: dict[str, Any]) -> dict[str, str | None]:
+    """Whether there is attention to look at. cost: what the run would take that waits for {"run": True}, None where none
+    waits; note: where it came from. A small run is made at once.
+    """
+    text = Text(bench.trace, bench.text)
+    if lacking(text) is None:
+        return {"cost": None, "note": None}
+    config, tokens = bench.trace.config, int(bench.trace.data["length"].values[bench.text])
+    sites = ["attn.pattern"] if bytes_of(text, ["attn.pattern"]) <= PATTERN or config.sinks else ["attn.q", "attn.k"]
+    cost = f"one run of the model over {tokens:,} tokens, {size_told(bytes_of(text, sites))}"
+    if bench not in _open or _open[bench][0] != bench.text:
+        work = 2 * config.num_active_parameters * tokens
+        if params.get("run") is not True and (bench.model is None or work > UNASKED):
+            return {"cost": cost, "note": None}
+        _open[bench] = bench.text, Attention(Text(kept_of(bench, bench.trace, sites, bench.text))), {}
+    return {"cost": None, "note": f"The trace did not keep it: made by {cost}."}
 
 
 def _layer(bench: Bench, params: dict[str, Any]) -> int:
@@ -35,9 +66,10 @@ def _layer(bench: Bench, params: dict[str, Any]) -> int:
 
 def _maps(bench: Bench, params: dict[str, Any]) -> HeadMaps:
     (seen, maps), layer = _seen(bench), _layer(bench, params)
-    if layer not in maps:
-        maps[layer] = seen.maps(layer)
-    return maps[layer]
+    key = layer, params.get("without_first") is True
+    if key not in maps:
+        maps[key] = seen.maps(layer, without_first=key[1])
+    return maps[key]
 
 
 def _tile(bench: Bench, params: dict[str, Any]) -> HeadMaps:
@@ -46,7 +78,8 @@ def _tile(bench: Bench, params: dict[str, Any]) -> HeadMaps:
     head = whole(params, "head", bench.trace.config.num_heads)
     if head not in seen.heads:
         raise ValueError(f"head: wanted one of {', '.join(map(str, seen.heads))}, got {head}; trace it too")
-    return seen.maps(layer, TILE, head, _span(params, "t", len(seen.positions)), _span(params, "s", seen.width))
+    spans = _span(params, "t", len(seen.positions)), _span(params, "s", seen.width)
+    return seen.maps(layer, TILE, head, *spans, params.get("without_first") is True)
 
 
 def _span(params: dict[str, Any], name: str, size: int) -> tuple[int, int]:
@@ -65,7 +98,9 @@ def _canned(bench: Bench) -> list[Question]:
     """Small maps of every layer, as many rows as find room, and whole heads where they are small."""
     layers, heads, tokens = bench.data["layers"], bench.data["heads"], len(bench.data["pieces"])
     sources = max(bench.data["positions"], default=-1) + 1
-    found: list[Question] = [("head_maps", {"layer": n}) for n in layers]
+    if _asked(bench, {})["cost"]:
+        return [("attention", {})]
+    found: list[Question] = [("attention", {}), *(("head_maps", {"layer": n}) for n in layers)]
     rows = REPORTED // max(1, len(layers) * (len(heads) + 2) * min(sources, 40))
     found += [("attention_row", {"layer": n, "token": t}) for t in range(min(tokens, rows)) for n in layers]
     if len(layers) * len(heads) * tokens * sources <= REPORTED:
@@ -77,8 +112,8 @@ def _canned(bench: Bench) -> list[Question]:
 PANELS = {
     "attention": Panel(
         "Attention",
-        lambda bench: lacking(Text(bench.trace, bench.text)),
-        {"head_maps": _maps, "head_tile": _tile, "attention_row": _row},
+        _lacks,
+        {"attention": _asked, "head_maps": _maps, "head_tile": _tile, "attention_row": _row},
         _canned,
     )
 }

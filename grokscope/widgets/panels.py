@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from grokscope.widgets import attention_panel, comparing_panels, prediction_panel, routing_panels
+from grokscope.widgets import (
+    answers_panel,
+    attention_panel,
+    comparing_panels,
+    editing_panel,
+    prediction_panel,
+    routing_panels,
+)
 from grokscope.widgets.panel import Answer, Panel
 
 if TYPE_CHECKING:
     from grokscope.widgets.bench import Bench
 
 PANELS: dict[str, Panel] = {
+    **{name: routing_panels.PANELS[name] for name in ("text", "map")},
+    **answers_panel.PANELS,
     **routing_panels.PANELS,
     **attention_panel.PANELS,
     **prediction_panel.PANELS,
     **comparing_panels.PANELS,
+    **editing_panel.PANELS,
 }
 ANSWERS: dict[str, Answer] = {want: answer for panel in PANELS.values() for want, answer in panel.answers.items()}
 

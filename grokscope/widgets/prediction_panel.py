@@ -9,8 +9,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from grokscope.views.prediction import Lens, Pieces, lens_view, next_id, next_view
+from grokscope.text.visible import visible
+from grokscope.views.compare import trace_text
+from grokscope.views.prediction import Change, Lens, change_view, lens_view, next_id, next_view
 from grokscope.views.routing import Text
+from grokscope.views.words import Pieces, words_of
+from grokscope.widgets.comparing_panels import beside
 from grokscope.widgets.panel import Panel, Question, whole
 from grokscope.widgets.running import lacks_model, model_of
 
@@ -20,11 +24,14 @@ if TYPE_CHECKING:
 
 KEPT = 200_000_000
 """Bytes of residual streams that stay for the next question."""
+MOST = 5
+"""The tokens of a text whose probability changed most, so many are listed."""
 REPORTED, LENSES = 1024, 256
 """Tokens whose predictions, and whose lenses, a report holds at most."""
 _streams: WeakKeyDictionary[Bench, dict[tuple[int, int | None], np.ndarray]] = WeakKeyDictionary()
 """The streams of a text, [L, T, D] by (text, None), or of its last asked token alone, [L, D] by (text, token)."""
-_tokenizers: WeakKeyDictionary[Bench, Any] = WeakKeyDictionary()
+_words: WeakKeyDictionary[Bench, tuple[Any, Pieces]] = WeakKeyDictionary()
+"""The model that they are of, and the words."""
 
 
 def _lacks(bench: Bench) -> str | None:
@@ -48,26 +55,10 @@ def _no_lens(bench: Bench) -> str | None:
 
 
 def pieces_of(bench: Bench) -> Pieces:
-    """The pieces of ids: the model's tokenizer's, else those of the trace's own texts, the id in brackets for others."""
-    if bench not in _tokenizers:
-        _tokenizers[bench] = _tokenizer(bench)
-    if (tokenizer := _tokenizers[bench] or getattr(bench.model, "tokenizer", None)) is not None:
-        return tokenizer.pieces
-    data = bench.trace.data
-    known = dict(zip(data["token_id"].values.ravel().tolist(), data["piece"].values.ravel().tolist(), strict=True))
-    return lambda ids: [str(known.get(i, f"[{i}]")) for i in ids]
-
-
-def _tokenizer(bench: Bench) -> Any:
-    """The embedded model's where the trace was made with it: its words without its weights."""
-    told = bench.trace.provenance
-    if bench.model is not None or told["model"] != "pocket":
-        return None
-    from grokscope.checkpoints.finding import found, tokenizer_file
-    from grokscope.text.tokenizer import SentencePiece
-
-    tokenizer = SentencePiece(tokenizer_file(found("pocket")))
-    return tokenizer if tokenizer.sha256 == told["tokenizer"] else None
+    """The words of ids: those of the model's tokenizer, as far as there is one."""
+    if bench not in _words or _words[bench][0] is not bench.model:
+        _words[bench] = bench.model, words_of(bench.trace, getattr(bench.model, "tokenizer", None))
+    return _words[bench][1]
 
 
 def _prediction(bench: Bench, params: dict[str, Any]) -> dict[str, Any]:
@@ -79,10 +70,40 @@ def _prediction(bench: Bench, params: dict[str, Any]) -> dict[str, Any]:
     state = why or ("ready" if ready and bench.model is not None else "run")
     logits = text.array("logits", "vocab", token=token) if text.has("logits") else None
     if logits is None and state != "ready":
-        return {"next": None, "lens": state}
+        return {"next": None, "lens": state, "change": None}
     if logits is None:
         logits = _lens_logits(bench, token)[1][-1]
-    return {"next": next_view(logits, next_id(text, token), pieces_of(bench)), "lens": state}
+    shown = next_view(logits, next_id(text, token), pieces_of(bench))
+    return {"next": shown, "lens": state, "change": _change(bench, token)}
+
+
+def _change(bench: Bench, token: int) -> Change | None:
+    """What the other trace expects after the same token; None where there is none, or none of this vocabulary."""
+    found = None if bench.other is None else beside(bench)
+    if found is None or found.divergence is None:
+        return None
+    place = dict(found.pairs.tolist()).get(token, -1)
+    if place < 0:
+        return None
+    mine, other = Text(bench.trace, bench.text), trace_text(bench.other, bench.text)
+    pair = (t.array("logits", "vocab", token=n) for t, n in ((mine, token), (other, place)))
+    return change_view(*pair, pieces_of(bench))
+
+
+def _text_change(bench: Bench, params: dict[str, Any]) -> dict[str, Any] | None:
+    """What the other trace makes of the whole text: log-probabilities, nats, of the tokens that came in both; the most changed."""
+    found = None if bench.other is None else beside(bench)
+    if found is None or found.logprob is None or not np.isfinite(found.logprob).any():
+        return None
+    known = np.flatnonzero(np.isfinite(found.logprob).all(1) & (found.pairs[:, 0] >= 0))
+    pair = found.logprob[known].astype(float)
+    most = known[np.argsort(-abs(pair[:, 1] - pair[:, 0]), kind="stable")[:MOST]]
+    places = found.pairs[most, 0]
+    return {
+        "tokens": len(known), "before": float(pair[:, 0].sum()), "after": float(pair[:, 1].sum()),
+        "edits": found.edits, "places": places.astype(np.uint32), "logprob": found.logprob[most].astype(np.float32),
+        "pieces": [visible(bench.trace.pieces[bench.text][t + 1]) for t in places],
+    }  # fmt: skip
 
 
 def _lens(bench: Bench, params: dict[str, Any]) -> Lens:
@@ -144,7 +165,9 @@ def _stream(bench: Bench, model: Model, token: int) -> tuple[Sequence[int], np.n
 def _canned(bench: Bench) -> list[Question]:
     tokens = range(min(REPORTED, len(bench.data["pieces"])))
     lens = bench.model is not None and not _no_lens(bench)
-    return [("prediction", {"token": t}) for t in tokens] + [("lens", {"token": t}) for t in tokens[:LENSES] if lens]
+    text: list[Question] = [("text_change", {})] if bench.other is not None else []
+    return text + [("prediction", {"token": t}) for t in tokens] + [("lens", {"token": t}) for t in tokens[:LENSES] if lens]
 
 
-PANELS = {"prediction": Panel("Prediction", _lacks, {"prediction": _prediction, "lens": _lens}, _canned)}
+ANSWERS = {"prediction": _prediction, "text_change": _text_change, "lens": _lens}
+PANELS = {"prediction": Panel("Prediction", _lacks, ANSWERS, _canned)}

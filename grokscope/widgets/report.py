@@ -16,6 +16,7 @@ import numpy as np
 from grokscope.disk.writing import write_whole
 from grokscope.harmless import visible
 from grokscope.trace.trace import Trace
+from grokscope.views.answers import Answers
 from grokscope.views.payload import pack
 from grokscope.views.routing import Values
 from grokscope.widgets.assets import joined, style
@@ -59,16 +60,17 @@ def report(
     model: Model | None = None,
     values: Values | None = None,
     panels: Sequence[str] | None = None,
+    answers: Answers | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Path:
     """Write the workbench of `trace` to one file that opens from disk, with no kernel and no network.
 
     The panels answer from what the file holds, 16 bits a number; what would take it over max_bytes is left out, the most
     wanted first in, and its panel says so: predictions are those of the first 1,024 tokens, lenses of 256. A policy inside
-    the file forbids every request. other, model, values: as in `explore`. Written whole or not at all; an existing file is
-    replaced.
+    the file forbids every request. other, model, values, panels, answers: as in `explore`. Written whole or not at all; an
+    existing file is replaced.
     """
-    bench = Workbench(trace, other, model=model, values=values, panels=panels)
+    bench = Workbench(trace, other, model=model, values=values, panels=panels, answers=answers)
     try:
         js, css = joined(report=True) + START, CSS + style()
         room = max_bytes - len(js) - len(css) - MARGIN
@@ -130,6 +132,7 @@ def _shifted(packed: Any, buffers: list[bytes], first: int) -> Any:
 def _packed(bench: Workbench, room: int) -> bytes:
     """The report's data: the index's length, the index, the buffers; gzip."""
     store, texts = _Store(room), []
+    state = {name: getattr(bench, name) for name in SELECTION} | {"panels": list(bench.panels)}
     for row in range(bench.trace.data.sizes["batch"]):
         bench.text = row
         data = {k: _arrays(v) for k, v in bench.data.items()}
@@ -149,7 +152,6 @@ def _packed(bench: Workbench, room: int) -> bytes:
             if answer is not None or payload is None:
                 text["answers"][key] = answer
     bench.text = 0
-    state = {name: getattr(bench, name) for name in SELECTION} | {"panels": list(bench.panels)}
     index = {"state": state, "texts": texts, "sizes": [len(b) for b in store.buffers]}
     head = json.dumps(index, ensure_ascii=False).encode()
     return gzip.compress(len(head).to_bytes(4, "little") + head + b"".join(store.buffers), 9, mtime=0)

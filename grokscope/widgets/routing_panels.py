@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from grokscope.views.experts import ExpertTokens, LayerView, expert_tokens, layer_view
+import numpy as np
+
+from grokscope.views.colouring import hues_of
+from grokscope.views.experts import ExpertTokens, Flow, LayerView, Turns, expert_tokens, flow_view, layer_view
 from grokscope.views.payload import Plane
 from grokscope.views.router import SHOWN, TOP, RouterView, router_view
-from grokscope.views.routing import Text, plane
+from grokscope.views.routing import Text, plane, routing_view
 from grokscope.widgets.panel import Panel, Question, whole
 
 if TYPE_CHECKING:
@@ -22,6 +25,15 @@ LISTS = 4096
 def _plane(bench: Bench, params: dict[str, Any]) -> Plane:
     expert = whole(params, "expert", bench.data["num_experts"])
     return plane(bench.trace, bench.text, str(params.get("name")), expert, bench.values)
+
+
+def _hues(bench: Bench, params: dict[str, Any]) -> np.ndarray:
+    return hues_of(Text(bench.trace, bench.text), params.get("marks", bench.marks))
+
+
+def _slots(bench: Bench, params: dict[str, Any]) -> dict[str, Any]:
+    view = routing_view(bench.trace, bench.text)
+    return {"experts": view.experts, "gates": view.gates}
 
 
 def _planes(bench: Bench) -> list[Question]:
@@ -47,6 +59,10 @@ def _experts(bench: Bench, params: dict[str, Any]) -> LayerView:
     return layer_view(Text(bench.trace, bench.text), _layer(bench, params))
 
 
+def _flow(bench: Bench, params: dict[str, Any]) -> Flow | Turns | None:
+    return flow_view(Text(bench.trace, bench.text), _layer(bench, params))
+
+
 def _expert_tokens(bench: Bench, params: dict[str, Any]) -> ExpertTokens:
     layer, expert = _layer(bench, params), whole(params, "expert", bench.data["num_experts"])
     return expert_tokens(Text(bench.trace, bench.text), layer, expert)
@@ -62,12 +78,13 @@ def _routers(bench: Bench) -> list[Question]:
 def _layers(bench: Bench) -> list[Question]:
     layers, experts = bench.data["layers"], bench.data["num_experts"]
     tokens = [("expert_tokens", {"layer": n, "expert": e}) for n in layers for e in range(experts)]
-    return [("experts", {"layer": n}) for n in layers] + (tokens if len(tokens) <= LISTS else [])
+    both: list[Question] = [(want, {"layer": n}) for n in layers for want in ("experts", "flow")]
+    return both + (tokens if len(tokens) <= LISTS else [])
 
 
 PANELS = {
-    "text": Panel("Text", answers={"plane": _plane}, canned=_planes),
+    "text": Panel("Text", answers={"plane": _plane, "hues": _hues, "slots": _slots}, canned=_planes),
     "map": Panel("Routing map"),
     "router": Panel("Router", answers={"router": _router}, canned=_routers),
-    "experts": Panel("Experts", answers={"experts": _experts, "expert_tokens": _expert_tokens}, canned=_layers),
+    "experts": Panel("Experts", answers={"experts": _experts, "flow": _flow, "expert_tokens": _expert_tokens}, canned=_layers),
 }

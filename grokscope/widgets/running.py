@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from grokscope.sites import Capture
 from grokscope.trace.trace import Trace
 
@@ -21,6 +23,17 @@ def lacks_model(bench: Bench) -> str | None:
         return "This needs the model that made the trace: explore(trace, model=model)."
     if not (bench.trace.data["token_id"].values[:, 0] >= 0).all():
         return "This needs token ids, which the recording does not have."
+    return None
+
+
+def lacks_run(bench: Bench) -> str | None:
+    """Why the trace's own run cannot be made once more to keep more of it, or None."""
+    if why := lacks_model(bench):
+        return why
+    if bench.trace.provenance["edits"]:
+        return "An edited run keeps it only when it is made: name it in its capture=."
+    if (np.diff(bench.trace.data["token"].values, prepend=-1) != 1).any():
+        return "It is of whole texts: trace without tokens=, or with it in capture=."
     return None
 
 
@@ -49,3 +62,11 @@ def again(bench: Bench, edits: Sequence[Any]) -> Trace:
         raise ValueError("edit: wanted a trace of whole texts, got one of some tokens; trace without tokens=")
     ids = [row[: int(n)].tolist() for row, n in zip(data["token_id"].values, data["length"].values, strict=True)]
     return model_of(bench).trace(ids, capture=Capture(**captured), edits=edits)
+
+
+def kept_of(bench: Bench, trace: Trace, sites: Sequence[str], row: int | None = None) -> Trace:
+    """A trace's texts, or that of one row alone, once more through the model, keeping these sites of every layer."""
+    data = trace.data
+    rows = range(data.sizes["batch"]) if row is None else [row]
+    ids = [data["token_id"].values[n][: int(data["length"].values[n])].tolist() for n in rows]
+    return model_of(bench).trace(ids, capture=list(sites))

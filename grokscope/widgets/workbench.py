@@ -6,24 +6,36 @@ functions in `panels.py` answer from view-models. A panel that stands alone is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import anywidget
 import traitlets
 
 from grokscope.sites import near
+from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
+from grokscope.views import routing
+from grokscope.views.answers import Answers, named
+from grokscope.views.colouring import check_marks, hues_of
+from grokscope.views.compare import trace_text
+from grokscope.views.opening import opening
 from grokscope.views.payload import nested, pack
 from grokscope.views.routing import Values, routing_view
 from grokscope.widgets.assets import joined, style
 from grokscope.widgets.bench import Bench
+from grokscope.widgets.display import show_with_picture
+from grokscope.widgets.editing_panel import directions
 from grokscope.widgets.panels import ANSWERS, PANELS, lacks
 
 if TYPE_CHECKING:
     from grokscope.model.model import Model
 
-SELECTION = ("text", "layer", "token", "head", "expert", "slot", "colour")
+AT_ONCE, FIRST = 5_000_000, 2
+"""Beyond so many bytes of routing the first slots are sent alone; the page asks for the rest when it is there."""
+SELECTION = ("text", "layer", "token", "head", "expert", "slot", "colour", "marks")
 """The traits that linked widgets share."""
 
 
@@ -32,7 +44,8 @@ class Workbench(anywidget.AnyWidget, Bench):
 
     text: which of the trace's texts. layer and head: their numbers in the model. token: its place in the kept text. slot: 0
     is the best expert. colour: what tokens are coloured by, "expert" or a name of `colours`. Set them, or observe them:
-    what the browser selects comes back here. A value that is not there raises TraitError.
+    what the browser selects comes back here. marks: which of more than eight experts have a colour: "used" (the most used of
+    each layer), "clusters" (those chosen together) or up to six numbers. A value that is not there raises TraitError.
     """
 
     _esm = joined()
@@ -45,8 +58,10 @@ class Workbench(anywidget.AnyWidget, Bench):
     expert = traitlets.Int(0).tag(sync=True)
     slot = traitlets.Int(0).tag(sync=True)
     colour = traitlets.Unicode("expert").tag(sync=True)
+    marks = traitlets.Union([traitlets.Unicode(), traitlets.List(traitlets.Int())], default_value="used").tag(sync=True)
     panels = traitlets.List(traitlets.Unicode()).tag(sync=True)
     data = traitlets.Dict().tag(sync=True)
+    picture = traitlets.Unicode().tag(sync=True)
     _links: tuple[traitlets.link, ...] = ()
 
     def __init__(
@@ -57,21 +72,30 @@ class Workbench(anywidget.AnyWidget, Bench):
         model: Model | None = None,
         values: Values | None = None,
         panels: Sequence[str] | None = None,
+        vectors: Mapping[str, Any] | None = None,
+        answers: Answers | None = None,
         link: Workbench | None = None,
     ) -> None:
         for name, given in (("trace", trace), ("other", other)):
             if not isinstance(given, Trace) and (name == "trace" or given is not None):
                 what = "; model.trace(text) makes one" if isinstance(given, str) or hasattr(given, "trace") else ""
                 raise TypeError(f"explore: {name}: wanted a Trace, got {type(given).__name__}{what or '; give what a run left'}")
+        panels = [panels] if isinstance(panels, str) else panels
         unknown = [p for p in panels or () if p not in PANELS]
         if unknown:
             raise ValueError(f"panels: wanted some of {', '.join(PANELS)}, got {', '.join(unknown)}")
         self.trace, self.other, self.model, self.values = trace, other, model, dict(values or {})
-        self._given = other
+        self.given = other
         self.edits: list[Any] = []
+        self.written: list[str] = []
+        self.answers = named(answers)
+        self.vectors = directions(vectors or {}, trace)
         view = routing_view(trace, 0, self.values)
-        start = {"layer": view.layers[0], "head": view.heads[0] if view.heads else 0}
-        super().__init__(panels=list(panels or PANELS), **start, data=self._data(view))
+        data = self._data(view)
+        at = opening(routing.Text(trace), other and trace_text(other, 0))
+        start = {**at._asdict(), "head": data["heads"][0] if data["heads"] else 0}
+        shown = [p for p in PANELS if p != "answers" or self.answers]
+        super().__init__(panels=list(panels or shown), **start, data=data, picture=uuid4().hex)
         self.on_msg(self._asked)
         if link is not None:
             self._links = tuple(traitlets.link((link, name), (self, name)) for name in SELECTION)
@@ -97,17 +121,36 @@ class Workbench(anywidget.AnyWidget, Bench):
 
     def show(self, other: Trace | None) -> None:
         """Set the trace that the Compare panel puts beside this one; None: the one that was given at first, if any."""
-        self.other = self._given if other is None else other
+        self.other = self.given if other is None else other
         self.data = self._data(routing_view(self.trace, self.text, self.values))
 
     def _data(self, view: Any) -> dict[str, Any]:
-        told = {"lacks": lacks(self), "compared": self.other is not None}
-        return nested(*pack(told | {f: getattr(view, f) for f in view.__dataclass_fields__}))
+        hues = hues_of(routing.Text(self.trace, self.text), self.marks)
+        told = {"lacks": lacks(self), "compared": self.other is not None, "hues": hues}
+        shown = {f: getattr(view, f) for f in view.__dataclass_fields__}
+        if not shown["heads"] and "attention" not in told["lacks"]:  # the panel asks the model for them
+            shown["heads"] = list(range(self.trace.config.num_heads))
+        told["vectors"] = [visible(name) for name in self.vectors]
+        told["answers"] = list(self.answers)
+        told["patches"] = self.given is not None
+        told["slots"] = self.trace.data.sizes["slot"]
+        if 2 * shown["experts"].nbytes > AT_ONCE:
+            shown["experts"] = shown["experts"][..., :FIRST]
+            shown["gates"] = shown["gates"] and replace(shown["gates"], q=shown["gates"].q[..., :FIRST])
+        return nested(*pack(told | shown))
 
     @traitlets.observe("text")
     def _text_changed(self, change: dict[str, Any]) -> None:
         self.token = 0
         self.data = self._data(routing_view(self.trace, self.text, self.values))
+
+    @traitlets.validate("marks")
+    def _marked(self, proposal: Any) -> Any:
+        try:
+            check_marks(proposal["value"], self.trace.config.router.num_experts)
+        except ValueError as error:
+            raise traitlets.TraitError(str(error)) from error
+        return proposal["value"]
 
     @traitlets.validate("text", "layer", "token", "head", "expert", "slot", "colour")
     def _there(self, proposal: Any) -> Any:
@@ -145,25 +188,41 @@ class Workbench(anywidget.AnyWidget, Bench):
         except (ValueError, TypeError, IndexError, MemoryError, traitlets.TraitError, OSError) as error:
             self.send({"id": number, "error": str(error)})
 
+    def _ipython_display_(self) -> None:
+        show_with_picture(self, self.picture, self._repr_mimebundle_())
+
     def __repr__(self) -> str:
         return f"Workbench({self.trace.provenance['model']}, panels={list(self.panels)})"
 
 
 def explore(
-    trace: Trace, other: Trace | None = None, *, model: Model | None = None, values: Values | None = None
+    trace: Trace,
+    other: Trace | None = None,
+    *,
+    model: Model | None = None,
+    values: Values | None = None,
+    panels: Sequence[str] | None = None,
+    vectors: Mapping[str, Any] | None = None,
+    answers: Answers | None = None,
 ) -> Workbench:
     """The linked workbench: text, routing map, router, experts, attention, prediction, comparison, edits.
 
-    other: a second trace, shown beside the first. model: what the Edit panel and the lens run; without it they load the
-    embedded model where the trace is its. values: arrays [T] or [L, T] of your own by name, to colour tokens by. A
-    recording made elsewhere is shown as far as its data go; a panel that lacks something says what.
+    other: a second trace, shown beside the first. model: what the Edit panel, the lens and the attention run; without it they
+    load the embedded model where the trace is its. values: arrays [T] or [L, T] of your own by name, to colour tokens by.
+    answers: Datasets over some of layer, token, expert, head and slot, as of gs.experiments.patch, in a list or by name: maps
+    whose cells select. vectors: directions [D] by name, to steer the stream with in Edit. panels: which to show, as "text",
+    "map" or "attention"; all of them if not given. A recording made elsewhere is shown as far as its data go; a panel that lacks
+    something says what.
+
+    It opens at the layer whose experts are used least evenly, at the busiest one there and the token that gives it the largest
+    gate; beside another trace at the token whose experts differ at most layers, and the first of these.
 
     >>> bench = gs.explore(trace)
     >>> bench.layer, bench.token = 3, 12      # every panel follows
     >>> bench.observe(print, "expert")        # and what is clicked comes back
     >>> gs.explore(trace, values={"length": [len(p) for p in trace.pieces[0]]}).colour = "length"
     """
-    return Workbench(trace, other, model=model, values=values)
+    return Workbench(trace, other, model=model, values=values, panels=panels, vectors=vectors, answers=answers)
 
 
 def _alone(panel: str, what: str) -> Any:

@@ -1,4 +1,5 @@
-"""How fast the workbench opens and follows at Grok-1's shape (64 layers, 48 heads, 8 experts, 8,192 tokens), random values.
+"""How fast the workbench opens and follows at Grok-1's shape (64 layers, 48 heads, 8 experts, 8,192 tokens), random values,
+and at the shapes of three mixtures of many experts, made-up recordings.
 
     python tests/bench/widgets.py
 
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import grokscope as gs
 from grokscope.widgets.assets import joined
 from tests.browser.host import Host, browser
-from tests.browser.shapes import random_trace
+from tests.browser.shapes import SHAPES, made_up, random_trace
 
 PRESS = """(key) => new Promise((done) => {
   const at = performance.now(); const target = document.activeElement;
@@ -28,8 +29,7 @@ PRESS = """(key) => new Promise((done) => {
 IDLE = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
-def measure(chromium: object, tokens: int) -> dict[str, float]:
-    trace = random_trace(tokens)
+def measure(chromium: object, trace: gs.Trace) -> dict[str, float]:
     start = time.perf_counter()
     bench = gs.explore(trace)
     built = time.perf_counter() - start
@@ -39,7 +39,7 @@ def measure(chromium: object, tokens: int) -> dict[str, float]:
         host.page.focus("[data-panel=map] canvas")
         steps = [host.page.evaluate(PRESS, key) for key in ["ArrowRight", "ArrowDown"] * 6]
         layers = []
-        for layer in range(10, 18):
+        for layer in bench.data["layers"][10:18]:
             begun = time.perf_counter()
             bench.layer = layer
             host.page.evaluate(IDLE)
@@ -55,12 +55,15 @@ def measure(chromium: object, tokens: int) -> dict[str, float]:
 def main() -> None:
     print(f"JavaScript {len(joined().encode()) / 1e3:.0f} kB (aim 300)")
     with browser() as chromium:
-        measure(chromium, 512)  # the first page pays for the browser's start
-        small, large = (measure(chromium, n) for n in (512, 8192))
+        measure(chromium, random_trace(512))  # the first page pays for the browser's start
+        small, large = (measure(chromium, random_trace(n)) for n in (512, 8192))
+        many = {name: measure(chromium, made_up(8192, **shape)) for name, shape in SHAPES.items()}
     aims = {"shown, s": 2, "sent, MB": 5, "key press, ms": 150, "set in Python, ms": 150}
     for name, value in large.items():
         aim = f"  (aim {aims[name]})" if name in aims else ""
         print(f"{name:18} 8,192 tokens {value:8.2f}   512 tokens {small[name]:8.2f}   ratio {value / small[name]:.1f}{aim}")
+    for name, found in many.items():
+        print(f"{name}, 8,192 tokens: " + ", ".join(f"{what.replace(',', '')} {value:.2f}" for what, value in found.items()))
 
 
 if __name__ == "__main__":

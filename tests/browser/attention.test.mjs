@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { mostRead, overHeads } from "../../grokscope/widgets/static/attention.js";
+import { mostRead, overHeads, sinkWords } from "../../grokscope/widgets/static/attention.js";
 import { mapPixels, weightOf } from "../../grokscope/widgets/static/attention_maps.js";
 import { scale } from "../../grokscope/widgets/static/colour.js";
 
@@ -35,4 +35,10 @@ test("a head, the mean and the largest", () => {
   assert.deepEqual(mostRead(ROW, "head", 1), [[1, 0.75], [0, 0.125]]);
   assert.deepEqual(mostRead(ROW, "mean", 0), [[1, 0.5], [0, 0.3125]]);
   assert.deepEqual(mostRead(ROW, "max", 0), [[1, 0.75]]);
+});
+
+test("a row of a sink says so", () => {
+  assert.equal(sinkWords(0.49, 0.004, "[BOS]"), null);
+  assert.equal(sinkWords(0.83, 0, "[BOS]"), "83 % goes to the text's first token “[BOS]”, a sink.");
+  assert.match(sinkWords(0.1, 0.31, "a"), /^31 % goes to the sink that the head has learned/);
 });

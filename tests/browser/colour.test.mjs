@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { css, expertColour, faded, inkOn, luminance, scale } from "../../grokscope/widgets/static/colour.js";
+import { css, expertColour, faded, inkOn, luminance, markedExperts, scale } from "../../grokscope/widgets/static/colour.js";
 import { differenceColour, nextDifference } from "../../grokscope/widgets/static/compare.js";
 import { found, pixels, zoomed } from "../../grokscope/widgets/static/map.js";
 import { keyOf, reportModel } from "../../grokscope/widgets/static/report.js";
@@ -16,11 +16,14 @@ const DATA = {
   layers: [4, 7], positions: [0, 1, 2], pieces: ["a", "b⏎", "c"], ids: [5, 6, -1], num_experts: 5,
 };
 
-test("experts of up to eight, and of many, have colours of their own", () => {
-  for (const count of [8, 61]) {
-    const seen = new Set(Array.from({ length: count }, (_, e) => expertColour(e, count).join()));
-    assert.equal(seen.size, count);
-  }
+test("experts of up to eight have colours of their own; of many those that are marked and the selected one", () => {
+  const of = (data, ...more) => Array.from({ length: data.num_experts }, (_, e) => expertColour(data, 0, e, ...more).join());
+  assert.equal(new Set(of({ num_experts: 8 })).size, 8);
+  const many = { num_experts: 61, hues: Uint8Array.from({ length: 61 }, (_, e) => (e < 6 ? e : 255)) };
+  assert.equal(new Set(of(many)).size, 7);
+  assert.equal(new Set(of(many).slice(6)).size, 1, "the rest is grey");
+  assert.equal(new Set(of(many, 40)).size, 8, "the selected one has a colour that no other has");
+  assert.deepEqual(markedExperts({ num_experts: 3, hues: Uint8Array.from([255, 1, 1]) }, 0).map(([, e]) => e), [[1, 2]]);
 });
 
 test("ink can be read on its ground: every expert at every gate, every value of a scale", () => {
@@ -32,7 +35,7 @@ test("ink can be read on its ground: every expert at every gate, every value of 
     assert.ok(contrast >= 4.5, `${colour}: ${contrast}`);
   };
   for (const count of [8, 16, 61]) {
-    const data = { experts: shaped(Uint8Array.from({ length: 255 * count }, (_, i) => i % count), 1, 255 * count, 1), num_experts: count, pieces: Array(255 * count) };
+    const data = { experts: shaped(Uint8Array.from({ length: 255 * count }, (_, i) => i % count), 1, 255 * count, 1), num_experts: count, pieces: Array(255 * count), hues: Uint8Array.from({ length: count }, (_, e) => e % 7) };
     data.gates = { q: Uint8Array.from({ length: 255 * count }, (_, i) => Math.floor(i / count)), low: 0, high: 1 };
     colours(data, 0, 0, null).forEach(readable); // painted whole, so the same on either page
   }
@@ -76,8 +79,8 @@ test("text: a block runs as its first letter does, special tokens apart", () => 
 
 test("map: a pixel a place; zoom keeps its centre and the text's ends; search goes round", () => {
   const rgba = pixels(DATA, 0, null);
-  assert.deepEqual([...rgba.slice(0, 3)], expertColour(3, 5));
-  assert.deepEqual([...rgba.slice(4 * 4, 4 * 4 + 3)], expertColour(3, 5));
+  assert.deepEqual([...rgba.slice(0, 3)], expertColour(DATA, 0, 3));
+  assert.deepEqual([...rgba.slice(4 * 4, 4 * 4 + 3)], expertColour(DATA, 0, 3));
   assert.equal(pixels(DATA, 1, null)[7], 0); // no expert: see-through
   assert.equal(pixels(DATA, 0, { q: shaped(Uint8Array.from([255, 0, 0, 0, 0, 0]), 2, 3), signed: false })[3], 0);
   const [first, shown] = zoomed([0, 1000], 0.5, 300, 1000);

@@ -157,6 +157,12 @@ class Host:
         self.page.close()
 
 
+def at_the_beginning(bench: Any) -> Any:
+    """A workbench at its text's first token, the first layer and expert, wherever it opened."""
+    bench.layer, bench.token, bench.expert = bench.data["layers"][0], 0, 0
+    return bench
+
+
 def settled(host: Host) -> None:
     """Wait until what was asked for is drawn."""
     host.page.wait_for_timeout(150)

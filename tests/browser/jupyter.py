@@ -29,9 +29,10 @@ def notebook(*cells: str) -> Any:
 
 
 class Lab:
-    """`with Lab(folder) as lab: page = lab.open(chromium, "x.ipynb")`."""
+    """`with Lab(folder) as lab: page = lab.open(chromium, "x.ipynb")`; Notebook 7 with `program="notebook"`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str = "lab") -> None:
+        self.program = program
         self.folder, self.home = folder / "notebooks", folder / "home"
         self.folder.mkdir(parents=True)
         names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR",
@@ -40,6 +41,7 @@ class Lab:
         config = Path(own["JUPYTER_CONFIG_DIR"])
         config.mkdir(parents=True)
         (config / "jupyter_lab_config.py").write_text("c.LabApp.expose_app_in_browser = True\n")
+        (config / "jupyter_notebook_config.py").write_text("c.JupyterNotebookApp.expose_app_in_browser = True\n")
         settings = Path(own["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "apputils-extension"
         settings.mkdir(parents=True)
         (settings / "notification.jupyterlab-settings").write_text('{"checkForUpdates": false, "fetchNews": "false"}')
@@ -49,9 +51,10 @@ class Lab:
 
     def __enter__(self) -> Lab:
         self.log = open(self.home / "log", "w")
-        self.server = subprocess.Popen(
-            command(self.folder, self.port, browser=False), env=self.environment, stdout=self.log, stderr=self.log
-        )
+        words = command(self.folder, self.port, browser=False)
+        if self.program == "notebook":
+            words = ["notebook" if w == "jupyterlab" else w for w in words if not w.startswith("--LabApp")]
+        self.server = subprocess.Popen(words, env=self.environment, stdout=self.log, stderr=self.log)
         for _ in range(300):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api?token={TOKEN}", timeout=2)
@@ -73,7 +76,8 @@ class Lab:
         page = chromium.new_page(viewport={"width": 1280, "height": 1600})
         page.on("pageerror", lambda e: self.faults.append(f"error: {e}"))
         page.route("**/*", self._local_only)
-        page.goto(f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset&token={TOKEN}")
+        place = f"notebooks/{name}?" if self.program == "notebook" else f"lab/tree/{name}?reset&"
+        page.goto(f"http://127.0.0.1:{self.port}/{place}token={TOKEN}")
         page.wait_for_function(READY, timeout=90_000)
         return page
 
@@ -91,6 +95,15 @@ class Lab:
             ".then((r) => { window.__run = [r]; }); }"
         )
         page.wait_for_function("() => window.__run !== null", timeout=120_000)
+
+    def end_kernels(self) -> None:
+        """As the server does it when it is started anew."""
+        url = f"http://127.0.0.1:{self.port}/api/sessions"
+        with urllib.request.urlopen(f"{url}?token={TOKEN}") as answer:
+            sessions = json.load(answer)
+        for session in sessions:
+            request = urllib.request.Request(f"{url}/{session['id']}?token={TOKEN}", method="DELETE")
+            urllib.request.urlopen(request).close()
 
     def python(self, page: Any, code: str) -> str:
         """What this code prints in the notebook's kernel."""

@@ -4,7 +4,8 @@ import { test } from "node:test";
 
 import { ribbonPath, ribbons } from "../../grokscope/widgets/static/expert_flow.js";
 import { around } from "../../grokscope/widgets/static/experts.js";
-import { marginWords, pathLines, routerRows, softmaxOf } from "../../grokscope/widgets/static/router.js";
+import { pathLines } from "../../grokscope/widgets/static/router.js";
+import { marginWords, routerRows, softmaxOf } from "../../grokscope/widgets/static/router_rows.js";
 
 const shaped = (array, ...shape) => Object.assign(array, { shape });
 const near = (a, b) => assert.ok(Math.abs(a - b) < 1e-6, `${a} is not ${b}`);

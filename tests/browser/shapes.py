@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 import grokscope as gs
-from grokscope.config import ModelConfig
+from grokscope.config import ModelConfig, RouterConfig
 from grokscope.trace.trace import PROVENANCE, Trace
 
 HOSTILE = [
@@ -43,3 +43,31 @@ def random_trace(tokens: int, config: ModelConfig = gs.GROK_1, pieces: list[str]
             "capture": dataclasses.asdict(gs.Capture.of("router.*")), "versions": {}, "backend": "cpu"}  # fmt: skip
     data.attrs[PROVENANCE] = json.dumps(told)
     return Trace(data)
+
+
+SHAPES = {
+    "Qwen3": {"layers": 48, "experts": 128, "slots": 8},
+    "gpt-oss": {"layers": 36, "experts": 128, "slots": 4},
+    "DeepSeek-V3": {"layers": 58, "experts": 256, "slots": 8, "dense": 3, "score": "sigmoid", "scale": 2.5},
+}
+"""Mixtures of many experts, as recordings have them."""
+
+
+def made_up(
+    tokens: int, layers: int, experts: int, slots: int, dense: int = 0, score: str = "softmax", scale: float = 1.0
+) -> Trace:
+    """A recording in which experts differ in load and words have experts of their own."""
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 97, tokens)
+    ids, gates = np.empty((tokens, layers, slots), np.int32), np.empty((tokens, layers, slots), np.float32)
+    for layer in range(layers):
+        z = 0.8 * rng.gumbel(size=experts) + rng.gumbel(size=(97, experts))[words] + rng.gumbel(size=(tokens, experts))
+        best = np.argpartition(-z, slots - 1, axis=1)[:, :slots]
+        ids[:, layer] = np.take_along_axis(best, np.argsort(-np.take_along_axis(z, best, 1), axis=1), 1)
+        chosen = np.take_along_axis(z, ids[:, layer], 1)
+        weights = 1 / (1 + np.exp(3 - chosen)) if score == "sigmoid" else np.exp(chosen - chosen.max(1, keepdims=True))
+        gates[:, layer] = scale * weights / weights.sum(1, keepdims=True)
+    router = RouterConfig(num_experts=experts, top_k=slots, score=score, renormalize=True, scale=scale)
+    pieces = [[f"▁w{i}" if i % 53 else "\n" for i in words]]
+    numbers = list(range(dense, dense + layers))
+    return gs.read_routed_experts(ids, gates, layers=numbers, router=router, pieces=pieces, model="made up")

@@ -8,7 +8,7 @@ import pytest
 import grokscope as gs
 from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
-from tests.browser.host import Host
+from tests.browser.host import Host, at_the_beginning
 from tests.browser.shapes import HOSTILE, random_trace
 from tests.conftest import TINY
 
@@ -29,7 +29,7 @@ def pattern(pocket):
 
 @pytest.fixture
 def host(chromium, trace):
-    bench = gs.widgets.Attention(trace)
+    bench = at_the_beginning(gs.widgets.Attention(trace))
     with Host(chromium, bench) as made:
         made.page.wait_for_selector(".gs-head-map")
         made.page.wait_for_selector(READS)
@@ -172,3 +172,34 @@ def test_what_is_missing_is_said(chromium):
     with Host(chromium, gs.widgets.Attention(random_trace(7))) as host:
         assert "trace with capture=['attn.pattern']" in host.page.inner_text("[data-panel=attention]")
         assert not host.faults
+
+
+def test_attention_that_was_not_kept_is_asked_of_the_model(chromium, pocket, pattern, monkeypatch):
+    bench = gs.explore(pocket.trace(TEXT), model=pocket)
+    with Host(chromium, bench) as host:
+        page = host.page
+        page.wait_for_selector(READS)
+        bench.layer, bench.head, bench.token = 3, 4, 9
+        page.wait_for_timeout(200)
+        np.testing.assert_allclose(told(host)[:10], pattern[3, 4, 9, :10], rtol=6e-3)
+        assert "made by one run of the model over" in page.inner_text("[data-panel=attention]")
+        row = pattern[:, :, 9]
+        bench.layer, bench.head = (int(i) for i in np.unravel_index(row[..., 0].argmax(), row.shape[:2]))
+        page.wait_for_timeout(200)
+        share = pattern[bench.layer, bench.head, 9]
+        assert f"{round(100 * share[0])} % goes to the text's first token" in page.inner_text(".gs-sink-said")
+        page.check("text=rescale without the first token")
+        page.wait_for_timeout(300)
+        assert page.get_attribute(f"{READS} >> nth=0", "class") == "gs-apart"
+        strength = page.eval_on_selector_all(READS, "all => all.map(s => Number(s.style.background.match(/[0-9.]+(?=\\))/)?.[0] ?? 0))")
+        assert int(np.argmax(strength)) == 1 + int(np.argmax(share[1:]))
+        assert max(strength) == pytest.approx(0.95), "the largest of the rest has the whole colour"
+        assert not host.faults
+    bench.close()
+    monkeypatch.setattr("grokscope.widgets.attention_panel.UNASKED", 0)
+    bench = gs.widgets.Attention(pocket.trace(TEXT), model=pocket)
+    with Host(chromium, bench) as host:
+        host.page.click("button >> text=show the attention")
+        host.page.wait_for_selector(READS)
+        assert not host.faults
+    bench.close()

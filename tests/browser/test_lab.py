@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+from nbconvert import HTMLExporter
 
-from grokscope.cli.lab import copy_notebooks
+from grokscope.cli.lab import copy_notebooks, free
 from grokscope.counters.counters import RoutingCounters
 from tests.browser.host import browser
 from tests.browser.jupyter import Lab, notebook
+from tests.conftest import ROOT
 from tests.test_harmless import EVIL, marked_trace
 
 pytestmark = pytest.mark.slow
+RANDOM = """import sys
+sys.path.insert(0, ROOT)
+import grokscope as gs
+from tests.browser.shapes import random_trace
+bench = gs.explore(random_trace(11, gs.MIXTRAL_8X7B))
+bench""".replace("ROOT", repr(str(ROOT)))
 CELL = """import grokscope as gs
 model = gs.load(dtype="float32")
 trace = model.trace("The moon is bright. def moon(): return 42", capture=["router.*", "logits"])
 bench = gs.explore(trace)
+bench.expert = 0
 bench"""
 
 
@@ -41,7 +53,25 @@ def test_the_workbench_in_jupyterlab(tmp_path):
         assert light != dark
         keys_are_the_widgets(page)
         the_bar_stays_in_sight(page)
+        a_saved_notebook_keeps_its_picture(page, lab)
         assert not lab.faults
+
+
+def a_saved_notebook_keeps_its_picture(page, lab):
+    still = ".grokscope-still"
+    assert page.locator(still).count() == 1 and not page.is_visible(still), "it would stand beside the live one"
+    assert page.evaluate("(s) => document.querySelector(s).closest('.jp-OutputArea-child').getBoundingClientRect().height", still) == 0
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    lab.end_kernels()
+    page.reload()
+    page.wait_for_selector(still, timeout=60_000)
+    page.wait_for_function("(s) => document.querySelector(s)?.getBoundingClientRect().height > 100", arg=still, timeout=30_000)
+    shown = page.inner_text(still)
+    assert "moon" in shown and "run the notebook from its top" in shown
+    assert page.locator(f"{still} img").evaluate("i => i.complete && i.naturalWidth > 5 && i.naturalHeight === 8")
+    assert not page.locator(".grokscope").count()
+    made, _ = HTMLExporter().from_filename(lab.folder / "x.ipynb")
+    assert "grokscope-still" in made and "data:image/png;base64" in made
 
 
 def keys_are_the_widgets(page):
@@ -74,8 +104,81 @@ def test_a_copied_notebook_shows_no_stored_picture_but_the_widget_when_it_is_run
         assert not page.locator(".jp-OutputArea-output").count()
         lab.run_all(page)
         page.wait_for_selector(".grokscope [data-t='5']", timeout=60_000)
-        assert not page.locator(".jp-OutputArea-output img").count()
+        assert not page.locator(".jp-OutputArea-output img:visible").count()
         assert not lab.faults
+
+
+def test_the_workbench_in_notebook_7(tmp_path):
+    pytest.importorskip("notebook", reason="Notebook 7 is not installed: pip install notebook")
+    with browser() as chromium, Lab(tmp_path, "notebook") as lab:
+        lab.save("x.ipynb", notebook(RANDOM))
+        page = lab.open(chromium, "x.ipynb")
+        lab.run_all(page)
+        page.wait_for_selector(".grokscope [data-t='5']", timeout=60_000)
+        page.click(".grokscope .gs-tokens [data-t='5'] >> nth=0")
+        page.wait_for_timeout(500)
+        assert lab.python(page, "print(bench.token)") == "5"
+        assert not page.is_visible(".grokscope-still")
+        cells = "() => jupyterapp.shell.currentWidget.content.widgets.length"
+        before = page.evaluate(cells)
+        page.focus("[data-panel=map] canvas")
+        for key in ("b", "x", "d", "d", "ArrowRight"):
+            page.keyboard.press(key)
+        page.wait_for_timeout(500)
+        assert page.evaluate(cells) == before, "keys are the widget's"
+        assert lab.python(page, "print(bench.token)") == "6"
+        assert not [f for f in lab.faults if "reading 'schema'" not in f], "which is Notebook's own, before a cell has run"
+
+
+MARIMO = """import marimo
+app = marimo.App()
+
+@app.cell
+def _():
+    import marimo as mo
+    import grokscope as gs
+    from tests.browser.shapes import random_trace
+    shown = mo.ui.anywidget(gs.explore(random_trace(11, gs.MIXTRAL_8X7B), panels=["text", "router"]))
+    return mo, shown
+
+@app.cell
+def _(shown):
+    shown
+    return
+
+@app.cell
+def _(mo, shown):
+    mo.md("Python has token " + str(shown.widget.token) + " of " + str(shown.value["token"]))
+    return
+
+if __name__ == "__main__":
+    app.run()
+"""
+
+
+def test_the_workbench_in_marimo(tmp_path):
+    pytest.importorskip("marimo", reason="marimo is not installed: pip install marimo")
+    (tmp_path / "x.py").write_text(MARIMO)
+    port = next(p for p in range(19890, 20890) if free(p))
+    words = [sys.executable, "-m", "marimo", "run", "x.py", "--headless", "--no-token", "--host", "127.0.0.1", "--port", str(port)]
+    with open(tmp_path / "log", "w") as log, browser() as chromium:
+        server = subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}, stdout=log, stderr=log)
+        try:
+            page, faults = chromium.new_page(), []
+            page.on("request", lambda r: r.url.startswith((f"http://127.0.0.1:{port}/", "ws:", "data:", "blob:")) or faults.append(r.url))
+            for _ in range(150):
+                if not free(port):
+                    break
+                page.wait_for_timeout(200)
+            page.goto(f"http://127.0.0.1:{port}/")
+            page.wait_for_selector(".grokscope [data-t='5']", timeout=60_000)
+            page.click(".grokscope .gs-tokens [data-t='5']")
+            page.wait_for_selector("text=Python has token 5 of 5", timeout=20_000)
+            page.wait_for_selector("[data-panel=router] .gs-routes [data-e]")
+            assert faults == []
+        finally:
+            server.terminate()
+            server.wait(20)
 
 
 UNTRUSTED = (

@@ -72,3 +72,31 @@ def test_what_is_missing_is_said(chromium):
     with Host(chromium, gs.widgets.Prediction(random_trace(7))) as host:
         assert "trace with capture=['router.*', 'logits']" in host.page.inner_text("[data-panel=prediction]")
         assert not host.faults
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1180), ("dark", 400)])
+def test_after_an_edit_the_distributions_stand_side_by_side(chromium, trace, pocket, scheme, width):
+    bench = gs.explore(trace, model=pocket)
+    with Host(chromium, bench, scheme, width=width) as host:
+        bench.layer, bench.expert, bench.token = 2, 3, 3
+        host.page.click("[data-panel=edit] button >> text=run")
+        host.page.wait_for_selector(".gs-beside [role=listitem]")
+        host.page.wait_for_selector(".gs-changes tbody tr")
+        p, q = (np.exp(x - x.max()) / np.exp(x - x.max()).sum() for t in (trace, bench.other) for x in [t["logits"].isel(batch=0, token=3).values.astype(float)])
+        rows = host.page.eval_on_selector_all(".gs-beside [role=listitem]", "all => all.map(r => [...r.children].map(c => c.textContent))")
+        best = int(np.argmax(np.maximum(p, q)))
+        assert rows[0][0] == visible(pocket.tokenizer.pieces([best])[0])
+        assert float(rows[0][1].removesuffix(" %")) == pytest.approx(100 * p[best], rel=0.01)
+        assert float(rows[0][2].removesuffix(" %")) == pytest.approx(100 * q[best], rel=0.01)
+        told = host.page.inner_text(".gs-changes")
+        z = {n: np.log([np.exp(r - r.max())[i] / np.exp(r - r.max()).sum() for r, i in zip(t["logits"].isel(batch=0).values.astype(float)[:-1], trace.data["token_id"].values[0, 1:], strict=True)]).sum() for n, t in (("before", trace), ("after", bench.other))}
+        for name, total in z.items():
+            assert f"{total:.2f} {name}" in told
+        assert host.page.evaluate("() => document.documentElement.scrollWidth") <= width
+        wide = host.page.eval_on_selector_all(".gs-beside [role=listitem] .gs-share", "all => Math.min(...all.map(e => e.clientWidth))")
+        assert wide >= 12, "the bars have room"
+        host.page.click("[data-panel=edit] button >> text=reset")
+        host.page.wait_for_selector(".gs-beside", state="detached")
+        assert not host.page.inner_text(".gs-changes")
+        assert not host.faults
+    bench.close()

@@ -6,12 +6,13 @@ import re
 
 import numpy as np
 import pytest
+import traitlets
 
 import grokscope as gs
 from grokscope.text.visible import visible
 from grokscope.widgets.workbench import Workbench
 from tests.browser.host import Host, settled
-from tests.browser.shapes import HOSTILE, random_trace
+from tests.browser.shapes import HOSTILE, SHAPES, made_up, random_trace
 from tests.browser.test_report import opened
 
 TEXT = "The moon is bright. 床前明月光\ndef moon(): return 42 # مرحبا. The moon and the sun, the moon and the sea."
@@ -225,3 +226,39 @@ def test_grok_1s_shape_at_8192_tokens_sends_little(chromium):
         assert "Expert 7 at layer 63 serves" in host.page.inner_text(EXPERTS)
         assert host.sent - before < 40_000
         assert not host.faults
+
+
+def test_many_experts_at_deepseeks_shape(chromium):
+    """61 layers of which 3 are dense, 256 experts, 8 slots, sigmoids: what matters has a colour, and all fits the page."""
+    bench = gs.explore(made_up(1511, **SHAPES["DeepSeek-V3"]), panels=["text", "map", "router", "experts"])
+    with Host(chromium, bench, "dark", width=700, height=2000) as host:
+        page = host.page
+        page.wait_for_selector(".gs-loads [data-e]")
+        assert "layers before 3 not recorded" in page.inner_text(".gs-head")
+        assert page.locator("[data-panel=router] canvas").bounding_box()["height"] < 120, "58 layers of 8 slots in a strip"
+        assert page.locator("[data-panel=map] canvas").bounding_box()["height"] < 380
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= 700
+        load = [float(x) for x in page.eval_on_selector_all(".gs-loads [data-e] > :nth-child(3)", "all => all.map(e => e.textContent)")]
+        assert len(load) == 256 and load == sorted(load, reverse=True)
+        seen = "all => new Set(all.map(e => getComputedStyle(e).backgroundColor)).size"
+        bench.expert = int(page.get_attribute(".gs-loads [data-e] >> nth=99", "data-e"))
+        page.wait_for_timeout(300)
+        assert page.eval_on_selector_all(".gs-loads .gs-chip", seen) == 8, "six, the selected one, and grey"
+        page.select_option("select[aria-label='experts in order of']", "number")
+        assert page.get_attribute(".gs-loads [data-e] >> nth=1", "data-e") == "1"
+        page.fill("input[aria-label='Find an expert by its number']", "217")
+        page.wait_for_timeout(200)
+        assert bench.expert == 217
+        page.select_option("select[aria-label='colours for']", "chosen")
+        page.fill("input[aria-label='Experts that have a colour, by number']", "5, 217, 9999")
+        page.keyboard.press("Tab")
+        page.wait_for_timeout(300)
+        assert bench.marks == [5, 217]
+        assert [b.split()[0] for b in page.eval_on_selector_all(".gs-swatch", "all => all.map(e => e.textContent)")] == ["5", "217"], "the selected one stands behind the others"
+        with pytest.raises(traitlets.TraitError, match="marks: wanted"):
+            bench.marks = [256]
+        bench.slot = 7
+        page.wait_for_timeout(200)
+        assert page.input_value("input[aria-label=slot]") == "7"
+        assert not host.faults
+    bench.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import grokscope as gs
-from tests.browser.host import Host, settled
+from tests.browser.host import Host, at_the_beginning, settled
 from tests.browser.shapes import random_trace
 from tests.browser.test_report import opened
 
@@ -23,7 +23,7 @@ def trace(pocket):
 
 @pytest.fixture
 def host(chromium, trace):
-    bench = gs.explore(trace)
+    bench = at_the_beginning(gs.explore(trace))
     with Host(chromium, bench, height=3000) as made:
         made.page.wait_for_selector("[data-panel=compare] canvas")
         made.page.wait_for_selector(".gs-next button")

@@ -12,7 +12,7 @@ import traitlets
 
 import grokscope as gs
 from grokscope.text.visible import visible
-from tests.browser.host import Host
+from tests.browser.host import Host, at_the_beginning
 from tests.browser.shapes import HOSTILE, random_trace
 
 TEXT = "The moon is bright. 床前明月光\ndef moon(): return 42 # مرحبا"
@@ -25,7 +25,7 @@ def trace(pocket):
 
 @pytest.fixture
 def host(chromium, trace):
-    bench = gs.explore(trace)
+    bench = at_the_beginning(gs.explore(trace))
     with Host(chromium, bench) as made:
         yield made
     assert not made.faults
@@ -131,6 +131,23 @@ def test_an_edit_from_the_panel_gives_a_trace_and_the_line_that_makes_it(host, p
     host.page.click("[data-panel=edit] button >> text=reset")
     host.page.wait_for_timeout(300)
     assert host.widget.other is None
+
+
+def test_heads_and_the_stream_are_edited_too(host):
+    page = host.page
+    host.widget.layer, host.widget.head = 3, 4
+    page.select_option("select[aria-label='what to edit']", "head")
+    assert "head 4, layer 3" in page.inner_text("[data-panel=edit]")
+    assert page.eval_on_selector_all("select[aria-label='what to do'] option", "all => all.map(o => o.value)") == ["zero", "scale"], "nothing to patch from"
+    page.select_option("select[aria-label='what to do']", "scale")
+    page.fill("input[aria-label='by how much']", "0.5")
+    page.click("[data-panel=edit] button >> text=run")
+    page.wait_for_selector("[data-panel=edit] li")
+    assert page.inner_text(".gs-code") == "model.trace(prompt, edits=[gs.edits.Scale('attn.z', 0.5, layers=[3], heads=[4])])"
+    page.select_option("select[aria-label='what to edit']", "stream")
+    assert page.is_visible("select[aria-label='at which place']") and not page.is_visible("select[aria-label='which direction']")
+    page.click("[data-panel=edit] button >> text=reset")
+    page.wait_for_function("() => !document.querySelector('[data-panel=edit] li')")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
@@ -352,3 +353,25 @@ def test_large_figures_stay_small():
 def test_plotly_is_imported_when_it_is_used():
     code = "import sys, grokscope as gs; gs.routing; assert 'plotly' not in sys.modules; gs.plots.lines; assert 'plotly' in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_attention_has_pieces_on_both_sides_and_nothing_where_a_token_cannot_read(pocket):
+    trace = pocket.trace(["The moon is bright.", "The sun"], capture=["attn.pattern"])
+    n = len(trace.pieces[1])
+    fig = plots.heatmap(trace, "attn.pattern", layer=3, head=2, batch=1)
+    drawn = fig.data[0]
+    wanted = [f"{t} {gs.visible(p)}" for t, p in enumerate(trace.pieces[1])]
+    assert [html.unescape(y) for y in drawn.y] == [html.unescape(x) for x in drawn.x] == wanted
+    pattern = trace["attn.pattern", 3].isel(batch=1).sel(head=2).transpose("token", "source").values[:n, :n] if "head" in trace.data.coords else trace["attn.pattern", 3].isel(batch=1, head=2).transpose("token", "source").values[:n, :n]
+    np.testing.assert_allclose(np.tril(np.nan_to_num(drawn.z)), np.tril(pattern), rtol=1e-5)
+    assert np.isnan(drawn.z)[np.triu_indices(n, 1)].all() and not np.isnan(drawn.z)[np.tril_indices(n)].any()
+    assert "blank" not in fig.layout.title.text if fig.layout.title.text else True
+
+
+def test_axes_say_what_they_measure(pocket):
+    trace = pocket.trace(["The moon is bright.", "The sun is dark."])
+    load = plots.bars(gs.routing.expert_load(trace), layer=3)
+    assert load.layout.yaxis.title.text == "load of the expert (share of tokens)"
+    assert plots.lines(gs.routing.routing_entropy(trace)).layout.yaxis.title.text == "entropy of the router (bits)"
+    assert plots.heatmap(gs.routing.expert_load(trace)).data[0].colorbar.title.text == "load of the expert − null (share of tokens)"
+    assert plots.bars(gs.routing.expert_load(trace), "share", layer=3).layout.yaxis.title.text == "share"

@@ -176,3 +176,20 @@ def test_the_panels_answers_and_what_a_browser_may_send(trace):
     assert ANSWERS["attention_row"](bench, {"layer": 0, "token": 6}).whole.shape == (6, 7)
     assert ANSWERS["head_maps"](bench, {"layer": 1}).q.shape == (6, 7, 7)
     bench.close()
+
+
+def test_without_the_first_token_the_rest_has_the_whole_scale(trace):
+    attention, pattern = seen(trace, "attn.pattern"), trace["attn.pattern", 1].isel(batch=0).transpose("head", "token", "source").values
+    maps, plain = attention.maps(1, without_first=True), attention.maps(1)
+    assert (maps.q[:, :, 0] == NONE).all() and (plain.q[:, :, 0] != NONE).all()
+    assert maps.high == pytest.approx(pattern[:, :, 1:].max())
+    np.testing.assert_allclose(maps.high * (maps.q[4, 9, 1:10] / 254.0) ** 2, pattern[4, 9, 1:10], atol=2 * maps.high / 254)
+
+
+def test_a_row_says_what_it_gives_to_the_first_token_and_to_a_learned_sink(trace):
+    data = only(trace, "attn.pattern").data.copy(deep=True)
+    data["attn.pattern"] *= 0.7
+    row, pattern = Attention(Text(Trace(data))).row(2, 11), data["attn.pattern"].isel(batch=0, token=11).sel(layer=2).values
+    np.testing.assert_allclose(row.first, [*pattern[:, 0], pattern[:, 0].mean(), pattern[:, 0].max()], rtol=1e-5)
+    np.testing.assert_allclose(row.left, 0.3, atol=1e-5)
+    assert len(row.left) == 7

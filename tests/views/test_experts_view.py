@@ -11,11 +11,12 @@ import pytest
 
 import grokscope as gs
 from grokscope.config import RouterConfig
-from grokscope.views.experts import BUSIEST, FEW, LISTED, Flow, Turns, expert_tokens, layer_view, part
+from grokscope.views.colouring import GREY, hues_of
+from grokscope.views.experts import BUSIEST, FEW, LISTED, Flow, Turns, expert_tokens, flow_view, layer_view, part
 from grokscope.views.payload import pack
-from grokscope.views.routing import Text
+from grokscope.views.routing import Text, routing_view
 from grokscope.widgets.panels import ANSWERS, PANELS
-from tests.browser.shapes import random_trace
+from tests.browser.shapes import made_up, random_trace
 from tests.conftest import TINY
 
 
@@ -67,7 +68,7 @@ def test_pairs_are_conditional_probabilities():
 @pytest.mark.parametrize(("layer", "near"), [(0, [0, 1]), (1, [0, 1, 2]), (2, [1, 2])])
 def test_flow_counts_tokens_from_the_layer_before_to_the_next(layer, near):
     trace = wide(11, 2)
-    flow = layer_view(Text(trace), layer).flow
+    flow = flow_view(Text(trace), layer)
     assert isinstance(flow, Flow)
     assert flow.layers == near
     for p, (a, b) in enumerate(pairwise(near)):
@@ -86,7 +87,7 @@ def test_many_experts_are_a_matrix_of_the_busiest(layer):
     experts = 67
     trace = wide(experts, 3, 401)
     found = layer_view(Text(trace), layer)
-    turns, pair = found.flow, [0, 1] if layer == 0 else [1, 2]  # to the next, for the last layer from the one before
+    turns, pair = flow_view(Text(trace), layer), [0, 1] if layer == 0 else [1, 2]  # to the next, for the last layer from the one before
     assert isinstance(turns, Turns)
     assert turns.layers == pair
     here, there = (sets_of(trace, n) for n in pair)
@@ -145,8 +146,8 @@ def test_a_recording_without_gates_goes_by_slot():
 
 
 def test_little_and_wrong_input_has_an_answer_or_a_line(pocket, tiny):
-    one = layer_view(Text(tiny.trace([[5]], capture=["router.*"], layers=[1])), 1)
-    assert (one.tokens, one.flow) == (1, None)
+    text = Text(tiny.trace([[5]], capture=["router.*"], layers=[1]))
+    assert (layer_view(text, 1).tokens, flow_view(text, 1)) == (1, None)
     alone = layer_view(Text(routed(5, 1)[0]), 0)
     assert alone.together is None
     assert "one expert" in alone.notes[-1]
@@ -157,7 +158,7 @@ def test_little_and_wrong_input_has_an_answer_or_a_line(pocket, tiny):
     empty = pocket.trace("one two", edits=[gs.edits.ForceExperts([-1, -1], layers=[2])])
     with pytest.raises(ValueError, match="got none; select another layer"):
         layer_view(Text(empty), 2)
-    assert layer_view(Text(empty), 1).flow.first[1].sum() == 0
+    assert flow_view(Text(empty), 1).first[1].sum() == 0
 
 
 def test_gates_that_are_not_numbers_leave_the_counts():
@@ -179,12 +180,49 @@ def test_the_panels_answers_refuse_what_is_not_there(tiny, ids):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=match):
             ANSWERS[want](bench, params)
-    assert ANSWERS["experts"](bench, {"layer": 2}).flow.layers == [0, 2]  # neighbours among those kept
+    assert ANSWERS["flow"](bench, {"layer": 2}).layers == [0, 2]  # neighbours among those kept
     bench.text = 2
     assert ANSWERS["router"](bench, {"token": 10}).logits.shape == (2, 5)
-    for panel, number in (("router", 11), ("experts", 2 + 2 * 5)):
+    for panel, number in (("router", 11), ("experts", 2 + 2 + 2 * 5)):
         asked = list(PANELS[panel].canned(bench))
         assert len(asked) == number
         for want, params in asked:
             pack(ANSWERS[want](bench, params))
     assert FEW >= 8
+
+
+def test_of_many_experts_those_that_matter_have_a_colour():
+    text = Text(made_up(211, layers=3, experts=131, slots=5))
+    experts = text.array("router.experts", "layer", "token", "slot")
+    used = hues_of(text)
+    for row, chosen in zip(used, experts, strict=True):
+        load = Counter(chosen.ravel().tolist())
+        assert [load[int(np.flatnonzero(row == h)[0])] for h in range(6)] == [n for _, n in load.most_common(6)]
+        assert (row == GREY).sum() == 131 - 6
+    chosen = hues_of(text, [17, 3])
+    assert (chosen[:, 17] == 0).all() and (chosen[:, 3] == 1).all() and (chosen == GREY).sum() == 3 * 129
+    assert hues_of(Text(made_up(5, layers=2, experts=7, slots=2))).tolist() == [list(range(7))] * 2
+    for marks in ("most", [1, 1], [131], list(range(7)), [True]):
+        with pytest.raises(ValueError, match="marks: wanted"):
+            hues_of(text, marks)
+
+
+def test_clusters_are_the_experts_that_go_together():
+    rng = np.random.default_rng(0)
+    sets = rng.permutation(48).reshape(6, 8)  # six sets of eight experts; a token takes three of one set
+    kind = rng.choice(6, 600, p=np.arange(1, 7) / 21)
+    ids = np.stack([rng.permutation(sets[k])[:3] for k in kind])[:, None].astype(np.int32)
+    hues = hues_of(Text(gs.read_routed_experts(ids, num_experts=48)), "clusters")[0]
+    order = np.argsort(-np.bincount(kind))
+    assert [set(hues[sets[k]].tolist()) for k in order] == [{n} for n in range(6)]
+
+
+def test_mean_gates_are_of_those_that_it_serves():
+    trace = made_up(101, layers=2, experts=23, slots=3, score="sigmoid", scale=2.5)
+    experts, gates = (trace[s].isel(batch=0).sel(layer=1).transpose("token", "slot").values for s in ("router.experts", "router.gates"))
+    found = layer_view(Text(trace), 1).gate
+    for e in range(23):
+        np.testing.assert_allclose(found[e], gates[experts == e].mean() if (experts == e).any() else np.nan, rtol=1e-5)
+    view = routing_view(trace)
+    assert view.gates.high == pytest.approx(trace["router.gates"].values.max())
+    assert routing_view(made_up(13, layers=2, experts=23, slots=3, dense=3)).about == ["layers before 3 not recorded, as dense ones are"]

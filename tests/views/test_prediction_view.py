@@ -180,3 +180,43 @@ def test_the_embedded_models_words_come_without_its_weights(pocket, monkeypatch)
     other = Trace(trace.data.assign_attrs(grokscope=trace.data.attrs["grokscope"].replace(pocket.tokenizer.sha256, "0" * 64)))
     said = ANSWERS["prediction"](gs.widgets.Prediction(other), {"token": 2})
     assert said["next"].pieces[5] in {f"[{said['next'].ids[5]}]", *trace.pieces[0]}
+
+
+def softmax(z):
+    return np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+
+
+def test_predictions_of_one_run_and_of_two(pocket):
+    text, ban = "The moon is bright.", [gs.edits.BanExperts([3], layers=[2])]
+    trace, banned = pocket.trace(["The sun is up.", text]), pocket.trace(["The sun is up.", text], edits=ban)
+    p, q = (softmax(t["logits"].isel(batch=1, token=3).values.astype(float)) for t in (trace, banned))
+    alone = gs.predictions(trace, top=5, tokens=[3, -1]).query("text == 1 and position == 3")
+    assert alone["next_id"].tolist() == np.argsort(-p)[:5].tolist()
+    assert alone["next"].tolist() == [gs.visible(w) for w in pocket.tokenizer.pieces(np.argsort(-p)[:5].tolist())]
+    np.testing.assert_allclose(alone["probability"], np.sort(p)[::-1][:5], rtol=1e-4)
+    two = gs.predictions(trace, banned, top=5, tokens=3).query("text == 1")
+    assert set(two["next_id"]) == {*np.argsort(-p)[:5], *np.argsort(-q)[:5]}
+    np.testing.assert_allclose(two["probability_other"], q[two["next_id"]], rtol=1e-4)
+    np.testing.assert_allclose(two["difference"], (q - p)[two["next_id"]], atol=1e-6)
+    assert two["rank"].tolist() == [1 + int((p > p[i]).sum()) for i in two["next_id"]]
+    came = gs.predictions(trace, top=pocket.config.vocab_size, tokens=3).query("text == 1 and came")
+    assert came["next_id"].tolist() == [int(trace.data["token_id"].values[1, 4])]
+    assert len(gs.predictions(trace, tokens=None, top=2)) == 2 * sum(map(len, trace.pieces))
+
+
+def test_predictions_of_texts_of_other_tokens_are_aligned(pocket):
+    long, short = "The moon is very bright.", "The moon is bright."
+    trace, other = pocket.trace(long), pocket.trace(short)
+    n, m = len(trace.pieces[0]), len(other.pieces[0])
+    made = gs.predictions(trace, other, top=3, tokens=None)
+    q = softmax(other["logits"].isel(batch=0, token=m - 1).values.astype(float))
+    last = made[made["position"] == n - 1]
+    np.testing.assert_allclose(last["probability_other"], q[last["next_id"]], rtol=1e-4)
+    assert made[made["token"] == "▁very"]["probability_other"].isna().all()
+    for call, match in (
+        (lambda: gs.predictions(pocket.trace(short, capture=["router.*"])), "wanted logits"), (lambda: gs.predictions("x"), "wanted a Trace"),
+        (lambda: gs.predictions(trace, top=0), "1 or more"), (lambda: gs.predictions(trace, tokens=99), "choose of these"),
+        (lambda: gs.predictions(trace, make().trace([[1, 2]])), "one vocabulary"),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, TypeError), match=match):
+            call()

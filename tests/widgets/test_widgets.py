@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -19,9 +22,11 @@ from grokscope.cli.lab import copy_notebooks, free, open_lab
 from grokscope.views.compare import align, comparison
 from grokscope.views.payload import NONE, Plane, nested, pack, small
 from grokscope.views.routing import PLANES, Text, plane, routing_view
+from grokscope.views.still import COLOURS
 from grokscope.widgets.assets import MODULES, STATIC, joined, style
+from grokscope.widgets.display import picture
 from grokscope.widgets.panels import ANSWERS
-from tests.browser.shapes import random_trace
+from tests.browser.shapes import HOSTILE, made_up, random_trace
 from tests.conftest import ROOT, make
 
 FORBIDDEN = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|fetch\(|XMLHttpRequest|WebSocket|https?://(?!www\.w3\.org/)"
@@ -208,3 +213,25 @@ def test_a_colour_of_ones_own_by_its_name_and_recordings_are_not_run(pocket):
     bench = gs.explore(recording, model=pocket)
     assert "cannot be run again" in bench.data["lacks"]["edit"]
     bench.close()
+
+
+def test_the_still_picture_is_text_and_colours_and_one_picture(tmp_path):
+    trace = random_trace(len(HOSTILE), pieces=HOSTILE)
+    bench = gs.explore(trace)
+    bench.layer, bench.token = 3, 2
+    made = picture(bench, bench.picture)
+    assert set(re.findall(r"<(\w+)", made)) <= {"div", "b", "i", "span", "img", "bdi"}
+    assert not re.search(r"<[^>]*\son\w+=", made), "an attribute that runs"
+    assert f"grokscope-still-{bench.picture}" in made and "mathjax_ignore" in made and "run the notebook from its top" in made
+    spans = re.findall(r'<span style="background-color:rgb\([\d,]+\);color:#\w+;[^"]*" title="expert (\d)">', made)
+    assert [int(e) for e in spans] == trace["router.experts"].isel(batch=0, slot=0).sel(layer=3).values.tolist()
+    png = base64.b64decode(re.search(r"base64,([^\"]+)", made).group(1))
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", png[16:24]) == (len(HOSTILE), 64)
+    rows = np.frombuffer(zlib.decompress(png[41:-16]), np.uint8).reshape(64, -1)[:, 1:].reshape(64, -1, 3)
+    np.testing.assert_array_equal(rows, COLOURS[trace["router.experts"].isel(batch=0, slot=0).transpose("layer", "token").values])
+    bench.close()
+    long = gs.explore(made_up(1700, layers=3, experts=131, slots=5))
+    long.token = 1650
+    told = picture(long, long.picture)
+    assert "tokens 1300 to 1699 of 1700" in told and told.count("<span") == 400 and len(told) < 120_000
+    long.close()

@@ -31,11 +31,21 @@ function shade(span, share) {
   span.style.color = strength > 0.6 ? "#000" : "";
 }
 
+/** In words, where a row's weight goes to a sink: `first` and `left` are those of the head, or of the mean; null for neither. */
+export function sinkWords(first, left, piece) {
+  const said = [];
+  const share = (x) => `${Math.round(100 * x)} %`;
+  if (left > 0.005) said.push(`${share(left)} goes to the sink that the head has learned, which is no token`);
+  if (first >= 0.5) said.push(`${share(first)} goes to the text's first token “${piece}”, a sink`);
+  return said.length ? `${said.join("; ")}.` : null;
+}
+
 /** What the selected token reads, over the text; of a long text its most read tokens with what stands around them. */
-function readingView(state, root, over) {
+function readingView(state, root, over, withoutFirst) {
   const head = el("div", { class: "gs-key" });
+  const sink = el("div", { class: "gs-note gs-sink-said", "aria-live": "polite" });
   const words = el("div", { class: "gs-tokens gs-other gs-reads" });
-  root.append(head, words);
+  root.append(head, sink, words);
   const latest = newest(words);
   let row = null;
   let weights = null;
@@ -55,7 +65,9 @@ function readingView(state, root, over) {
     if (!row) return;
     const at = Math.max(0, row.heads.indexOf(state.get("head")));
     const who = over() === "head" ? `head ${row.heads[at]}` : over() === "mean" ? "the mean of heads" : "the largest of heads";
-    const best = mostRead(row, over(), at);
+    const best = mostRead(row, over(), at).filter(([p]) => p !== 0 || !withoutFirst());
+    const of = over() === "head" ? at : row.heads.length;
+    sink.textContent = (over() !== "max" && state.data.positions[state.get("token")] > 0 && sinkWords(row.first[of], row.left[of], state.data.pieces[0])) || "";
     places = new Map(state.data.positions.map((p, t) => [p, t]));
     const most = best.length ? best[0][1] : 0;
     const bar = el("span", { class: "gs-bar gs-read-bar" });
@@ -83,7 +95,9 @@ function readingView(state, root, over) {
     if (spans.length !== state.data.pieces.length || !spans[0]?.isConnected) build();
     spans.forEach((span, t) => {
       const w = weights[state.data.positions[t]];
-      shade(span, w === undefined || !most ? 0 : w / most);
+      const apart = withoutFirst() && state.data.positions[t] === 0;
+      shade(span, w === undefined || !most || apart ? 0 : w / most);
+      span.classList.toggle("gs-apart", apart);
       span.title = w === undefined ? "comes later" : `token ${state.data.positions[t]}: ${short(w)}`;
       span.classList.toggle("gs-later", w === undefined);
     });
@@ -128,32 +142,56 @@ function readingView(state, root, over) {
 export function attentionPanel(state, root) {
   let shown = "read";
   let over = "head";
+  let apart = false; // whether the first token, on which most weight may lie, is left out of the colours
+  let there = false;
   const { tabs, panel: body, choose } = tabbed("Where heads look", [["read", "where it looks"], ["heads", "all heads"], ["head", "one head"]], show);
   body.classList.add("gs-attention");
-  root.append(tabs, body);
+  const rescale = el("input", { type: "checkbox", onchange: () => ((apart = rescale.checked), views.heads.forget(), show(shown)) });
+  const bar = el("label", { class: "gs-row", title: "many heads rest on the first token; the others then show on their own scale" }, rescale, "rescale without the first token");
+  const about = el("p", { class: "gs-note" });
+  root.append(tabs, bar, body, about);
+  const latest = newest(root);
   const parts = { read: el("div", {}), heads: el("div", {}), head: el("div", { class: "gs-body-of" }) };
   body.append(parts.read, parts.heads, parts.head);
   const who = choice("whose reading", [["head", "the selected head"], ["mean", "the mean of heads"], ["max", "the largest of heads"]], over, (v) => ((over = v), views.read.draw()));
   parts.read.append(el("label", {}, "read by ", who));
-  const views = { read: readingView(state, parts.read, () => over), heads: headsView(state, parts.heads), head: headView(state, parts.head) };
+  const without = () => apart;
+  const views = { read: readingView(state, parts.read, () => over, without), heads: headsView(state, parts.heads, without), head: headView(state, parts.head, without) };
   const uses = { read: ["read", "heads"], heads: ["heads"], head: ["head"] };
 
   function visible(name) {
     return uses[shown].includes(name);
   }
 
+  /** Whether the text's attention is there, or what a run for it would take, which a click starts. */
+  function begin(params = {}) {
+    if (params.run) about.textContent = "running the model …";
+    latest(state.ask("attention", params), (answer) => {
+      there = !answer.cost;
+      for (const part of [tabs, bar, body]) part.style.display = there ? "" : "none";
+      const button = el("button", { onclick: () => begin({ run: true }) }, "show the attention");
+      if (there) about.textContent = answer.note ?? "";
+      else if (state.still) about.textContent = "The attention is not in this report: trace with capture=['router.*', 'attn.pattern'].";
+      else about.replaceChildren(button, ` The trace did not keep it: ${answer.cost}.`);
+      if (there) show(shown);
+    }, (e) => (about.textContent = e.message));
+  }
+
   function show(name) {
     shown = name;
+    if (!there) return;
     for (const [name, part] of Object.entries(parts)) part.style.display = visible(name) ? "" : "none";
     for (const name of uses[shown]) views[name].load();
   }
 
   choose(shown);
+  begin();
   const stop = onWidth(body, (w) => views.head.resize(w));
   return {
     changed(names) {
-      const moved = names.has("data") || names.has("layer");
-      if (names.has("data")) views.heads.forget();
+      if (names.has("data")) return views.heads.forget(), begin();
+      if (!there) return;
+      const moved = names.has("layer");
       if (visible("read")) {
         if (moved || names.has("token")) views.read.load();
         else if (names.has("head")) views.read.draw();

@@ -9,7 +9,7 @@ const TILE = 512; // a head that is no larger comes whole
 const MARGIN = [76, 62]; // left of and above the large map, for pieces
 
 /** The selected head, large: drag and zoom; a click selects the token that reads. */
-export function headView(state, root) {
+export function headView(state, root, withoutFirst) {
   const note = el("div", { class: "gs-key" });
   const canvas = el("canvas", { tabindex: "0", role: "img", class: "gs-map" });
   const tip = el("div", { class: "gs-tip", "aria-hidden": "true" });
@@ -33,7 +33,7 @@ export function headView(state, root) {
   }
 
   function ask(t0, t1, s0, s1, all) {
-    const asked = state.ask("head_tile", { layer: state.get("layer"), head: state.get("head"), t0, t1, s0, s1 });
+    const asked = state.ask("head_tile", { layer: state.get("layer"), head: state.get("head"), t0, t1, s0, s1, ...(withoutFirst() && { without_first: true }) });
     const done = (tile) => {
       const [, rows, columns] = tile.q.shape;
       const made = { ...tile, t0, t1, s0, s1, rows, columns, picture: pictureOf(tile.q, [rows, columns]) };
@@ -108,7 +108,7 @@ export function headView(state, root) {
     const tile = tiles.at(-1);
     const exact = tile.rows === tile.t1 - tile.t0 && tile.columns === tile.s1 - tile.s0;
     const how = exact ? "" : `; the largest of each block${tile.sampled ? `, ${tile.sampled[0]} of its ${tile.sampled[1]} rows looked at` : ""}; zoom in for each`;
-    note.replaceChildren(`L${state.get("layer")}, head ${state.get("head")}: reading token down, read token across${how}`, scaleBar(tile.high));
+    note.replaceChildren(`L${state.get("layer")}, head ${state.get("head")}: reading token down, read token across${how}. Weight`, scaleBar(tile.high));
     canvas.setAttribute("aria-label", `${note.textContent}; ${sizes()[0]} by ${sizes()[1]} tokens`);
   }
 

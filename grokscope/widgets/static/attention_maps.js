@@ -42,7 +42,7 @@ export function pictureOf(q, [high, wide]) {
 }
 
 /** Every head of the layer, small; a click selects it. */
-export function headsView(state, root) {
+export function headsView(state, root, withoutFirst) {
   const note = el("div", { class: "gs-key" });
   const list = el("div", { class: "gs-heads", role: "listbox", tabindex: "0", "aria-label": "Heads of the layer" });
   root.append(note, list);
@@ -51,10 +51,10 @@ export function headsView(state, root) {
 
   function load() {
     const layer = state.get("layer");
-    const key = `${state.get("text")}|${layer}`;
+    const key = `${state.get("text")}|${layer}|${withoutFirst()}`;
     if (!kept.has(key)) {
       if (kept.size > 24) kept.delete(kept.keys().next().value);
-      const asked = state.ask("head_maps", { layer });
+      const asked = state.ask("head_maps", { layer, ...(withoutFirst() && { without_first: true }) });
       asked.catch(() => kept.delete(key));
       kept.set(key, asked);
     }
@@ -68,7 +68,7 @@ export function headsView(state, root) {
     const [, rows, columns] = maps.q.shape;
     const part = maps.sampled ? `; ${maps.sampled[0]} of each ${maps.sampled[1]} rows looked at` : "";
     const blocky = rows < state.data.pieces.length ? "; the largest of each block" : "";
-    note.replaceChildren(`L${state.get("layer")}, every head: reading token down, read token across${blocky}${part}`, scaleBar(maps.high));
+    note.replaceChildren(`L${state.get("layer")}, every head: reading token down, read token across${blocky}${part}. Weight`, scaleBar(maps.high));
     list.replaceChildren(
       ...maps.heads.map((head, i) => {
         const canvas = el("canvas", { "aria-hidden": "true" });

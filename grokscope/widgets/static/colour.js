@@ -4,17 +4,23 @@ const OKABE_ITO = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66],
 const CIVIDIS = [[0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115], [138, 134, 120], [165, 156, 116], [195, 179, 105], [225, 204, 85], [254, 232, 56]];
 const SIGNED = [[0, 68, 136], [102, 153, 204], [238, 238, 238], [238, 153, 102], [153, 51, 0]]; // blue below zero, red-brown above
 
-/** The colour of an expert, [r, g, b]; beyond eight, hues a golden angle apart in three lightnesses. */
-export function expertColour(expert, count) {
-  if (count <= OKABE_ITO.length) return OKABE_ITO[expert] || [0, 0, 0];
-  const hue = (expert * 137.508) % 360;
-  const light = [0.45, 0.6, 0.75][expert % 3];
-  const a = 0.75 * Math.min(light, 1 - light);
-  const part = (n) => {
-    const k = (n + hue / 30) % 12;
-    return Math.round(255 * (light - a * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
-  };
-  return [part(0), part(8), part(4)];
+const MARKED = [0, 1, 2, 3, 4, 6]; // the colours of the sets of many experts (views/colouring.py)
+const SELECTED_ONE = 5;
+const NO_HUE = 7;
+
+/** The colour of an expert at a row of layers, [r, g, b]: its own up to eight; of more those that are marked have one, and the
+ *  `selected` one, the rest is grey. */
+export function expertColour(data, row, expert, selected = -1) {
+  if (data.num_experts <= OKABE_ITO.length) return OKABE_ITO[expert] || [0, 0, 0];
+  if (expert === selected) return OKABE_ITO[SELECTED_ONE];
+  return OKABE_ITO[MARKED[data.hues[row * data.num_experts + expert]] ?? NO_HUE];
+}
+
+/** The experts of each colour at a row of layers: [[colour, experts], ...], the greys left out; for more than eight experts. */
+export function markedExperts(data, row) {
+  const sets = MARKED.map((n) => [OKABE_ITO[n], []]);
+  for (let e = 0; e < data.num_experts; e++) sets[data.hues[row * data.num_experts + e]]?.[1].push(e);
+  return sets.filter(([, experts]) => experts.length);
 }
 
 /** The colours of a byte from 0 to 254 along the scale; 255, nothing there, has none. */

@@ -1,6 +1,6 @@
 // Two traces side by side: where their experts differ, and what the other one chose.
 
-import { css, expertColour, inkOn } from "./colour.js";
+import { css, inkOn } from "./colour.js";
 import { activate, arrow, choice, el, frame, inkOf, nameLayers, onWidth, refill, renew, reveal, short, sized, within } from "./dom.js";
 import { newest } from "./state.js";
 import { spelled } from "./text.js";
@@ -127,7 +127,7 @@ export function comparePanel(state, root) {
   }
 
   function slots() {
-    return state.data.experts.shape[2];
+    return state.data.slots;
   }
 
   function pair() {
@@ -178,7 +178,7 @@ export function comparePanel(state, root) {
     spans.forEach((span, t) => {
       const e = found.experts[(row() * tokens + t) * k + slot];
       if (e === emptyOf(found.experts)) return;
-      const c = expertColour(e, state.data.num_experts);
+      const c = state.colourOf(e, state.data.layers.indexOf(found.layers[row()]));
       span.style.background = css(c);
       span.style.color = inkOn(c);
       span.title = `expert ${e}`;
@@ -237,7 +237,7 @@ export function comparePanel(state, root) {
       if (names.has("data") || names.has("text")) return load();
       if (!found) return;
       if (names.has("token")) alone = -1;
-      if (names.has("layer") || names.has("slot")) write();
+      if (["layer", "slot", "hues"].some((n) => names.has(n)) || (names.has("expert") && state.data.num_experts > 8)) write();
       show();
     },
     close: stop,

@@ -1,6 +1,6 @@
 // Where tokens go from layer to layer: ribbons between the experts of two or three layers, laid out and drawn.
 
-import { css, expertColour, inkOn } from "./colour.js";
+import { css, inkOn } from "./colour.js";
 
 const MOST_RIBBONS = 64; // of a pair of layers
 
@@ -61,7 +61,6 @@ function svgPart(tag, attributes, ...children) {
 /** The flow between layers, drawn: ribbons between experts that a click selects; `note` says what they count. */
 export function flowPicture(state, layers, counts, note, { width, choice }) {
   const high = 250;
-  const count = counts.shape[1];
   const { nodes, links, left } = ribbons(counts, width, high);
   const [own, e] = [layers.indexOf(state.get("layer")), state.get("expert")];
   const mine = (l) => (l.pair === own ? l.from === e : l.to === e);
@@ -71,11 +70,11 @@ export function flowPicture(state, layers, counts, note, { width, choice }) {
   const drawn = svgPart("svg", { width, height: high + 18, viewBox: `0 0 ${width} ${high + 18}`, role: "group", "aria-label": label });
   for (const l of links) {
     const told = `layer ${layers[l.pair]} expert ${l.from} → layer ${layers[l.pair + 1]} expert ${l.to}: ${l.count}`;
-    const colour = css(expertColour(l.from, count));
+    const colour = css(state.colourOf(l.from, state.data.layers.indexOf(layers[l.pair])));
     drawn.append(svgPart("path", { d: ribbonPath(l), fill: colour, "fill-opacity": mine(l) ? 0.85 : 0.22, "data-from": l.from, "data-to": l.to }, svgPart("title", {}, told)));
   }
   for (const n of nodes.filter((x) => x.total)) {
-    const colour = expertColour(n.expert, count);
+    const colour = state.colourOf(n.expert, state.data.layers.indexOf(layers[n.column]));
     const chosen = n.column === own && n.expert === e;
     const go = () => state.set({ layer: layers[n.column], expert: n.expert });
     const name = `layer ${layers[n.column]} expert ${n.expert}, ${n.total}`;

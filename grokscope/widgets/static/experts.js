@@ -1,13 +1,14 @@
 // The selected layer's experts: how busy each is, whom the selected one serves, which go together, where tokens go next.
 
-import { css, expertColour } from "./colour.js";
-import { activate, arrow, el, onWidth, renew, reveal, short, tabbed, within } from "./dom.js";
+import { css } from "./colour.js";
+import { activate, arrow, choice, el, onWidth, renew, reveal, short, tabbed, within } from "./dom.js";
 import { flowPicture } from "./expert_flow.js";
 import { expertMatrix } from "./expert_matrix.js";
 import { expertChip } from "./router.js";
 import { newest } from "./state.js";
 
 const CONTEXT = 5; // tokens of context on each side
+const SORTS = [["number", "number"], ["load", "load"], ["gate", "mean gate"]];
 const EXPERT_PARTS = [["tokens", "Its tokens"], ["together", "Chosen together"], ["flow", "Flow between layers"]];
 
 /** The places around t that stand with it in the text: [places before, places after], cut where the trace left tokens out. */
@@ -20,23 +21,36 @@ export function around(positions, t, n = CONTEXT) {
   return [run(first, t), run(t + 1, last + 1)];
 }
 
+/** Places of values, the largest first; those that are not numbers last, in order. */
+export function ordered(values) {
+  const key = (v) => (Number.isFinite(v) ? -v : Infinity);
+  return Array.from(values, (_, i) => i).sort((a, b) => key(values[a]) - key(values[b]) || a - b);
+}
+
 export function expertsPanel(state, root) {
   const said = el("p", { class: "gs-note" });
+  const sort = choice("experts in order of", SORTS, "", (v) => ((by = v), loads()));
+  const find = el("input", { type: "search", inputmode: "numeric", placeholder: "find a number", "aria-label": "Find an expert by its number" });
+  const bar = el("div", { class: "gs-row" }, el("label", {}, "in order of ", sort), find);
   const rows = el("div", { class: "gs-bars gs-loads", role: "listbox", tabindex: "0", "aria-label": "Experts by load" });
   const { tabs, panel: below, choose } = tabbed("About the layer's experts", EXPERT_PARTS, (name) => ((part = name), show()));
   below.classList.add("gs-part");
-  root.append(said, rows, tabs, below);
+  root.append(said, bar, rows, tabs, below);
   let layer = null;
   let tokens = null;
+  let flow = null; // {layer, found} or {layer, error}
   let part = "tokens";
-  let choice = "first";
+  let ribbon = "first";
+  let by = state.data.num_experts > 8 ? "load" : "number"; // and `order`, the experts so
+  let order = [];
   let width = 0;
   let redraw = () => {};
   const latest = newest(rows);
   const latestTokens = newest(below);
   const pick = (expert) => state.set({ expert });
 
-  function load() {
+  function load(anew) {
+    if (anew) flow = null;
     if (!state.data.pieces.length) return failed("The text has no tokens.");
     latest(state.ask("experts", { layer: state.get("layer") }), (a) => ((layer = a), loads(), show()), (e) => failed(e.message));
     loadTokens();
@@ -61,13 +75,17 @@ export function expertsPanel(state, root) {
 
   /** The bars of load, each on its null. */
   function loads() {
-    const { load, first, z, even, sd, tokens: n, notes } = layer;
-    const count = load.length;
+    const { load, first, z, even, sd, tokens: n, notes, gate } = layer;
+    sort.querySelector("[value=gate]").disabled = !gate;
+    if (by === "gate" && !gate) by = "load";
+    sort.value = by;
+    order = by === "number" ? Array.from(load, (_, e) => e) : ordered(by === "load" ? load : gate);
     said.textContent = `Layer ${state.get("layer")}: the share of ${n} tokens that each expert serves, first choices dark. Whisker: even use, ${short(even)} ± 2 sd, tokens taken as independent. ${notes.join(" ")}`;
     const most = Math.min(1, 1.05 * Math.max(even + 2 * sd, ...load));
     const percent = (x) => `${(100 * Math.max(0, Math.min(1, x / most))).toFixed(2)}%`;
     rows.replaceChildren(
-      ...Array.from(load, (value, e) => {
+      ...order.map((e) => {
+        const value = load[e];
         const track = el("span", { class: "gs-track gs-null", "aria-hidden": "true" });
         const piece = (cls, from, to, colour) => {
           const made = el("span", { class: cls });
@@ -76,15 +94,15 @@ export function expertsPanel(state, root) {
           if (colour) made.style.background = colour;
           track.append(made);
         };
-        const colour = css(expertColour(e, count));
+        const colour = css(state.colourOf(e));
         piece("gs-any", 0, value, colour);
         piece("gs-first", 0, first[e], colour);
         piece("gs-band", even - 2 * sd, even + 2 * sd);
         piece("gs-even", even, even);
-        const far = Number.isFinite(z[e]) ? `z ${z[e] > 0 ? "+" : ""}${z[e].toFixed(1)}` : "";
-        const label = `expert ${e}: ${short(value)} of tokens, first choice of ${short(first[e])}, ${far}`;
-        return el("div", { role: "option", "data-e": e, "aria-label": label },
-          expertChip(e, count), track, el("span", {}, value.toFixed(3)), el("span", { class: Math.abs(z[e]) > 2 ? "gs-far" : "" }, far));
+        const far = Number.isFinite(z[e]) ? `z ${z[e] > 0 ? "+" : ""}${z[e].toFixed(Math.abs(z[e]) < 99.95 ? 1 : 0)}` : "";
+        const label = `expert ${e}: ${short(value)} of tokens, first choice of ${short(first[e])}, ${far}${gate ? `, mean gate ${short(gate[e])}` : ""}`;
+        return el("div", { role: "option", "data-e": e, "aria-label": label, title: label },
+          expertChip(e, state.colourOf(e)), track, el("span", {}, value.toFixed(3)), el("span", { class: Math.abs(z[e]) > 2 ? "gs-far" : "" }, far));
       }),
     );
     mark();
@@ -98,8 +116,16 @@ export function expertsPanel(state, root) {
 
   function show() {
     redraw = () => {};
+    if (part === "flow" && flow?.layer !== state.get("layer")) return loadFlow();
     renew(below, ...{ tokens: showTokens, together: showTogether, flow: showFlow }[part]());
     redraw();
+  }
+
+  /** Where tokens come from and go takes longer to count than the rest: it is asked for where it is looked at. */
+  function loadFlow() {
+    const of = state.get("layer");
+    const done = (a) => ((flow = a), part === "flow" && show());
+    latestTokens(state.ask("flow", { layer: of }), (a) => done({ layer: of, found: a }), (e) => done({ layer: of, error: e.message }));
   }
 
   function showTokens() {
@@ -150,8 +176,9 @@ export function expertsPanel(state, root) {
 
   function showFlow() {
     if (!layer) return [];
-    if (!layer.flow) return [el("p", { class: "gs-note" }, "The trace has one layer: trace with more layers to see where tokens go.")];
-    return layer.flow.first ? showRibbons(layer.flow) : showTurns(layer.flow);
+    if (flow.error) return [el("p", { class: "gs-note" }, flow.error)];
+    if (!flow.found) return [el("p", { class: "gs-note" }, "The trace has one layer: trace with more layers to see where tokens go.")];
+    return flow.found.first ? showRibbons(flow.found) : showTurns(flow.found);
   }
 
   function showTurns({ layers, rows: from, columns: to, probability, chance }) {
@@ -169,10 +196,10 @@ export function expertsPanel(state, root) {
   }
 
   function showRibbons({ layers, first, any }) {
-    const toggle = el("button", { "aria-pressed": String(choice === "any"), onclick: () => ((choice = choice === "first" ? "any" : "first"), show()) }, "all slots");
+    const toggle = el("button", { "aria-pressed": String(ribbon === "any"), onclick: () => ((ribbon = ribbon === "first" ? "any" : "first"), show()) }, "all slots");
     const holder = el("div", { class: "gs-flow" });
     const note = el("span", { class: "gs-note" });
-    redraw = () => width && renew(holder, flowPicture(state, layers, choice === "first" ? first : any, note, { width, choice }));
+    redraw = () => width && renew(holder, flowPicture(state, layers, ribbon === "first" ? first : any, note, { width, choice: ribbon }));
     redraw(); // before it is on the page, so that the focus finds its node there
     return [el("div", { class: "gs-row" }, note, toggle), holder];
   }
@@ -183,7 +210,12 @@ export function expertsPanel(state, root) {
   });
   rows.addEventListener("keydown", (event) => {
     const step = arrow(event);
-    if (step) pick(within(state.get("expert") + step[0] + step[1], state.data.num_experts));
+    if (step && order.length) pick(order[within(order.indexOf(state.get("expert")) + step[0] + step[1], order.length)]);
+  });
+  find.addEventListener("input", () => {
+    const n = /^\d+$/.test(find.value) ? Number(find.value) : -1;
+    find.setCustomValidity(!find.value || (n >= 0 && n < state.data.num_experts) ? "" : "no such expert");
+    if (n >= 0 && n < state.data.num_experts) pick(n);
   });
 
   choose(part);
@@ -191,8 +223,10 @@ export function expertsPanel(state, root) {
   const stop = onWidth(below, (w) => ((width = w), redraw()));
   return {
     changed(names) {
-      if (["data", "text", "layer"].some((n) => names.has(n))) return load();
-      if (!names.has("expert") || !layer) return;
+      if (["data", "text", "layer"].some((n) => names.has(n))) return load(!names.has("layer") || names.has("data"));
+      if (!layer) return;
+      if (names.has("hues") || (names.has("expert") && state.data.num_experts > 8)) loads(); // the selected one has a colour
+      if (!names.has("expert")) return;
       mark();
       loadTokens();
       if (part !== "tokens") part === "flow" ? show() : redraw();

@@ -8,14 +8,14 @@ import { emptyOf, valueAt } from "./wire.js";
 
 const GUTTER = 34;
 
-/** The whole map as pixels, one a place: RGBA [L, T]; see-through where there is nothing. */
-export function pixels(data, slot, plane) {
+/** The whole map as pixels, one a place: RGBA [L, T]; see-through where there is nothing. selected: [row, expert]. */
+export function pixels(data, slot, plane, selected = [-1, -1]) {
   const [layers, tokens, slots] = data.experts.shape;
   const out = new Uint8ClampedArray(4 * layers * tokens);
   const table = plane && scale(plane.signed);
-  const experts = Array.from({ length: data.num_experts }, (_, e) => expertColour(e, data.num_experts));
   const empty = emptyOf(data.experts);
   for (let row = 0; row < layers; row++) {
+    const experts = Array.from({ length: data.num_experts }, (_, e) => expertColour(data, row, e, row === selected[0] ? selected[1] : -1));
     for (let t = 0; t < tokens; t++) {
       const to = 4 * (row * tokens + t);
       const e = data.experts[(row * tokens + t) * slots + slot];
@@ -72,7 +72,7 @@ export function mapPanel(state, root) {
     const [layers, tokens] = state.data.experts.shape;
     picture.width = tokens;
     picture.height = layers;
-    const image = new ImageData(pixels(state.data, state.get("slot"), plane), tokens, layers);
+    const image = new ImageData(pixels(state.data, state.get("slot"), plane, [state.row, state.get("expert")]), tokens, layers);
     picture.getContext("2d").putImageData(image, 0, 0);
   }
 
@@ -113,7 +113,7 @@ export function mapPanel(state, root) {
       for (let t = Math.floor(view[0]); t < Math.min(tokens, view[0] + view[1]); t++) {
         const e = state.data.experts[(row * tokens + t) * slots + state.get("slot")];
         if (e === emptyOf(state.data.experts)) continue;
-        context.fillStyle = inkOn(expertColour(e, state.data.num_experts));
+        context.fillStyle = inkOn(state.colourOf(e, row));
         context.fillText(String(e), GUTTER + (t + 0.5 - view[0]) * across, row * high + high / 2 + 3.5);
       }
     }
@@ -206,7 +206,7 @@ export function mapPanel(state, root) {
       if (names.has("data")) view = whole();
       if (names.has("token")) reveal();
       for (const button of differences) button.hidden = !state.offers.difference;
-      if (["data", "slot", "colour", "expert"].some((n) => names.has(n))) recolour();
+      if (["data", "slot", "colour", "expert", "hues"].some((n) => names.has(n)) || (names.has("layer") && state.data.num_experts > 8)) recolour();
       else draw();
     },
     close: stop,

@@ -17,6 +17,20 @@ export function nextRows(next) {
   return rows;
 }
 
+/** The rows of two runs side by side. */
+export function changeRows(change, next) {
+  return change.pieces.map((piece, i) => ({
+    piece, id: change.ids[i], before: change.before[i], after: change.after[i], came: change.ids[i] === next.true_id, ranks: [change.rank[i], change.rank_after[i]],
+  }));
+}
+
+/** A difference of probabilities for a reader, in percentage points with its sign. */
+export function points(x) {
+  const value = Math.abs(100 * x);
+  if (value < 0.005) return "0";
+  return `${x < 0 ? "−" : "+"}${value.toPrecision(value < 1 ? 2 : 3)}`;
+}
+
 /** One line about the token that came. */
 export function tellNext(next, last) {
   const spread = `entropy ${short(next.entropy)} nats`;
@@ -37,9 +51,11 @@ export function predictionPanel(state, root) {
   const said = el("div", { class: "gs-said", "aria-live": "polite" });
   const list = el("div", { class: "gs-next", role: "list", "aria-label": "The most likely next tokens" });
   const lens = el("div", { class: "gs-lens" });
-  root.append(el("div", { class: "gs-ahead" }, el("div", {}, after, list, said), lens));
+  const whole = el("div", { class: "gs-changes" });
+  root.append(el("div", { class: "gs-ahead" }, el("div", {}, after, list, said, whole), lens));
   const latest = newest(root);
   const latestLens = newest(lens);
+  const latestWhole = newest(whole);
   let asked = false; // once wanted, the lens follows the selection
 
   function load() {
@@ -50,9 +66,30 @@ export function predictionPanel(state, root) {
     });
   }
 
-  function show({ next, lens: how }, token) {
+  /** What the other run makes of the whole text, and where it differs most. */
+  function loadText() {
+    if (!state.data.compared) return latestWhole(Promise.resolve(), () => whole.replaceChildren());
+    latestWhole(state.ask("text_change"), (found) => (found ? changes(found) : whole.replaceChildren()), () => whole.replaceChildren());
+  }
+
+  function changes({ tokens, before, after: then, edits, places, logprob, pieces }) {
+    const change = then - before;
+    const words = `Text: log-probability of ${tokens} tokens ${before.toFixed(2)} before, ${then.toFixed(2)} after, difference ${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(2)} nats. Most changed:`;
+    const head = el("tr", {}, ...["token", "before", "after", "nats"].map((t) => el("th", { scope: "col" }, t)));
+    const rows = Array.from(places, (t, i) => {
+      const [a, b] = [logprob[2 * i], logprob[2 * i + 1]];
+      const go = el("button", { class: "gs-token", title: `token ${state.data.positions[t]}: what is expected after it`, onclick: () => state.set({ token: t }) }, pieces[i]);
+      return el("tr", {}, el("td", { class: "gs-token" }, go), ...[percent(Math.exp(a)), percent(Math.exp(b)), `${b < a ? "−" : "+"}${short(Math.abs(b - a))}`].map((v) => el("td", {}, v)));
+    });
+    const of = edits.length ? `After: ${edits.join("; ")}.` : "After: the other trace.";
+    renew(whole, el("p", { class: "gs-note" }, words), el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)), el("p", { class: "gs-note" }, of));
+  }
+
+  function show({ next, lens: how, change }, token) {
     after.replaceChildren("after “", el("bdi", {}, state.data.pieces[token] ?? ""), `”, token ${state.data.positions[token]}`);
-    if (next) listed(next, token);
+    list.classList.toggle("gs-beside", Boolean(next && change));
+    if (next && change) twoListed(next, change, token);
+    else if (next) listed(next, token);
     else {
       list.replaceChildren();
       said.textContent = "The logits were not kept; the lens makes them.";
@@ -78,6 +115,23 @@ export function predictionPanel(state, root) {
       }),
     );
     said.textContent = tellNext(next, token === state.data.pieces.length - 1);
+  }
+
+  function twoListed(next, change, token) {
+    const rows = changeRows(change, next);
+    const most = Math.max(...change.before, ...change.after, 1e-9);
+    const head = el("div", { class: "gs-next-head", "aria-hidden": "true" }, ...["next token", "before", "after", "points"].map((t) => el("span", {}, t)));
+    renew(
+      list,
+      head,
+      ...rows.map((row) => {
+        const piece = row.came ? el("button", { class: "gs-token", onclick: () => state.set({ token: token + 1 }), title: "the token that came; select it" }, row.piece) : el("span", { class: "gs-token" }, row.piece);
+        const cell = (p) => el("span", { class: "gs-cell" }, shareBar(p / most), percent(p));
+        const title = `id ${row.id}, rank ${row.ranks[0]}, after ${row.ranks[1]}${row.came ? "; it came" : ""}`;
+        return el("div", { role: "listitem", class: row.came ? "gs-came" : "", title }, piece, cell(row.before), cell(row.after), el("span", {}, `${points(row.after - row.before)}${row.came ? " ◂" : ""}`));
+      }),
+    );
+    said.textContent = `KL of the two ${short(change.kl)} nats; entropy ${short(change.entropy[0])} before, ${short(change.entropy[1])} after. Before: ${tellNext(next, token === state.data.pieces.length - 1)}`;
   }
 
   function loadLens(token) {
@@ -118,8 +172,10 @@ export function predictionPanel(state, root) {
   }
 
   load();
+  loadText();
   return {
     changed(names) {
+      if (names.has("data")) loadText();
       if (names.has("data") || names.has("token")) load();
       else if (names.has("layer")) mark();
     },

@@ -1,57 +1,15 @@
 // The selected token at the router: every expert's numbers at the selected layer, and the token's path through all layers.
 
-import { css, expertColour, inkOn } from "./colour.js";
+import { css, faded, inkOn } from "./colour.js";
 import { activate, arrow, el, frame, inkOf, onWidth, short, sized } from "./dom.js";
+import { marginWords, routerRows } from "./router_rows.js";
 import { newest } from "./state.js";
 import { chosen } from "./text.js";
-import { emptyOf } from "./wire.js";
 
 const PATH_CELL = 30; // least width of a layer in the path
 const PATH_CHIP = 15;
-
-/** Probabilities of logits; of those that are minus infinity, none. */
-export function softmaxOf(logits) {
-  const top = Math.max(...logits);
-  const powers = Array.from(logits, (z) => Math.exp(z - top));
-  const sum = powers.reduce((a, b) => a + b, 0);
-  return powers.map((p) => p / sum);
-}
-
-/** The experts at a row of layers: [{expert, logit, probability, gate, slot}], null for what is not there. */
-export function routerRows(answer, row, byProbability) {
-  const scores = answer.logits ?? answer.probs;
-  const slots = answer.experts.shape[1];
-  const at = (array, width) => array && array.subarray(row * width, (row + 1) * width);
-  const mine = [...at(answer.experts, slots)];
-  const gates = at(answer.gates, slots);
-  const width = scores ? scores.shape[1] : 0;
-  const ids = scores ? (at(answer.ids, width) ?? Array.from({ length: width }, (_, e) => e)) : mine.filter((e) => e !== emptyOf(answer.experts));
-  const logits = at(answer.logits, width);
-  const probs = at(answer.probs, width) ?? (logits && softmaxOf(logits));
-  const rows = Array.from(ids, (expert, i) => {
-    const slot = mine.indexOf(expert);
-    return { expert, logit: logits ? logits[i] : null, probability: probs ? probs[i] : null, gate: slot < 0 || !gates ? null : gates[slot], slot: slot < 0 ? null : slot };
-  });
-  const key = byProbability && scores ? (r) => -(r.logit ?? r.probability) : (r) => r.expert;
-  return rows.sort((a, b) => key(a) - key(b) || a.expert - b.expert);
-}
-
-/** How near the choice at a row of layers was to another, in words. */
-export function marginWords(answer, row) {
-  const slots = answer.experts.shape[1];
-  const mine = [...answer.experts.subarray(row * slots, (row + 1) * slots)].filter((e) => e !== emptyOf(answer.experts));
-  if (!mine.length) return "No expert is chosen.";
-  const who = mine.length > 1 ? `Experts ${mine.join(", ")} are chosen` : `Expert ${mine[0]} is chosen`;
-  if (!answer.margins) return `${who}; how near others came is not recorded.`;
-  const [margin, weakest, runner] = [answer.margins[row], answer.weakest[row], answer.runner[row]];
-  if (runner === emptyOf(answer.runner)) return `${who}; there is no other.`;
-  if (margin === Infinity) return `${who}; every other one is banned.`;
-  if (Number.isNaN(margin)) return `${who}; their scores are not numbers.`;
-  const unit = answer.unit === "logits" ? "logits" : "in log-probability";
-  if (margin < 0) return `${who}, not by these scores: expert ${weakest} is ${short(-margin)} ${unit} behind expert ${runner}, which is not chosen.`;
-  const last = mine.length > 1 ? ", the nearest to losing its slot," : "";
-  return `${who}: expert ${weakest}${last} is ${short(margin)} ${unit} ahead of runner-up ${runner}.`;
-}
+const PATH_MOST = 420; // pixels of height; a longer path is a strip, a layer some pixels wide, without numbers
+const PATH_STRIP = 9;
 
 /** Layers in lines as a width allows: {across, cell, lines}. */
 export function pathLines(layers, width) {
@@ -74,8 +32,7 @@ function roundAbove(x) {
 }
 
 /** An expert's number on its colour. */
-export function expertChip(expert, count) {
-  const colour = expertColour(expert, count);
+export function expertChip(expert, colour) {
   const chip = el("span", { class: "gs-chip" }, String(expert));
   chip.style.background = css(colour);
   chip.style.color = inkOn(colour);
@@ -138,15 +95,16 @@ export function routerPanel(state, root) {
     const finite = made.map((r) => r.logit).filter(Number.isFinite);
     const [low, high] = [Math.min(0, ...finite), Math.max(0, ...finite)];
     const most = roundAbove(Math.max(0, ...made.map((r) => r.probability).filter(Number.isFinite)));
+    const topGate = state.data.gates?.high ?? 1;
     const place = (z) => (high > low ? (z - low) / (high - low) : 0);
     rows.replaceChildren(
-      ...(made.length ? [el("div", { class: "gs-bars-head", "aria-hidden": "true" }, ...["expert", "logit", `probability (0–${most})`, answer.gates ? "gate (0–1)" : ""].map((t) => el("span", {}, t)))] : []),
+      ...(made.length ? [el("div", { class: "gs-bars-head", "aria-hidden": "true" }, ...["expert", "logit", `probability (0–${most})`, answer.gates ? `gate (0–${short(topGate)})` : ""].map((t) => el("span", {}, t)))] : []),
       ...made.map((r) => {
-        const colour = css(expertColour(r.expert, count));
-        const gate = r.slot === null ? el("span") : valueBar(r.gate === null ? `slot ${r.slot}` : `${r.gate.toFixed(2)} slot ${r.slot}`, 0, r.gate === null ? NaN : Math.min(1, r.gate), colour);
+        const colour = css(state.colourOf(r.expert));
+        const gate = r.slot === null ? el("span") : valueBar(r.gate === null ? `slot ${r.slot}` : `${r.gate.toFixed(2)} slot ${r.slot}`, 0, r.gate === null ? NaN : Math.min(1, r.gate / topGate), colour);
         const label = `expert ${r.expert}, logit ${toldNumber(r.logit)}, probability ${toldNumber(r.probability)}${r.slot === null ? "" : `, slot ${r.slot}${r.gate === null ? "" : `, gate ${short(r.gate)}`}`}`;
         return el("div", { role: "option", "data-e": r.expert, "aria-label": label, class: r.slot === null ? "" : "gs-chosen" },
-          expertChip(r.expert, count), valueBar(toldNumber(r.logit, 2), place(0), place(r.logit), colour), valueBar(toldNumber(r.probability, 3), 0, r.probability / most, colour), gate);
+          expertChip(r.expert, state.colourOf(r.expert)), valueBar(toldNumber(r.logit, 2), place(0), place(r.logit), colour), valueBar(toldNumber(r.probability, 3), 0, r.probability / most, colour), gate);
       }),
     );
     activate(rows, rows.querySelector(`[data-e="${state.get("expert")}"]`));
@@ -159,26 +117,30 @@ export function routerPanel(state, root) {
     const { layers, experts, gates } = state.data;
     const slots = experts.shape[2];
     const tall = gates ? (slots > 4 ? 8 : 16) : 0; // of a gate's bar
-    return { ...pathLines(layers.length, width), slots, tall, high: 13 + slots * (PATH_CHIP + tall + 1) + (answer?.margins ? 15 : 0) + 6 };
+    const lines = pathLines(layers.length, width);
+    if (lines.lines * slots * (PATH_CHIP + tall + 1) > PATH_MOST) return { across: layers.length, cell: (width - 1) / layers.length, lines: 1, slots, tall: 0, high: 13 + slots * PATH_STRIP + 4, strip: true };
+    return { ...lines, slots, tall, high: 13 + slots * (PATH_CHIP + tall + 1) + (answer?.margins ? 15 : 0) + 6 };
   }
 
   function draw() {
     if (!width || !state.data.pieces.length) return;
-    const { layers, num_experts: count } = state.data;
-    const { across, cell, lines, slots, tall, high } = geometry();
+    const { layers } = state.data;
+    const { across, cell, lines, slots, tall, high, strip } = geometry();
     const context = sized(canvas, width, lines * high);
     const ink = inkOf(root);
     context.font = "10px system-ui, sans-serif";
     context.textAlign = "center";
     const t = state.get("token");
     const margins = answer?.token === t ? answer.margins : null; // the path is of the selected token, an old answer's margins are not
-    layers.forEach((layer, row) => {
+    const topGate = state.data.gates?.high ?? 1;
+    if (strip) stripes(context, t, cell, topGate, ink);
+    else layers.forEach((layer, row) => {
       const x = (row % across) * cell;
       const y = Math.floor(row / across) * high;
       context.fillStyle = ink;
       context.fillText(`L${layer}`, x + cell / 2, y + 10);
       chosen(state.data, row, t).forEach(([expert, gate], slot) => {
-        const colour = expertColour(expert, count);
+        const colour = state.colourOf(expert, row);
         const base = y + 13 + slot * (PATH_CHIP + tall + 1) + tall;
         if (gate !== null) {
           context.globalAlpha = 0.12;
@@ -188,7 +150,7 @@ export function routerPanel(state, root) {
         }
         context.fillStyle = css(colour);
         context.fillRect(x + 2, base, cell - 4, PATH_CHIP);
-        const part = Math.round((tall - 1) * Math.min(1, gate ?? 0));
+        const part = Math.round((tall - 1) * Math.min(1, (gate ?? 0) / topGate));
         context.fillRect(x + 2, base - 1 - part, cell - 4, part);
         context.fillStyle = inkOn(colour);
         context.fillText(String(expert), x + cell / 2, base + 11);
@@ -200,11 +162,24 @@ export function routerPanel(state, root) {
       }
     });
     const [x, y] = [(state.row % across) * cell, Math.floor(state.row / across) * high];
-    frame(context, x + 1, y + 1, cell - 2, high - 5);
-    const parts = [`Path of token ${state.data.positions[t]}: slots downwards`, state.data.gates && "gate as height", margins && `margin in ${answer.unit} below`];
+    frame(context, x + (strip ? 0 : 1), y + 1, Math.max(3, cell - 2), high - 5);
+    const parts = [`Path of token ${state.data.positions[t]}: slots downwards`, state.data.gates && (strip ? "paler: a smaller gate" : "gate as height"), state.data.gates && topGate !== 1 && `the largest ${short(topGate)}`, !strip && margins && `margin in ${answer.unit} below`];
     key.textContent = parts.filter(Boolean).join(", ");
     const at = chosen(state.data, state.row, t).map(([e]) => e).join(", ") || "none";
     canvas.setAttribute("aria-label", `${key.textContent}; at layer ${state.get("layer")}: experts ${at}`);
+  }
+
+  /** The path of many layers and slots: a column of bare colours for each layer, every so many named. */
+  function stripes(context, t, cell, topGate, ink) {
+    const every = Math.ceil(30 / cell);
+    state.data.layers.forEach((layer, row) => {
+      context.fillStyle = ink;
+      if (row % every === 0) context.fillText(`L${layer}`, Math.max(9, (row + 0.5) * cell), 10);
+      chosen(state.data, row, t).forEach(([expert, gate], slot) => {
+        context.fillStyle = css(faded(state.colourOf(expert, row), 0.25 + 0.75 * Math.min(1, gate === null ? 1 : gate / topGate)));
+        context.fillRect(row * cell, 13 + slot * PATH_STRIP, cell - (cell > 4 ? 1 : 0), PATH_STRIP - 1);
+      });
+    });
   }
 
   const pick = (expert) => state.set({ expert });
@@ -234,8 +209,7 @@ export function routerPanel(state, root) {
   return {
     changed(names) {
       if (names.has("data") || names.has("token") || names.has("text")) return load();
-      if (names.has("layer") || names.has("expert")) list();
-      if (names.has("layer")) draw();
+      if (names.has("layer") || names.has("expert") || names.has("hues")) list(), draw();
     },
     close: stop,
   };

@@ -1,10 +1,11 @@
 // The one selection that every panel reads and sets, and the questions that go to Python.
 
+import { expertColour } from "./colour.js";
 import { unpack } from "./wire.js";
 
 const NO_KERNEL = "No kernel: run the cell again.";
 const WAITS = [[150, "waiting for Python …"], [8000, "still waiting for Python: if no kernel runs, run the cell again"]]; // after ms
-const SELECTED = ["text", "layer", "token", "head", "expert", "slot", "colour"];
+const SELECTED = ["text", "layer", "token", "head", "expert", "slot", "colour", "marks"];
 
 /** Wraps a widget's model (or the report's, which has the same four methods). */
 export class State {
@@ -21,6 +22,19 @@ export class State {
     for (const [event, f] of this.onChange) model.on(event, f);
     this.onMessage = (message, buffers) => this._answer(message, buffers);
     model.on("msg:custom", this.onMessage);
+    this._rest();
+  }
+
+  /** Of a long text with many slots the first ones come at once; the rest comes when they are shown. */
+  _rest() {
+    const { experts, slots } = this.data;
+    if (experts.shape[2] >= slots) return;
+    const done = (all) => {
+      if (this.data.experts !== experts) return;
+      Object.assign(this.data, all);
+      this._mark("hues");
+    };
+    setTimeout(() => this.ask("slots").then(done, () => {}), 300);
   }
 
   get(name) {
@@ -80,6 +94,16 @@ export class State {
     return Math.max(0, this.data.layers.indexOf(this.get("layer")));
   }
 
+  /** The selected expert where a row of layers is the selected one, else -1: a number means nothing in another layer. */
+  selectedAt(row) {
+    return row === this.row ? this.get("expert") : -1;
+  }
+
+  /** The colour of an expert at a row of layers. */
+  colourOf(expert, row = this.row) {
+    return expertColour(this.data, row, expert, this.selectedAt(row));
+  }
+
   /** A plane by name, asked for once for each text and, where it is about one, expert. */
   plane(name) {
     const expert = ["gate", "probability", "logit"].includes(name) ? this.get("expert") : 0;
@@ -105,6 +129,11 @@ export class State {
       this.data = unpack(this.model.get("data"));
       this.planes.clear();
       this.offers = {};
+      this._rest();
+    }
+    if (name === "marks") {
+      this.ask("hues", { marks: this.get("marks") }).then((hues) => ((this.data.hues = hues), this._mark("hues")), () => {});
+      return;
     }
     if (!this.changed.size) {
       const tell = () => {

@@ -1,6 +1,6 @@
 // The prompt as text, each token in the colour of what is chosen.
 
-import { css, expertColour, faded, inkOn, scale } from "./colour.js";
+import { css, expertColour, faded, inkOn, markedExperts, scale } from "./colour.js";
 import { activate, arrow, el, renew, reveal, short, within } from "./dom.js";
 import { newest } from "./state.js";
 import { emptyOf, valueAt } from "./wire.js";
@@ -66,13 +66,13 @@ export function spelled(pieces) {
 }
 
 /** The [r, g, b] of each token for the state's colour, paler for smaller gates, or null where there is nothing. */
-export function colours(data, row, slot, plane) {
+export function colours(data, row, slot, plane, selected = -1) {
   const tokens = data.pieces.length;
   const made = new Array(tokens).fill(null);
   if (plane === null) {
     for (let t = 0; t < tokens; t++) {
       const at = chosen(data, row, t)[slot];
-      if (at) made[t] = faded(expertColour(at[0], data.num_experts), 0.35 + 0.65 * Math.min(1, at[1] ?? 1));
+      if (at) made[t] = faded(expertColour(data, row, at[0], selected), 0.35 + 0.65 * Math.min(1, at[1] === null ? 1 : at[1] / data.gates.high));
     }
     return made;
   }
@@ -101,7 +101,7 @@ export function textPanel(state, root) {
   }
 
   function paint() {
-    const made = colours(state.data, state.row, state.get("slot"), plane);
+    const made = colours(state.data, state.row, state.get("slot"), plane, state.get("expert"));
     made.forEach((c, t) => {
       const style = spans[t].style;
       style.background = c ? css(c) : "";
@@ -119,17 +119,25 @@ export function textPanel(state, root) {
       const bar = el("span", { class: "gs-bar" });
       bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
       key.replaceChildren(plane.label, " ", el("span", { class: "gs-scale" }, short(plane.low), bar, short(plane.high)));
-    } else if (count <= 64) {
-      const swatches = Array.from({ length: count }, (_, e) => {
-        const c = expertColour(e, count);
-        const swatch = el("button", { class: "gs-swatch", title: `select expert ${e}`, onclick: () => state.set({ expert: e }) }, String(e));
-        swatch.style.background = css(c);
-        swatch.style.color = inkOn(c);
-        if (e === state.get("expert")) swatch.setAttribute("aria-pressed", "true");
-        return swatch;
-      });
-      renew(key, `${what} `, ...swatches, gates ? " paler: a smaller gate" : "");
-    } else key.replaceChildren(`${what}, of ${count}${gates ? "; paler: a smaller gate" : ""}`);
+    } else {
+      const paler = gates ? ` paler: a smaller gate${gates.high === 1 ? "" : `, the largest ${short(gates.high)}`}` : "";
+      const own = Array.from({ length: Math.min(count, 8) }, (_, e) => swatchOf([e], state.colourOf(e)));
+      const alone = ([, experts]) => experts.length === 1 && experts[0] === state.get("expert"); // it stands behind "selected"
+      const rest = () => [...markedExperts(state.data, state.row).filter((m) => !alone(m)).map(([c, experts]) => swatchOf(experts, c)), " selected ", swatchOf([state.get("expert")], state.colourOf(state.get("expert"))), ` the others of ${count} grey${gates ? "," : ""}`];
+      renew(key, `${what} `, ...(count <= 8 ? own : rest()), paler);
+    }
+  }
+
+  /** A button that selects the next of some experts, in their colour. */
+  function swatchOf(experts, c) {
+    const at = experts.indexOf(state.get("expert"));
+    const next = experts[(at + 1) % experts.length];
+    const title = experts.length === 1 ? `select expert ${next}` : `${experts.length} experts: ${experts.join(", ")}; a click selects one after another`;
+    const swatch = el("button", { class: "gs-swatch", title, onclick: () => state.set({ expert: next }) }, experts.length === 1 ? String(experts[0]) : `${experts[0]} … ${experts.at(-1)}`);
+    swatch.style.background = css(c);
+    swatch.style.color = inkOn(c);
+    if (at >= 0) swatch.setAttribute("aria-pressed", "true");
+    return swatch;
   }
 
   function recolour() {
@@ -173,7 +181,7 @@ export function textPanel(state, root) {
   return {
     changed(names) {
       if (names.has("data")) build();
-      if (["data", "layer", "slot", "colour", "expert"].some((n) => names.has(n))) recolour();
+      if (["data", "layer", "slot", "colour", "expert", "hues"].some((n) => names.has(n))) recolour();
       if (names.has("data") || names.has("token")) select(), reveal(list, picked);
     },
   };

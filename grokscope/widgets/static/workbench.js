@@ -1,5 +1,6 @@
 // The workbench: a bar for the selection, and the panels, each told once a frame what changed.
 
+import { answersPanel } from "./answers.js";
 import { attentionPanel } from "./attention.js";
 import { comparePanel } from "./compare.js";
 import { choice, el, refill } from "./dom.js";
@@ -14,6 +15,7 @@ import { tell, textPanel } from "./text.js";
 const PANELS = {
   text: ["Text", textPanel, "wide"],
   map: ["Routing map", mapPanel, "wide"],
+  answers: ["Answers", answersPanel, "wide"],
   router: ["Router", routerPanel, ""],
   experts: ["Experts", expertsPanel, ""],
   attention: ["Attention", attentionPanel, ""],
@@ -45,9 +47,23 @@ function selectionBar(state, root) {
     numberField(state, "layer", "layer", () => state.data.layers),
     numberField(state, "token", "token", () => upTo(state.data.pieces.length)),
     numberField(state, "expert", "expert", () => upTo(state.data.num_experts)),
-    numberField(state, "slot", "slot", () => upTo(state.data.experts.shape[2])),
+    numberField(state, "slot", "slot", () => upTo(state.data.slots)),
   ];
   if (state.data.heads.length) fields.push(numberField(state, "head", "head", () => state.data.heads));
+  const marks = choice("colours for", [], "", (v) => state.set({ marks: v === "chosen" ? [state.get("expert")] : v }));
+  const chosenOnes = el("input", { type: "text", size: "14", "aria-label": "Experts that have a colour, by number", placeholder: "3, 17, 42" });
+  chosenOnes.addEventListener("change", () => {
+    const numbers = [...new Set((chosenOnes.value.match(/\d+/g) ?? []).map(Number))].filter((n) => n < state.data.num_experts);
+    state.set({ marks: numbers.slice(0, 6) });
+  });
+  const marked = el("label", {}, "experts in colour ", marks, chosenOnes);
+  function showMarks() {
+    const now = state.get("marks");
+    marked.hidden = state.still || state.data.num_experts <= 8;
+    refill(marks, [["used", "the most used"], ["clusters", "chosen together"], ["chosen", "by number"]], Array.isArray(now) ? "chosen" : now);
+    chosenOnes.hidden = !Array.isArray(now);
+    chosenOnes.value = Array.isArray(now) ? now.join(", ") : "";
+  }
   const said = el("output", { class: "gs-said", "aria-live": "polite" });
   const colour = choice("colour tokens by", [], "", (v) => state.set({ colour: v }));
   const text = choice("text", [], "", (v) => state.set({ text: Number(v) }));
@@ -59,22 +75,24 @@ function selectionBar(state, root) {
   function changed(names) {
     for (const [, update] of fields) update();
     if (["data", "colour", "text"].some((n) => names.has(n))) lists();
+    if (names.has("data") || names.has("hues")) showMarks();
     said.textContent = state.data.pieces.length ? tell(state.data, state.row, state.get("token")) : "no tokens";
   }
   lists();
+  showMarks();
   changed(new Set());
   if (state.data.texts.length > 1) root.append(el("label", {}, "text ", text));
-  root.append(...fields.map(([field]) => field), el("label", {}, "colour ", colour), said);
+  root.append(...fields.map(([field]) => field), el("label", {}, "colour ", colour), marked, said);
   return { changed };
 }
 
 /** Draws `panels` into `root` and keeps them to the state; gives the function that ends them. */
 export function draw(state, root, panels) {
-  const { model, rule, edits, lacks } = state.data;
+  const { model, rule, about, edits, lacks } = state.data;
   const bar = el("div", { class: "gs-row gs-selection", role: "toolbar", "aria-label": "Selection" });
   const note = edits.length ? ` · edited: ${edits.join("; ")}` : "";
   const grid = el("div", { class: "gs-grid" });
-  root.append(el("div", { class: "gs-head" }, `${model} · ${rule}${note}`), bar, grid);
+  root.append(el("div", { class: "gs-head" }, `${model} · ${rule}${about.map((a) => ` · ${a}`).join("")}${note}`), bar, grid);
   const shown = [selectionBar(state, bar)];
   for (const name of panels) {
     const [title, make, size] = PANELS[name];
@@ -128,13 +146,24 @@ function keepKeys(root) {
   };
 }
 
+/** Hides the still picture that a notebook keeps of this workbench, as long as this one is alive. */
+function hidePicture(name) {
+  if (!/^[0-9a-f]+$/.test(name ?? "")) return () => {};
+  const own = `.grokscope-still-${name}`;
+  const sheet = el("style", {}, `${own}, .jp-OutputArea-child:has(> * ${own}) { display: none !important; }`);
+  document.head.append(sheet);
+  return () => sheet.remove();
+}
+
 export default {
   render({ model, el: root }) {
     root.classList.add("grokscope", "mathjax_ignore", "tex2jax_ignore");
     const giveBack = keepKeys(root);
     const state = new State(model);
     const end = draw(state, root, model.get("panels"));
+    const showPicture = hidePicture(model.get("picture"));
     return () => {
+      showPicture();
       giveBack();
       end();
       state.close();
