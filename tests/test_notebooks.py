@@ -21,9 +21,11 @@ def code(notebook):
 
 
 def kinds(cell):
-    """Of each output: printed, seen (a picture, or what is stored as one) or text. Warnings may depend on the machine."""
+    """Of each output: printed, seen (a picture, or what is stored as one) or text. Warnings may depend on the machine; the still
+    picture before a widget is not stored beside the picture of the widget.
+    """
     seen = {"image/png", "application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"}
-    shown = [o for o in cell.outputs if o.get("name") != "stderr"]
+    shown = [o for o in cell.outputs if o.get("name") != "stderr" and "grokscope-still" not in o.get("data", {}).get("text/html", "")]
     return ["printed" if "name" in o else "seen" if seen & set(o.data) else "text" for o in shown]
 
 
