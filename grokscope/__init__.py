@@ -6,17 +6,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from grokscope import atlas as atlas
     from grokscope import experiments as experiments
+    from grokscope import metrics as metrics
     from grokscope import plots as plots
+    from grokscope import sae as sae
+    from grokscope import steering as steering
     from grokscope import widgets as widgets
+    from grokscope.activations.activations import Activations, open_activations
     from grokscope.analysis import routing as routing
     from grokscope.analysis.means import expert_means
     from grokscope.checkpoints import CheckpointError
     from grokscope.checkpoints.converting import convert
     from grokscope.checkpoints.inspecting import inspect, load
-    from grokscope.config import GROK_1, MIXTRAL_8X7B, ModelConfig, RouterConfig
+    from grokscope.config import ModelConfig, RouterConfig
     from grokscope.counters.counters import RoutingCounters
     from grokscope.devices.sharding import mesh
     from grokscope.model.model import Model
+    from grokscope.presets import GROK_1, GROK_2, MIXTRAL_8X7B
     from grokscope.recordings.routed_experts import read_routed_experts
     from grokscope.recordings.router_logits import read_router_logits
     from grokscope.sites import SITES, Capture
@@ -34,10 +39,12 @@ __version__ = "0.1.0"
 # Name -> the module that has it, imported when the name is first used: `import grokscope` stays as cheap as the names
 # that a program needs.
 _HOMES = {
+    "Activations": "grokscope.activations.activations",
     "Capture": "grokscope.sites",
     "CheckpointError": "grokscope.checkpoints",
-    "GROK_1": "grokscope.config",
-    "MIXTRAL_8X7B": "grokscope.config",
+    "GROK_1": "grokscope.presets",
+    "GROK_2": "grokscope.presets",
+    "MIXTRAL_8X7B": "grokscope.presets",
     "Model": "grokscope.model.model",
     "ModelConfig": "grokscope.config",
     "RouterConfig": "grokscope.config",
@@ -51,6 +58,7 @@ _HOMES = {
     "inspect": "grokscope.checkpoints.inspecting",
     "load": "grokscope.model.loading",
     "mesh": "grokscope.devices.sharding",
+    "open_activations": "grokscope.activations.activations",
     "open_trace": "grokscope.trace.trace",
     "predictions": "grokscope.views.predictions",
     "read_csv": "grokscope.tables.export",
@@ -65,8 +73,11 @@ _MODULES = {
     "atlas": "grokscope.atlas",
     "edits": "grokscope.transformer.edits",
     "experiments": "grokscope.experiments",
+    "metrics": "grokscope.metrics",
     "plots": "grokscope.plots",
     "routing": "grokscope.analysis.routing",
+    "sae": "grokscope.sae",
+    "steering": "grokscope.steering",
     "widgets": "grokscope.widgets",
 }
 __all__ = sorted([*_HOMES, *_MODULES])

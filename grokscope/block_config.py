@@ -72,6 +72,10 @@ class BlockConfig:
     """Multiplies query-key products. The reference calls it attn_output_multiplier, which it is not."""
     attention_cap: Positive | None = 30.0
     """c in c tanh(scores / c), before the mask."""
+    attention_temperature: Tokens | None = None
+    """The scores of a query at position p (from 0) beyond this n are multiplied by log p / log n; None: never."""
+    attention_temperature_first: bool = False
+    """Before the cap, not after."""
     attention_bias: Literal["", "qkv", "qkvo"] = ""
     """Which projections have biases."""
     qk_norm: Literal["head", "all"] | None = None
@@ -101,8 +105,8 @@ class BlockConfig:
     """Whether a sigmoid of x . w multiplies the shared experts' output."""
     branch_scale: Number = 1.0
     """Multiplies the sum of experts and shared experts."""
-    activation: Literal["gelu", "silu"] = "gelu"
-    """Of the gate half of each expert; gelu is the tanh form."""
+    activation: Literal["gelu", "gelu_erf", "silu"] = "gelu"
+    """Of the gate half of each expert; gelu is the tanh form, gelu_erf the exact one."""
     glu_alpha: Positive = 1.0
     """The gate half becomes act(alpha x) / alpha."""
     glu_limit: Positive | None = None
@@ -122,6 +126,8 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.attention_temperature == 1:
+            raise wanted("attention_temperature", "2 tokens or more (log 1 is 0), or None", 1)
         if self.num_heads % self.num_kv_heads:
             raise wanted("num_heads", f"a multiple of num_kv_heads ({self.num_kv_heads})", self.num_heads)
         if self.rope_width % 2 or self.rope_width > self.d_head:

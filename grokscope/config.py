@@ -18,7 +18,7 @@ from grokscope.fields import Count, Id, Layers, Number, Positive, Size, Tokens, 
 from grokscope.harmless import html_block, html_table, told
 from grokscope.router_config import RouterConfig
 
-__all__ = ["GROK_1", "MIXTRAL_8X7B", "BlockConfig", "ModelConfig", "RopeConfig", "RouterConfig"]
+__all__ = ["BlockConfig", "ModelConfig", "RopeConfig", "RouterConfig"]
 
 DENSE = RouterConfig(num_experts=1, top_k=1)
 PER_EXPERT = ("moe.gate", "moe.up", "moe.down", "moe.gate_bias", "moe.up_bias", "moe.down_bias")
@@ -48,6 +48,8 @@ class ModelConfig(BlockConfig):
     """Layers in which a token reads all before it, whatever `window` says of the others."""
 
     embed_scale: Number = 1.0
+    embed_scale_wide: bool = False
+    """The scale multiplies in float32, and the product is rounded; else it is rounded before, as Grok-1's is."""
     logit_scale: Number = 1.0
     final_cap: Positive | None = None
     """c in c tanh(logits / c), of the next-token logits."""
@@ -206,40 +208,3 @@ def _of_today(values: dict[str, Any]) -> dict[str, Any]:
             raise wanted("softmax", '"all" or "chosen"', over)
         values["router"] = router | ({"renormalize": True} if over == "chosen" else {})
     return values
-
-
-GROK_1 = ModelConfig(
-    vocab_size=131_072,
-    d_model=6144,
-    num_layers=64,
-    num_heads=48,
-    num_kv_heads=8,
-    d_head=128,
-    d_expert=32_768,
-    max_tokens=8192,
-    attention_scale=0.08838834764831845,
-    embed_scale=78.38367176906169,
-    logit_scale=0.5773502691896257,
-    eos_id=2,
-)
-
-MIXTRAL_8X7B = ModelConfig(
-    vocab_size=32_000,
-    d_model=4096,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    d_head=128,
-    d_expert=14_336,
-    max_tokens=32_768,
-    router=RouterConfig(renormalize=True),
-    rope=RopeConfig(base=1e6),
-    attention_scale=128**-0.5,
-    attention_cap=None,
-    post_norms=False,
-    activation="silu",
-    tied_embedding=False,
-    bos_id=1,
-    eos_id=2,
-    pad_id=None,
-)

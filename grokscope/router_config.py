@@ -30,7 +30,7 @@ class RouterConfig:
     scale: Positive = 1.0
     """Multiplies the gates, after renormalising."""
     logit_cap: Positive | None = None
-    """c in c tanh(logits / c), bias included; Grok-1 has none. router.logits are what comes of it."""
+    """c in c tanh(logits / c), bias included; Grok-1 has none, Grok-2 30. router.logits are what comes of it."""
     logit_bias: bool = False
     """Whether the logits have a bias."""
     choice_bias: bool = False
@@ -57,6 +57,7 @@ class RouterConfig:
     def rule(self) -> str:
         """What a reader is told of it: "top 2 of 8, softmax over all, gates not renormalised"."""
         parts = [f"top {self.top_k} of {self.num_experts}"]
+        parts += [f"logits capped at {self.logit_cap:g}"] if self.logit_cap is not None else []
         parts += ["sigmoid of each (no distribution)" if self.score == "sigmoid" else "softmax over all"]
         parts += ["chosen by score plus a bias"] if self.choice_bias else []
         parts += (

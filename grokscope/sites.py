@@ -56,7 +56,7 @@ SITES: dict[str, Site] = {
         Site("attn.q", "BTHK", "queries, after RoPE"),
         Site("attn.k", "BSGK", "keys, after RoPE"),
         Site("attn.v", "BSGK", "values"),
-        Site("attn.scores", "BHTS", "scaled and soft-capped, before the mask"),
+        Site("attn.scores", "BHTS", "scaled, soft-capped, times the temperature, before the mask"),
         Site("attn.pattern", "BHTS", "softmax of the scores over the tokens that are read; with a sink, less than 1 in all"),
         Site("attn.z", "BTHK", "what each head read, before the output projection"),
         Site("attn.out", "BTD", "added to the stream, after the post-norm"),
@@ -80,7 +80,7 @@ SITES: dict[str, Site] = {
 ROUTING = ("router.logits", "router.probs", "router.experts", "router.gates")
 DEFAULT_CAPTURE = (*ROUTING, "logits")
 
-_TRANSFORMER_LENS = {
+TRANSFORMER_LENS = {
     "hook_embed": "embed",
     "hook_resid_pre": "resid_pre",
     "hook_resid_mid": "resid_mid",
@@ -106,7 +106,7 @@ _TRANSFORMER_LENS = {
 }
 _SHORT = {
     name.split("hook_")[-1].removeprefix("rot_"): site
-    for name, site in _TRANSFORMER_LENS.items()
+    for name, site in TRANSFORMER_LENS.items()
     if name != "mlp.gate.hook_out"
 }
 
@@ -128,12 +128,12 @@ def parse_site(name: str) -> tuple[str, int | None]:
     if name in SITES:
         return name, None
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    if block and block[2] in _TRANSFORMER_LENS:
-        return _TRANSFORMER_LENS[block[2]], int(block[1])
-    for table in (_TRANSFORMER_LENS, _SHORT):
+    if block and block[2] in TRANSFORMER_LENS:
+        return TRANSFORMER_LENS[block[2]], int(block[1])
+    for table in (TRANSFORMER_LENS, _SHORT):
         if name in table:
             return table[name], None
-    hint = near(block[2] if block else name, [*SITES, *_TRANSFORMER_LENS])
+    hint = near(block[2] if block else name, [*SITES, *TRANSFORMER_LENS])
     raise ValueError(f"site: wanted one of grokscope.SITES, got {name!r}{hint}")
 
 

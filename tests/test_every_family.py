@@ -1,7 +1,7 @@
 """What holds for every family: one list over the golden models.
 
-Compiling takes minutes of it: the smallest stands for all, and latent attention generates,
-unless GROKSCOPE_FAMILIES=all says otherwise (`make families`).
+Compiling takes minutes of it: the one with the most fields (caps, temperature, a shared unit, post-norms) stands for all,
+and latent attention generates, unless GROKSCOPE_FAMILIES=all says otherwise (`make families`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import grokscope as gs
-from tests.checkpoints.families import FOLDER, NAMES, model
+from tests.checkpoints.families import NAMES, folder, model
 
 ROWS = [[5, 9, 3, 17, 77, 8, 12, 4, 30], [44, 6, 21, 60], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]]
 X = gs.experiments
 
 
-CHOSEN = NAMES if os.environ.get("GROKSCOPE_FAMILIES") == "all" else ["granitemoe"]
+CHOSEN = [*NAMES, "grok2"] if os.environ.get("GROKSCOPE_FAMILIES") == "all" else ["grok2"]
 
 
 @pytest.fixture(scope="module", params=CHOSEN)
@@ -54,6 +55,11 @@ def same(a, b, site, tolerance=5e-5):
         np.testing.assert_allclose(a, b, atol=tolerance, equal_nan=True, err_msg=site)
 
 
+def logprobs(logits):
+    logits = logits.astype(float) - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
 def test_a_text_alone_is_what_it_is_in_a_batch(name, whole):
     alone = model(f"{name}/hub").trace([ROWS[1], [1], [2]], ["*"])
     for site in alone.sites:
@@ -70,7 +76,10 @@ def test_layers_and_what_adds_up(name, whole):
     same(whole["resid_mid"], whole["resid_pre"] + whole["attn.out"], "attn.out")
     same(whole["resid_post"], whole["resid_mid"] + whole["moe.out"], "moe.out")
     parts = (whole["router.gates"] * whole["expert.out"]).sum("slot", skipna=False)
-    parts = parts + whole["shared.out"] if "shared.out" in whole.sites else parts
+    parts = c.branch_scale * (parts + whole["shared.out"] if "shared.out" in whole.sites else parts)
+    if c.post_norms:
+        scales = np.stack([model(f"{name}/hub").weights.blocks[n].moe_norm_out for n in moe])
+        parts = parts / np.sqrt((parts**2).mean("d_model") + c.norm_eps) * xr.DataArray(scales, dims=("layer", "d_model"))
     same(whole["moe.out"].sel(layer=moe), c.residual_scale * parts.transpose(*whole["moe.out"].dims), "moe.out")
 
 
@@ -102,13 +111,13 @@ def test_generation_is_the_trace_of_its_text(name, edited):
 
 
 def test_files(name, whole, tmp_path):
-    folder, m = FOLDER / name / "hub", model(f"{name}/hub")
+    m = model(f"{name}/hub")
     whole.save(tmp_path / "trace.zarr")
     back = gs.open_trace(tmp_path / "trace.zarr")
     assert all(back[s].dims == whole[s].dims and np.array_equal(back[s], whole[s], equal_nan=True) for s in whole.sites)
     gs.export(whole, tmp_path / "tables", format="csv")
     assert set(gs.read_csv(tmp_path / "tables" / "routing.csv")["layer"]) == set(m.config.moe_layers)
-    gs.convert(folder, tmp_path / "ours", progress=False)
+    gs.convert(folder(f"{name}/hub"), tmp_path / "ours", progress=False)
     ours = gs.load(tmp_path / "ours", dtype="float32", weights="streamed")
     assert ours.config == m.config
     for site, wanted in ((s, whole[s]) for s in ("resid_post", "logits")):
@@ -134,9 +143,14 @@ def test_experiments(name, whole):
     np.testing.assert_allclose(found["total"], found["logit"], atol=3e-4, rtol=1e-4)
     router = X.router_attribution(m, text, layer)
     own = m.trace([text], ["router.logits"])["router.logits", layer].values[0, -1]
-    np.testing.assert_allclose(router["total"], own, atol=3e-4, rtol=1e-4)
+    cap = m.config.router.logit_cap
+    total = router["total"] if cap is None else cap * np.tanh(router["total"] / cap)
+    np.testing.assert_allclose(total, own, atol=3e-4, rtol=1e-4)
     knocked = X.knock_out(m, [text], layers=[layer], experts=[0], draws=0)
     assert knocked["layer"].values.tolist() == [layer]
+    zeroed = m.trace([text], ["logits"], edits=[gs.edits.ReplaceExpert([0], 0.0, layers=[layer])])
+    p, q = (logprobs(t["logits"].values[0, :-1]) for t in (m.trace([text], ["logits"]), zeroed))
+    np.testing.assert_allclose(float(knocked["kl"].squeeze()), (np.exp(p) * (p - q)).sum(-1).mean(), atol=2e-6, rtol=1e-2)
     assert X.logit_lens(m, whole)["kl"].shape[1] == m.config.num_layers
 
 
@@ -148,9 +162,7 @@ def test_gradients(name):
 
     def loss(step: float) -> float:
         edit = gs.edits.Add("router.gates", step, layer, tokens=[2], slots=[0])
-        logits = m.trace([text], ["logits"], edits=[edit])["logits"].values[0].astype(float)
-        logits -= logits.max(-1, keepdims=True)
-        logprob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        logprob = logprobs(m.trace([text], ["logits"], edits=[edit])["logits"].values[0])
         return -logprob[np.arange(len(text) - 1), text[1:]].mean()
 
     slope = (loss(2e-3) - loss(-2e-3)) / 4e-3

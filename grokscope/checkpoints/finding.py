@@ -21,14 +21,12 @@ def found(name: str, weights: bool = True) -> Path:
     return Path(name)
 
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+TOKENIZERS = ("tokenizer.json", "tokenizer.tok.json", "tokenizer.model")
 BESIDE = ("tokenizer_config.json", "chat_template.jinja")
 
 
 def tokenizer_file(folder: Path) -> Path | None:
-    """The tokenizer in a checkpoint's directory or beside it; tokenizer.json, which knows added tokens too, before
-    SentencePiece's.
-    """
+    """The tokenizer in a checkpoint's directory or beside it; those that know added tokens too before SentencePiece's."""
     places = (where / name for where in (folder, folder.parent) for name in TOKENIZERS)
     return next((p for p in places if p.is_file()), None)
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from grokscope.checkpoints.pickle_machine import CheckpointError
 from grokscope.checkpoints.pickled_array import read_arrays
-from grokscope.config import GROK_1, ModelConfig, RouterConfig
+from grokscope.config import ModelConfig, RouterConfig
 from grokscope.disk.reading import read_json
 from grokscope.fields import MOST
 from grokscope.harmless import listed, told
+from grokscope.presets import GROK_1
 from grokscope.transformer.forms import Scaled
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.weights import CONTRACTED, BlockWeights, ModelWeights, block_from

@@ -113,6 +113,7 @@ def _finite(array: Any) -> bool:
     if not array.ndim or array.nbytes < 2**24:
         return _all_finite(array)
     array = array.transpose(sorted(range(array.ndim), key=lambda axis: -array.strides[axis]))
+    array = array.reshape(-1) if array.flags.c_contiguous else array  # a stack's rows are experts, too large a stretch
     stretch = max(1, 2**24 // max(1, int(np.prod(array.shape[1:]))))
     with ThreadPoolExecutor(THREADS, "look") as threads:
         return all(threads.map(lambda n: _all_finite(array[n : n + stretch]), range(0, len(array), stretch)))

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from grokscope.model.model import Model
 from grokscope.prompt import Prompt
+from grokscope.text.naming import id_of
 from grokscope.transformer.forms import Array, Scaled, Weight
 from grokscope.transformer.forward import embed
 
@@ -19,25 +20,9 @@ Token = int | str
 
 def token_id(model: Model, token: Token, who: str) -> int:
     """The id of a token. A text is encoded as the model's tokenizer does it, SentencePiece with a leading space: "Paris"
-    is "▁Paris"; a token inside a word must be given by its id.
+    is "▁Paris", with a space before it or none; a token inside a word must be given by its id.
     """
-    if isinstance(token, str):
-        if model.tokenizer is None:
-            raise ValueError(
-                f"{who}: token: wanted an id, got {token!r}: this model has no tokenizer; pass tokenizer= to load"
-            )
-        ids = model.tokenizer.encode(token.removeprefix("▁"))
-        if len(ids) != 1:
-            pieces = " ".join(model.tokenizer.pieces(ids)) or "none"
-            raise ValueError(
-                f"{who}: token: wanted a text of one token, got {token!r} with {len(ids)} ({pieces}); pass an id"
-            )
-        return ids[0]
-    if isinstance(token, bool) or not isinstance(token, int | np.integer) or not 0 <= token < model.config.vocab_size:
-        raise ValueError(
-            f"{who}: token: wanted an id from 0 to {model.config.vocab_size - 1} or its text, got {token!r}"
-        )
-    return int(token)
+    return id_of(model.tokenizer, model.config.vocab_size, token, who)
 
 
 def one_index(index: Any, size: int, what: str, who: str) -> int:

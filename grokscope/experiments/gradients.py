@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,22 +11,15 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Int
 
-from grokscope.block_config import BlockConfig
 from grokscope.config import ModelConfig
 from grokscope.experiments.asked import need_experts, one_index, token_id
 from grokscope.model.model import Model
 from grokscope.prompt import Prompt, bucket
+from grokscope.running.backward import through_layers
+from grokscope.sites import Capture
 from grokscope.trace.trace import Trace
-from grokscope.transformer.attention import Sequence
-from grokscope.transformer.block import block
-from grokscope.transformer.primitives import Primitive
 from grokscope.transformer.programs import Program
-from grokscope.transformer.tap import Tap
 from grokscope.transformer.unembed import End
-from grokscope.transformer.weights import BlockWeights
-
-TOKENS_IN_A_STEP = 2048
-"""Tokens that go backwards through a block at a time: a block's derivative keeps all that the block computed."""
 
 ROWS = 512
 """Rows whose logits exist at a time."""
@@ -50,11 +42,13 @@ def gate_gradients(model: Model, text: Any, target: tuple | None = None, reduce:
     chosen), it is exactly 0. attrs["unselected"] says which holds. Neither says what the expert would do: see
     `counterfactual_experts`.
 
-    Traps. The choice itself has no derivative. After a post-norm (Grok-1) sum_slot g dloss/dg = 0 but for the norm's
-    epsilon: a common scale of the gates does nothing, so `first_order` of two slots is a pair of opposite numbers. It is a
-    screen: in the embedded model, summed over a text for each expert, it correlates at 0.999 with gates cut by a tenth, at
-    0.67 with gates cut to 0. In float32 derivatives agree with finite differences to 3 parts in 1,000, which is the
-    differences' own rounding; in bfloat16 expect 1 to 2 % of the largest one. Cite: attribution across levels, arXiv
+    Traps. The choice itself has no derivative: derivatives are those of the region where no later choice changes, and agree with
+    finite differences as long as the step crosses none of its borders. Under that condition, in float32, they do so to 3 parts
+    in 1,000, which is the differences' own rounding; where a step makes another choice (look at `routing.router_margin`, or step
+    with `edits.Replay` of the plain run) they need not agree at all. In bfloat16 expect 1 to 2 % of the largest one. After a
+    post-norm (Grok-1) sum_slot g dloss/dg = 0 but for the norm's epsilon: a common scale of the gates does nothing, so
+    `first_order` of two slots is a pair of opposite numbers. It is a screen: in the embedded model, summed over a text for each
+    expert, it correlates at 0.999 with gates cut by a tenth, at 0.67 with gates cut to 0. Cite: attribution across levels, arXiv
     2505.24593; gate sensitivity, arXiv 2605.24270.
 
     Layer by layer backwards from the streams that the run left (4 B T D L bytes of host memory): one block's derivative
@@ -66,7 +60,8 @@ def gate_gradients(model: Model, text: Any, target: tuple | None = None, reduce:
     asked = _likelihood(prompt, reduce) if target is None else _logits(model, prompt, target)
     trace = model.trace(prompt, ["embed", "resid_post", "router.experts", "router.gates"])
     loss, d_last = _through_end(model, trace["resid_post"].values[-1], asked)
-    found = _through_layers(model, prompt, trace, d_last)
+    entering = [trace["embed"].values, *trace["resid_post"].values[:-1]]
+    found = through_layers(model, prompt, entering, d_last, Capture(("router.gates", "router.logits")))[0].arrays
     about = {
         "loss": f"{reduce} negative log-likelihood of the next tokens, nats" if target is None else f"logit, {target}",
         "unselected": _unselected(model.config), "model": model.name, "dtype": model.dtype,
@@ -180,57 +175,3 @@ def _end(
 
     found, back = jax.vjp(values, x)
     return found, back(jnp.ones_like(found))[0]
-
-
-def _through_layers(model: Model, prompt: Prompt, trace: Trace, d_last: np.ndarray) -> dict[str, np.ndarray]:
-    """The derivatives at the router's sites, layer after layer from the last; whatever stands at padding."""
-    c, width = model.config, bucket(prompt.tokens)
-    entering = [trace["embed"].values, *trace["resid_post"].values[:-1]]
-    shape = (c.num_moe_layers, prompt.batch, prompt.tokens)
-    found = {"router.gates": np.zeros((*shape, c.router.top_k)), "router.logits": np.zeros((*shape, c.router.num_experts))}
-    groups = list(_groups(prompt.batch, width))
-    segments = prompt.segments(width)
-    d_x = [_filled(d_last[rows], width, model.dtype) for rows in groups]
-    blocks = iter(model.weights.blocks[::-1])
-    try:
-        for layer in reversed(range(c.num_layers)):
-            w = next(blocks)
-            for n, rows in enumerate(groups):
-                here = segments[rows]
-                seq = Sequence(jnp.broadcast_to(jnp.arange(width), here.shape), jnp.asarray(here))
-                x = _filled(entering[layer][rows], width, model.dtype)
-                d_x[n], parts = _back(w, x, seq, d_x[n], config=c.block(layer))
-                for site, part in parts.items():
-                    found[site][c.moe_layers.index(layer), rows] = np.asarray(part)[:, : prompt.tokens]
-            del w  # a streamed layer leaves before the one after the next is sent
-    finally:
-        if model.is_streamed:
-            blocks.close()
-    return found
-
-
-def _groups(batch: int, width: int) -> Iterator[slice]:
-    size = max(1, TOKENS_IN_A_STEP // width)
-    return (slice(first, first + size) for first in range(0, batch, size))
-
-
-def _filled(x: np.ndarray, width: int, dtype: str) -> Float[Array, "B T D"]:
-    """With T = width; zeros where nothing stood."""
-    return jnp.asarray(np.pad(np.nan_to_num(x), [(0, 0), (0, width - x.shape[1]), (0, 0)]), dtype)
-
-
-@Program
-def _back(
-    w: BlockWeights, x: Array, seq: Sequence, d_x: Array, *, config: BlockConfig
-) -> tuple[Array, dict[str, Array]]:
-    """Backwards through one block: to its input, and to zeros that are added at the router's sites."""
-    widths = {"router.gates": config.router.top_k, "router.logits": config.router.num_experts}
-    widths = {} if config.is_dense else widths
-    nothing = {site: jnp.zeros((*x.shape[:2], n), jnp.float32) for site, n in widths.items()}
-    everywhere = jnp.ones((1, 1, 1), bool)
-
-    def forwards(x: Array, added: dict[str, Array]) -> Array:
-        edits = [Primitive(everywhere, value, site=site, kind="add") for site, value in added.items()]
-        return block(w, x, seq, config, Tap((), edits))
-
-    return jax.vjp(forwards, x, nothing)[1](d_x)

@@ -176,7 +176,7 @@ class Paired:
             own = range(first, first + n)
             new = self._read([streams.get(c) for c in own], [calls[c] for c in own], edits)
             d_nll = -self.nll - new["logprob"][:, 0]
-            kl = divergence(self._plain, new, self._expected, self.model.config)
+            kl = divergence(self.model.weights, self._plain, new, self._expected, self.model.config)
             found.append(Difference(d_nll, kl, new["top"] > new["logprob"][:, 1]))
         return found
 

@@ -1,7 +1,7 @@
 """What the last stream predicts: enough of each distribution to compare two, and never all of its numbers.
 
 KL(p || q) = log Z_q - log Z_p - E_p[W] . (h_q - h_p), where logits are W . h: of p its log Z, its h and the row E_p[W] that
-it expects are enough.
+it expects are enough. Of capped logits, which are no such product, both are made again for E_p of their difference.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ def expectation(
 
 
 def divergence(
-    plain: dict[str, np.ndarray], new: dict[str, np.ndarray], expected: np.ndarray, config: ModelConfig
+    w: ModelWeights, plain: dict[str, np.ndarray], new: dict[str, np.ndarray], expected: np.ndarray, config: ModelConfig
 ) -> Float[np.ndarray, " N"]:
-    """KL(plain || new) in nats, at least 0; to about 1e-5, the rounding of log Z in float32.
-
-    Raises ValueError where logits are capped: they are no linear function of the stream then.
-    """
-    if config.final_cap is not None:
-        raise ValueError("KL: wanted logits that are linear in the last stream, got a model that caps them; compare traces")
-    moved = new["final"].astype(np.float32) - plain["final"].astype(np.float32)
-    linear = config.logit_scale * np.einsum("ND,ND->N", expected, moved)
-    return np.maximum(new["log_z"].astype(float) - plain["log_z"] - linear, 0)
+    """KL(plain || new) in nats, at least 0; to about 1e-5, the rounding of log Z in float32."""
+    if config.final_cap is None:
+        moved = new["final"].astype(np.float32) - plain["final"].astype(np.float32)
+        rise = config.logit_scale * np.einsum("ND,ND->N", expected, moved)
+    else:
+        with jax.default_matmul_precision("highest"):
+            finals = (_filled(plain["final"]), _filled(plain["log_z"]), _filled(new["final"]))
+            rise = np.asarray(_rise(End.of(w), *finals, config=config))[: len(new["log_z"])]
+    return np.maximum(new["log_z"].astype(float) - plain["log_z"] - rise, 0)
 
 
 def _filled(a: np.ndarray) -> np.ndarray:
@@ -99,6 +99,17 @@ def _expectation(
 
     rows, best = jax.lax.map(chunk, (_in_chunks(final), _in_chunks(log_z)))
     return rows.reshape(final.shape), best.reshape(-1)
+
+
+@Program
+def _rise(end: End, final: Array, log_z: Array, new: Array, *, config: ModelConfig) -> Float[Array, " N"]:
+    """By how much the logits rise, as the first distribution expects it."""
+
+    def chunk(item: tuple[Array, Array, Array]) -> Array:
+        before, after = end.logits(item[0], config), end.logits(item[2], config)
+        return (jnp.exp(before - item[1][:, None]) * (after - before)).sum(axis=-1)
+
+    return jax.lax.map(chunk, (_in_chunks(final), _in_chunks(log_z), _in_chunks(new))).reshape(-1)
 
 
 def _in_chunks(a: Array) -> Array:

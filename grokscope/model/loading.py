@@ -37,14 +37,14 @@ def load(
 ) -> Model:
     """A model from a directory, or from the Hugging Face hub; without either, the embedded model "pocket".
 
-    path: Grok-1 as released, a directory that grokscope wrote, a Hugging Face directory, or a hub id "owner/name".
-    config: else config.json in the directory or beside ckpt-0 (ours, Hugging Face's or the reference's field names),
-    else Grok-1's for a directory with as many files as the release. tokenizer: a file (tokenizer.json, or
-    SentencePiece's) or an object with encode and decode (transformers' too), else tokenizer.json or tokenizer.model in
-    the directory or beside it. dtype: of the arithmetic. weights: "resident" copies them to the device, "streamed"
-    brings each layer when it is its turn, two at a time, "auto" takes the first where they fit. quantize: "int8" keeps
-    every matrix that is plain as int8 (`grokscope.experiments.precision` measures what that costs). mesh: from
-    `gs.mesh`, to lay the weights over several devices.
+    path: Grok-1 as released, a directory that grokscope wrote, a Hugging Face directory, or a hub id "owner/name". config:
+    else config.json in the directory or beside ckpt-0 (ours, Hugging Face's or the reference's field names), else Grok-1's
+    for a directory with as many files as the release. tokenizer: a file (tokenizer.json, tokenizer.tok.json or
+    SentencePiece's) or an object with encode and decode (transformers' too), else the one in the directory or beside it.
+    dtype: of the arithmetic. weights: "resident" copies them to the device, "streamed" brings each layer when it is its
+    turn, two at a time, "auto" takes the first where they fit. quantize: "int8" keeps every matrix that is plain as int8
+    (`grokscope.experiments.precision` measures what that costs). mesh: from `gs.mesh`, to lay the weights over several
+    devices.
 
     Raises CheckpointError (a ValueError) with every missing, truncated, mis-shaped or hostile file: nothing is unpickled.
     A layer is checked (checksums, no NaN, no infinity) when it is first read, which for streamed weights is during a run.

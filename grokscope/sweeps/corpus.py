@@ -96,7 +96,7 @@ def _rows(source: Any, label: str | None) -> Iterable[Any]:
 
 def _with_field(source: Any, label: str) -> Iterator[Document]:
     """The documents, once it is known that one of them has the field: what can be read again is looked through first."""
-    found, once, waiting, fields, number = _documents(source, label), _is_once(source), [], {}, 0
+    found, once, waiting, fields, number = _documents(source, label), is_once(source), [], {}, 0
     for number, document in enumerate(found, 1):
         fields |= dict.fromkeys(document.fields)
         waiting += [document] if once else []
@@ -111,7 +111,7 @@ def _with_field(source: Any, label: str) -> Iterator[Document]:
     yield from found if once else _documents(source, label)
 
 
-def _is_once(source: Any) -> bool:
+def is_once(source: Any) -> bool:
     """Whether it can be read but once."""
     return str(source) == "-" if isinstance(source, str | Path) else hasattr(source, "__next__")
 
@@ -138,7 +138,7 @@ def labels_of(given: Any) -> list[Any]:
 
 
 def _labelled(source: Any, labels: list[Any]) -> Iterator[Document]:
-    number = len(labels) if _is_once(source) else sum(1 for _ in _documents(source, None))
+    number = len(labels) if is_once(source) else sum(1 for _ in _documents(source, None))
     for at, (document, label) in enumerate(zip_longest(_documents(source, None), labels)):
         if number != len(labels) or document is None or at >= len(labels):
             there = f"{number:,}" if number != len(labels) else f"{'only ' if document is None else 'more than '}{at:,}"

@@ -92,13 +92,13 @@ class Sweep:
         Of what calls leave one's is held beside the one at work, no more: memory must not grow with the window. Streamed
         weights make all calls in one pass over the layers, and hold what all of them leave.
         """
-        groups = list(_groups(pieces))
+        groups = list(in_calls(pieces))
         together = len(groups) if self.model.is_streamed else 1
         for first in range(0, len(groups), together):
             yield from self._run(groups[first : first + together])
 
     def _run(self, groups: Sequence[tuple[list[Piece], int]]) -> Iterator[tuple[Trace, list[Piece]]]:
-        prompts = [_prompt([p[0] for p in group], size) for group, size in groups]
+        prompts = [filled([p[0] for p in group], size) for group, size in groups]
         recorders = run(self.model, self.config, prompts, self.capture, self.lowered, recorder=self.recorder)[::-1]
         about = self.model.provenance(self.config, self.capture, self.edits)
         for (group, _), prompt in zip(groups, prompts, strict=True):
@@ -188,7 +188,7 @@ def windows(documents: Iterator[list[Piece]], tokens: int) -> Iterator[tuple[int
         yield number, waiting
 
 
-def _groups(pieces: Sequence[Piece]) -> Iterator[tuple[list[Piece], int]]:
+def in_calls(pieces: Sequence[Piece]) -> Iterator[tuple[list[Piece], int]]:
     """(pieces of similar length, rows of the call): of each width one number of rows, so that little is compiled."""
     by_width: dict[int, list[Piece]] = {}
     for piece in pieces:
@@ -199,7 +199,7 @@ def _groups(pieces: Sequence[Piece]) -> Iterator[tuple[list[Piece], int]]:
             yield group[first : first + size], size
 
 
-def _prompt(ids: Sequence[np.ndarray], size: int) -> Prompt:
+def filled(ids: Sequence[np.ndarray], size: int) -> Prompt:
     """A batch of `size` rows, those that are missing filled up with one token that nobody counts.
 
     Always so many, and as wide as their bucket: a product of another shape rounds otherwise, and a document must give the

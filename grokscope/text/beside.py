@@ -11,8 +11,8 @@ from typing import Any
 class Beside:
     """What the files beside a tokenizer's say of it."""
 
-    def __init__(self, path: Path) -> None:
-        self._folder = path.parent
+    def __init__(self, path: Path, template: str | None = None) -> None:
+        self._folder, self._template = path.parent, template
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -42,11 +42,11 @@ class Beside:
 
     @property
     def chat_template(self) -> str | None:
-        """Jinja source: chat_template.jinja, else the config's own (of several the one named default)."""
+        """Jinja source: chat_template.jinja, else the config's own (of several the one named default), else the format's."""
         try:
             return (self._folder / "chat_template.jinja").read_text(encoding="utf-8-sig")
         except (OSError, ValueError):
             said = self._config.get("chat_template")
         if isinstance(said, list):
             said = {t.get("name"): t.get("template") for t in said if isinstance(t, dict)}.get("default")
-        return said if isinstance(said, str) else None
+        return said if isinstance(said, str) else self._template

@@ -21,6 +21,10 @@ THINKING = (
 """What models of the hub put around what they think: before, after."""
 
 
+OTHER_NAMES = {"user": ("human",)}
+"""What templates call a role besides."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Characters start to stop of a conversation's text: whose, and of what phase ("prompt", "thinking", "answer")."""
@@ -93,8 +97,10 @@ def parts_of(text: str, messages: Sequence[Message]) -> list[Part]:
 def _between(text: str, at: tuple[int, int], before: str, role: str) -> list[Part]:
     """What stands between two contents: the end of one message, which an assistant writes itself, and the head of the next."""
     start, stop = at
-    named = text.lower().find(role.lower(), start, stop)
-    opens = text.rfind("<", start, named) if named >= 0 else -1
+    found = (text.lower().find(word, start, stop) for word in (role.lower(), *OTHER_NAMES.get(role, ())))
+    named = next((at for at in found if at >= 0), -1)
+    line = max(text.rfind("\n", start, named), start) if named >= 0 else start
+    opens = text.rfind("<", line, named) if named >= 0 else -1
     cut = start if not before else stop if named < 0 else opens if opens >= 0 else named
     return [Part(start, cut, before, "answer" if before == "assistant" else "prompt"), Part(cut, stop, role, "prompt")]
 

@@ -10,8 +10,8 @@ from grokscope.text.tokenizer import SentencePiece, Tokenizer, TokenizerJson
 
 
 def opened(tokenizer: Any) -> Tokenizer:
-    """An object with encode and decode (transformers' too), or a file: tokenizer.json, or SentencePiece's model. Raises
-    FileNotFoundError for a name that is no file, ValueError for a file that is no tokenizer.
+    """An object with encode and decode (transformers' too), or a file: tokenizer.json, tokenizer.tok.json, or SentencePiece's
+    model. Raises FileNotFoundError for a name that is no file, ValueError for a file that is no tokenizer.
     """
     if not isinstance(tokenizer, str | Path):
         return taken(tokenizer)

@@ -1,4 +1,4 @@
-"""Tokenizers behind three methods: SentencePiece and tokenizer.json."""
+"""Tokenizers behind three methods: SentencePiece, tokenizer.json and tokenizer.tok.json."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from grokscope.text import tok_json
 from grokscope.text.beside import Beside
 from grokscope.text.visible import in_runs, of_bytes, unicode, visible
 
@@ -69,25 +70,33 @@ class SentencePiece:
 
 
 class TokenizerJson:
-    """A tokenizer.json of the Hugging Face hub behind the three methods, by the library that made it (`tokenizers`).
+    """A tokenizer.json of the Hugging Face hub, or xAI's tokenizer.tok.json, behind the three methods, by `tokenizers`.
 
-    Special tokens in a text are taken as such, as everywhere on the hub; decoding gives none. An id beyond the vocabulary
-    (models round theirs up) is shown as [id]; a lone surrogate raises TypeError.
+    Special tokens in a text are taken as such, as everywhere on the hub, unless `encode` is told otherwise; decoding gives
+    none. An id beyond the vocabulary (models round theirs up) is shown as [id]; a lone surrogate raises TypeError.
     """
 
     def __init__(self, path: str | Path) -> None:
         import tokenizers
 
-        self.path, self.beside = Path(path), Beside(Path(path))
+        self.path, is_xai = Path(path), str(path).endswith(".tok.json")
+        self.beside = Beside(self.path, tok_json.CHAT if is_xai else None)
+        hidden: dict[int, str] = {}
         try:
-            self._model = tokenizers.Tokenizer.from_file(str(path))
-            layout = json.loads(Path(path).read_text(encoding="utf-8"))
+            text = self.path.read_text(encoding="utf-8")
+            layout = json.loads(text)
+            if is_xai:
+                layout, hidden = tok_json.layout_of(layout)
+                text = json.dumps(layout)
+            self._model = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises no class of its own
-            raise ValueError(f"{path}: wanted a tokenizer.json, got something else ({str(error)[:80]})") from error
+            kind = "tokenizer.tok.json" if is_xai else "tokenizer.json"
+            raise ValueError(f"{path}: wanted a {kind}, got something else ({str(error)[:160]})") from error
         self._model.no_truncation()
         self._model.no_padding()
         self._in_bytes = "ByteLevel" in json.dumps(layout.get("decoder"))
-        self._special = {token["id"]: token["content"] for token in layout.get("added_tokens", ())}
+        self._special = {token["id"]: token["content"] for token in layout.get("added_tokens", ())} | hidden
+        self._hidden = set(hidden)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -109,9 +118,21 @@ class TokenizerJson:
         plain, whole = (self._model.encode("a", add_special_tokens=special).ids for special in (False, True))
         return whole[: next(n for n in range(len(whole) + 1) if whole[n : n + len(plain)] == plain)]
 
-    def encode(self, text: str) -> list[int]:
-        """Text -> ids, without what goes before or after a text."""
-        return self._model.encode(unicode(text), add_special_tokens=False).ids
+    @cached_property
+    def _letters(self) -> Any:
+        """The same that takes special tokens for letters: a switch of the library's, thrown for all calls at once."""
+        import tokenizers
+
+        made = tokenizers.Tokenizer.from_str(self._model.to_str())
+        made.encode_special_tokens = True
+        return made
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Text -> ids, without what goes before or after a text. special: whether what is spelt like a special token is one;
+        of a stranger's text it should not be.
+        """
+        model = self._model if special else self._letters
+        return model.encode(unicode(text), add_special_tokens=False).ids
 
     def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Text -> ids, and the characters that each stands for."""
@@ -120,7 +141,8 @@ class TokenizerJson:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text."""
-        return in_runs(ids, self.vocab_size, self._model.decode)
+        shown = [i for i in ids if i not in self._hidden] if self._hidden else ids
+        return in_runs(shown, self.vocab_size, self._model.decode)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """What each id stands for, made visible; ▁ stands for a space, <0xE2> for a byte that is no character."""
@@ -130,7 +152,9 @@ class TokenizerJson:
         token = self._model.id_to_token(i) if i >= 0 else None
         if token is None:
             return f"[{i}]"
-        return visible(token) if i in self._special or not self._in_bytes else of_bytes(token)
+        if i in self._special:
+            return visible(self._special[i])
+        return of_bytes(token) if self._in_bytes else visible(token)
 
 
 def with_prefix(tokenizer: Tokenizer, text: str, bos_id: int | None) -> tuple[list[int], list[int]]:

@@ -40,6 +40,7 @@ _BYTE_OF = {chr(b): b for b in _PRINTED} | {
     chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in _PRINTED)
 }
 """GPT-2's characters for bytes: the printed ones stand for themselves, the others come after 255 in their order."""
+CHARACTER_OF = {byte: character for character, byte in _BYTE_OF.items()}
 
 
 def of_bytes(token: str) -> str:

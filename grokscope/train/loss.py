@@ -62,7 +62,7 @@ def hidden(
     """The normed final stream, and the router's sites, L B T E."""
     config = recipe.config
     seq = Sequence(jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape), segments)
-    x = embed(weights.embed, ids, config.embed_scale, recipe.dtype)
+    x = embed(weights.embed, ids, config.embed_scale, recipe.dtype, config.embed_scale_wide)
     keys = None
     if key is not None and recipe.dropout:
         keys = jax.random.split(key, config.num_layers + 1)

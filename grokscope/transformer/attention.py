@@ -5,6 +5,7 @@ Query head h reads key/value head h // R. With G of them, the einsums carry (G, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import field
 from functools import partial
 from typing import Any
@@ -128,8 +129,8 @@ def attend(
     """
     edited = tap.edits(*MAPS)
     kept = [] if edited else [site for site in MAPS if tap.keeps(site)]
-    cap, window = config.attention_cap, config.window
-    unseen = not edited and not kept and seq.past is None
+    heat, window = _temperature(seq, config), config.window
+    unseen = not edited and not kept and seq.past is None and heat is None  # which the kernels do not know
     if unseen and seq.one_text and _fits_library(q, k, v, sinks, config):
         z = jax.nn.dot_product_attention(
             q, k, v, scale=config.attention_scale, is_causal=True, query_seq_lengths=seq.length,
@@ -150,14 +151,14 @@ def attend(
     for start in range(0, tokens, chunk):
         stop = min(start + chunk, tokens)
         read = slice(0, stop if seq.past is None else None)
-        scores = _scores(q[:, :, start:stop], k[:, :, read], config)
+        scores = _scores(q[:, :, start:stop], k[:, :, read], None if heat is None else heat[:, start:stop], config)
         mask = seq.mask(start, stop, window)[:, None]
         if edited:
             weights, sunk = _exp(tap("attn.scores", scores), mask, sinks, bounded=False)
             weights = tap("attn.pattern", weights / _at_least_tiny(weights.sum(axis=-1, keepdims=True) + sunk))
             parts.append(_mix(weights, v)[..., :-1])
             continue
-        weights, sunk = _exp(scores, mask, sinks, bounded=cap is not None)
+        weights, sunk = _exp(scores, mask, sinks, bounded=config.attention_cap is not None and heat is None)
         z = _mix(weights, v[:, :, read])
         total = _at_least_tiny(z[..., -1:] + sunk)
         parts.append(z[..., :-1] / total)
@@ -175,11 +176,27 @@ def _fits_library(q: Array, k: Array, v: Array, sinks: Array | None, config: Blo
     return jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and widths and sinks is None and config.attention_cap is None
 
 
-def _scores(q: Float[Array, "B H T K"], k: Float[Array, "B G S K"], config: BlockConfig) -> Float[Array, "B H T S"]:
+def _temperature(seq: Sequence, config: BlockConfig) -> Float[Array, "B T"] | None:
+    """What multiplies each reading token's scores; None where it is 1 for all, as in every text that is short enough."""
+    start, tokens = config.attention_temperature, seq.positions.shape[1]
+    if start is None or (seq.past is None and tokens <= start + 1):
+        return None
+    return jnp.log2(jnp.maximum(seq.positions, start).astype(jnp.float32)) / math.log2(start)
+
+
+def _scores(
+    q: Float[Array, "B H T K"], k: Float[Array, "B G S K"], heat: Float[Array, "B T"] | None, config: BlockConfig
+) -> Float[Array, "B H T S"]:
     b, h, t, d = q.shape
     grouped = q.reshape(b, k.shape[1], -1, d)
     scores = jnp.einsum("BGNK,BGSK->BGNS", grouped, k, preferred_element_type=jnp.float32).reshape(b, h, t, -1)
-    return soft_cap(scores * config.attention_scale, config.attention_cap)
+    scores = scores * config.attention_scale
+    if heat is None:
+        return soft_cap(scores, config.attention_cap)
+    heat = heat[:, None, :, None]
+    if config.attention_temperature_first:
+        return soft_cap(scores * heat, config.attention_cap)
+    return soft_cap(scores, config.attention_cap) * heat
 
 
 def _exp(

@@ -59,13 +59,15 @@ class Call:
     pasts: Sequence_[Past] | None = None
 
 
-def embed(table: Weight, tokens: Int[Array, "B T"], scale: float, dtype: Any) -> Float[Array, "B T D"]:
-    """The rows of the table for these ids, rounded to `dtype`, then scaled in it."""
+def embed(
+    table: Weight, tokens: Int[Array, "B T"], scale: float, dtype: Any, wide: bool = False
+) -> Float[Array, "B T D"]:
+    """The rows of the table for these ids, rounded to `dtype`, then scaled in it; wide: in float32, and rounded again."""
     if isinstance(table, Scaled):
         rows = Scaled(table.values[tokens], table.scales[tokens], tokens.ndim, table.rows, table.size).to(dtype)
     else:
         rows = table[tokens].astype(dtype)
-    return rows * jnp.asarray(scale, dtype)
+    return (rows * jnp.asarray(scale, jnp.float32 if wide else dtype)).astype(dtype)
 
 
 @Program
@@ -74,7 +76,7 @@ def run_embed(
 ) -> tuple[Array, Kept]:
     """Token ids -> the residual stream that enters the first block."""
     tap = Tap(sites, *seen)
-    return tap("embed", embed(table, tokens, config.embed_scale, dtype)), tap.kept
+    return tap("embed", embed(table, tokens, config.embed_scale, dtype, config.embed_scale_wide)), tap.kept
 
 
 @Program

@@ -22,9 +22,14 @@ Product = Callable[[Weight, Array], Array]
 """(matrix, rows) -> rows, float32."""
 
 
+_ACT = {
+    "gelu": partial(jax.nn.gelu, approximate=True), "gelu_erf": partial(jax.nn.gelu, approximate=False), "silu": jax.nn.silu,
+}  # fmt: skip
+
+
 def gated(gate: Array, up: Array, config: BlockConfig) -> Array:
-    """The hidden neurons: act(gate) * up, as the config clamps, sharpens and shifts them; gelu is the tanh form."""
-    act = partial(jax.nn.gelu, approximate=True) if config.activation == "gelu" else jax.nn.silu
+    """The hidden neurons: act(gate) * up, as the config clamps, sharpens and shifts them."""
+    act = _ACT[config.activation]
     if config.glu_limit is not None:
         gate, up = jnp.minimum(gate, config.glu_limit), jnp.clip(up, -config.glu_limit, config.glu_limit)
     return act(config.glu_alpha * gate) / config.glu_alpha * (up + config.glu_offset)
@@ -74,8 +79,20 @@ def _plus(x: Array, bias: Array | None) -> Array:
 def kernel_act(config: BlockConfig) -> Callable[[Array], Array]:
     """The activation in the operations of a GPU kernel.
 
-    gelu is the tanh form, written with one exponential: x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)).
+    gelu is the tanh form, written with one exponential: x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)). gelu_erf has the error
+    function of Abramowitz and Stegun 7.1.26, right to 1.5e-7.
     """
     if config.activation == "silu":
         return lambda x: x / (1 + jnp.exp(-x))
+    if config.activation == "gelu_erf":
+        return _gelu_erf
     return lambda x: x / (1 + jnp.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+
+
+def _gelu_erf(x: Array) -> Array:
+    """x Phi(x). With t = 1 / (1 + p |x| / sqrt 2), half of t (a1 + t (a2 + ...)) exp(-x^2 / 2) is the tail beyond |x|."""
+    size = jnp.abs(x)
+    t = 1 / (1 + 0.3275911 * 0.7071067811865476 * size)
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    tail = 0.5 * series * jnp.exp(-0.5 * x * x)
+    return jnp.where(x > 0, x - x * tail, x * tail)

@@ -92,8 +92,8 @@ class Attention:
     def rows(self, layer: int, tokens: Sequence[int] | np.ndarray, heads: slice = slice(None)) -> np.ndarray:
         """[H, t, S] for kept tokens, rising; S up to the last one's own position, 0 for what comes after a token.
 
-        From queries and keys: softmax over s <= t (and within the layer's window) of c tanh(q . k scale / c), head h with
-        key/value head h // R.
+        From queries and keys: softmax over s <= t (and within the layer's window) of c tanh(q . k scale / c), times the
+        temperature of each token's position, head h with key/value head h // R.
         """
         tokens = np.asarray(tokens)
         at = self.positions[tokens]
@@ -119,9 +119,15 @@ class Attention:
             wanted = q[tokens[:, None], [self.heads.index(chosen[i]) for i in mine]].swapaxes(0, 1)
             found[mine] = (wanted.reshape(-1, q.shape[-1]) @ k[g, :stop].T).reshape(len(mine), len(tokens), stop)
         found *= config.attention_scale
+        if start := config.attention_temperature:
+            heat = np.log(np.maximum(self.positions[tokens], start))[:, None] / np.log(start)
+        if start and config.attention_temperature_first:
+            found *= heat
         if (cap := config.attention_cap) is not None:
             np.tanh(np.divide(found, cap, out=found), out=found)
             found *= cap
+        if start and not config.attention_temperature_first:
+            found *= heat
         return found
 
     def _kept(self, site: str, layer: int) -> np.ndarray:

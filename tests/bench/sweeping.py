@@ -65,7 +65,7 @@ def main() -> None:
     model = gs.load()
     work, some = sweeping.Sweep(model), list(texts(model, 120))
     pieces = [p for document in work.pieces(some, None) for p in document]
-    prompts = [sweeping._prompt([p[0] for p in group], size) for group, size in sweeping._groups(pieces)]
+    prompts = [sweeping.filled([p[0] for p in group], size) for group, size in sweeping.in_calls(pieces)]
     bare, whole = [], []
     for _ in range(3):
         start = time.perf_counter()

@@ -63,7 +63,8 @@ def same(path, trace):
 OTHERS = {
     "latent": replace(
         CONFIG, num_kv_heads=24, kv_rank=22, q_rank=30, rope=RopeConfig(width=6), d_value=10, dense_layers=(0,), d_dense=48, d_shared=32,
-        shared_gate=True, router=RouterConfig(num_experts=8, top_k=2, score="sigmoid", choice_bias=True, groups=(4, 2, "best_two")),
+        shared_gate=True, branch_scale=0.7, attention_temperature=3, activation="gelu_erf", embed_scale_wide=True,
+        router=RouterConfig(num_experts=8, top_k=2, score="sigmoid", choice_bias=True, groups=(4, 2, "best_two")),
     ),
     "biased": replace(
         CONFIG, attention_bias="qkvo", sinks=True, window=5, full_layers=(1,), expert_bias=True, glu_limit=0.7, qk_norm="all",
@@ -80,6 +81,19 @@ def test_every_field_lies_on_a_mesh(kind, tmp_path):
     from tests.sharded_run import IDS, SITES
 
     native.save(tmp_path / "m", OTHERS[kind], random_weights(OTHERS[kind]))
+    answer(run("numbers", str(tmp_path / "m"), MESHES[-1]))
+    same(tmp_path / "numbers.npz", gs.load(tmp_path / "m", dtype="float32").trace(IDS, SITES))
+
+
+@pytest.mark.slow
+def test_ranks_files_on_a_mesh(tmp_path):
+    """Grok-2 as released, cut for eight ranks in another way than this mesh cuts it; in sizes that the mesh divides."""
+    from tests.checkpoints import grok2
+    from tests.sharded_run import IDS, SITES
+
+    sizes = {"intermediate_size": 32, "num_local_experts": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 96}
+    config = grok2.TINY | sizes
+    grok2.write(tmp_path / "m", config, grok2.random_tensors(config))
     answer(run("numbers", str(tmp_path / "m"), MESHES[-1]))
     same(tmp_path / "numbers.npz", gs.load(tmp_path / "m", dtype="float32").trace(IDS, SITES))
 
@@ -158,4 +172,6 @@ def test_grok_1_lies_over_eight_devices_as_the_reference_lays_it_out():
     Layout(gs.GROK_1, AbstractMesh((1, 1, 8), AXES))
     Layout(gs.GROK_1, AbstractMesh((1, 8, 1), AXES))
     Layout(replace(gs.GROK_1), AbstractMesh((2, 2, 2), AXES))
+    for axes in ((1, 1, 8), (1, 8, 1), (1, 2, 4)):
+        Layout(gs.GROK_2, AbstractMesh(axes, AXES))
     assert SPLIT["moe.gate"][2] == SPLIT["moe.down"][1] == ("model",)

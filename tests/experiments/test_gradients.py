@@ -10,6 +10,7 @@ import pytest
 import grokscope as gs
 from grokscope.config import RouterConfig
 from grokscope.experiments import gate_gradients, gradients
+from grokscope.running import backward
 from grokscope.transformer.quantize import quantize
 from grokscope.transformer.stream import Streamed
 from tests.conftest import TINY, make
@@ -88,12 +89,16 @@ def test_what_is_set_to_zero_was_rounding(monkeypatch):
     """The same backward pass, before the rule is applied to it."""
     model = MODELS["mixtral"]
     seen = {}
-    own = gradients._through_layers
-    monkeypatch.setattr(
-        gradients, "_through_layers", lambda *a: seen.update(raw=own(*a)) or {k: v.copy() for k, v in seen["raw"].items()}
-    )
+    own = gradients.through_layers
+
+    def watched(*a):
+        made = own(*a)
+        seen["raw"] = made[0].arrays["router.logits"].copy()
+        return made
+
+    monkeypatch.setattr(gradients, "through_layers", watched)
     found = gate_gradients(model, IDS)
-    np.testing.assert_allclose(seen["raw"]["router.logits"], found.d_loss_d_logit, atol=1e-7)
+    np.testing.assert_allclose(seen["raw"], found.d_loss_d_logit, atol=1e-7)
 
 
 def test_the_softmax_carries_gate_gradients_to_logits():
@@ -138,7 +143,7 @@ def test_texts_of_different_lengths_are_as_each_alone(monkeypatch):
     texts = [rng.integers(3, 97, n).tolist() for n in (11, 7, 3, 19, 2)]
     model = MODELS["grok"]
     whole = gate_gradients(model, texts, reduce="sum")
-    monkeypatch.setattr(gradients, "TOKENS_IN_A_STEP", 64)  # two texts at a time
+    monkeypatch.setattr(backward, "TOKENS_IN_A_STEP", 64)  # two texts at a time
     monkeypatch.setattr(gradients, "ROWS", 16)
     parts = gate_gradients(model, texts, reduce="sum")
     for n, text in enumerate(texts):

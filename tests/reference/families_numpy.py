@@ -119,7 +119,10 @@ def attention(block, attn, x, lengths, sites):
     sinks = array(attn.sinks)[:, None] if block.sinks else np.zeros((heads, 0))
     for b, h, t in np.ndindex(texts, heads, tokens):
         g = h // (heads // block.num_kv_heads)
-        scores[b, h, t] = cap(k[b, :, g] @ q[b, t, h] * block.attention_scale, block.attention_cap)
+        start = block.attention_temperature
+        heat = math.log(t, start) if start and t > start else 1.0
+        before, after = (heat, 1.0) if block.attention_temperature_first else (1.0, heat)
+        scores[b, h, t] = after * cap(before * (k[b, :, g] @ q[b, t, h]) * block.attention_scale, block.attention_cap)
         first = 0 if block.window is None else max(0, t - block.window + 1)
         read = scores[b, h, t, first : t + 1]
         pattern[b, h, t, first : t + 1] = softmax(np.append(read, sinks[h]))[: len(read)]
@@ -180,7 +183,9 @@ def hidden(block, gate, up):
         gate, up = np.minimum(gate, block.glu_limit), np.clip(up, -block.glu_limit, block.glu_limit)
     y = block.glu_alpha * gate
     gelu = 0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
-    return (y * sigmoid(y) if block.activation == "silu" else gelu) / block.glu_alpha * (up + block.glu_offset)
+    exact = 0.5 * y * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
+    acted = {"silu": y * sigmoid(y), "gelu": gelu, "gelu_erf": exact}[block.activation]
+    return acted / block.glu_alpha * (up + block.glu_offset)
 
 
 def mixture(block, moe, x, sites):

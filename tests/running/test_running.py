@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grokscope as gs
-from grokscope.config import GROK_1, RopeConfig, RouterConfig
+from grokscope.config import RopeConfig, RouterConfig
 from grokscope.devices import memory
 from grokscope.devices.memory import check_memory, plan
+from grokscope.presets import GROK_1
 from grokscope.prompt import Prompt, bucket
 from grokscope.sites import Capture
 from grokscope.transformer.forward import run_block, run_embed, run_unembed

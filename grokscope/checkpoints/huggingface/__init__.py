@@ -1,7 +1,8 @@
 """Checkpoints of the Hugging Face hub: a table for each family (`families/`), one reader for all of them.
 
 What belongs to the file and not to the model ends here: names, fused and transposed matrices, interleaved rotary pairs,
-quantised forms, tensors that take no part. May import config and transformer. Read families/llama.py first.
+quantised forms, slices of several ranks, tensors that take no part. May import config and transformer. Read
+families/llama.py first.
 """
 
 from __future__ import annotations

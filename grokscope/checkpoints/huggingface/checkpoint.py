@@ -16,9 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from grokscope.checkpoints.huggingface.families import FAMILIES, Family
+from grokscope.checkpoints.huggingface.families import FAMILIES, Family, kind_of
 from grokscope.checkpoints.huggingface.fields import Fields, json_object
 from grokscope.checkpoints.huggingface.files import INDEX, SINGLE, arrays_of, headers
+from grokscope.checkpoints.huggingface.ranks import Joined
+from grokscope.checkpoints.huggingface.ranks import kind_of as ending_of
 from grokscope.checkpoints.huggingface.tensors import Layout, Stored, Table, Tensor, read
 from grokscope.checkpoints.pickle_machine import CheckpointError
 from grokscope.config import BlockConfig, ModelConfig
@@ -33,7 +35,7 @@ def recognises(path: Path) -> bool:
     if any((path / name).is_file() for name in (SINGLE, INDEX)):
         return True
     try:
-        return "model_type" in json_object(path / "config.json")
+        return bool({"model_type", "architectures"} & json_object(path / "config.json").keys())
     except CheckpointError:
         return False
 
@@ -52,7 +54,7 @@ def read_config(path: Path) -> ModelConfig:
     except ValueError as error:
         fields.problems.append(str(error))
     if config is None:
-        kind, found = values["model_type"], listed(list(dict.fromkeys(fields.problems)))
+        kind, found = kind_of(values), listed(list(dict.fromkeys(fields.problems)))
         raise CheckpointError(f"{file}: wanted a {kind} that can be computed here; name another:{found}")
     if fields.unknown:
         said = ", ".join(f"{visible(name)[:80]} = {told(values[name], 40)}" for name in fields.unknown)
@@ -61,7 +63,7 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def _family(file: Path, values: dict[str, Any]) -> Family:
-    kind = values.get("model_type")
+    kind = kind_of(values)
     if isinstance(kind, str) and kind in FAMILIES:
         return FAMILIES[kind]
     if (isinstance(kind, str) and kind in HYBRIDS) or "linear_num_value_heads" in values or "mamba_n_heads" in values:
@@ -145,11 +147,12 @@ def _wanted(names: _Names, stored: Stored) -> Iterator[tuple[str, tuple[int, ...
 
 def problems(path: Path, config: ModelConfig) -> Iterator[str]:
     """Every file that is missing, truncated or elsewhere, every array missing, unknown or mis-shaped, a line each."""
-    entries, found, lost = headers(path)
+    names = _Names(path, config)
+    kinds = names.family.kinds
+    entries, found, lost = headers(path, kinds)
     yield from found
     if not entries:
         return
-    names = _Names(path, config)
     stored, known = Stored(entries, names.block), set()
     if odd := {f for n in range(config.num_layers) for f in config.block(n).shapes if f not in names.table(n)}:
         yield f"config: wanted what checkpoints of this kind hold, got one with {', '.join(sorted(odd))}"
@@ -158,7 +161,7 @@ def problems(path: Path, config: ModelConfig) -> Iterator[str]:
     for name, shape, lies in dict.fromkeys(_wanted(names, stored)):
         known.update(stored.names(name))
         if not stored.has(name):
-            missing += [] if name in lost else [f"{name}: missing"]
+            missing += [] if {name, ending_of(name, kinds)[0]} & lost else [f"{name}: missing"]
         else:
             wrong += list(stored.problems(name, shape, lies))
     yield from missing
@@ -168,7 +171,8 @@ def problems(path: Path, config: ModelConfig) -> Iterator[str]:
 
 def idle(path: Path, config: ModelConfig) -> list[str]:
     """The arrays that are skipped, since they take no part in the forward pass."""
-    names, entries = _Names(path, config), headers(path)[0]
+    names = _Names(path, config)
+    entries = headers(path, names.family.kinds)[0]
     stored = Stored(entries, names.block)
     known = {part for name, *_ in _wanted(names, stored) for part in stored.names(name)}
     return sorted(name for name in entries.keys() - known if names.is_idle(name))
@@ -177,7 +181,7 @@ def idle(path: Path, config: ModelConfig) -> list[str]:
 class Layers(Sequence[BlockWeights]):
     """A model's blocks, each made when it is asked for and kept by nobody: one layer's experts are in memory at a time."""
 
-    def __init__(self, names: _Names, arrays: dict[str, np.ndarray]) -> None:
+    def __init__(self, names: _Names, arrays: dict[str, np.ndarray | Joined]) -> None:
         self.names, self.arrays = names, arrays
         self.stored = Stored(dict.fromkeys(arrays, ("", ())), names.block)
 
@@ -203,8 +207,8 @@ def load(path: Path, config: ModelConfig) -> ModelWeights:
     """The weights of a directory, mapped from its files. Raises CheckpointError with every problem found."""
     if found := list(problems(path, config)):
         raise CheckpointError(f"{path}: wanted the arrays that config.json describes:{listed(found)}")
-    names, arrays = _Names(path, config), arrays_of(path)
-    outer = names.outer()
+    names = _Names(path, config)
+    arrays, outer = arrays_of(path, names.family.kinds), names.outer()
     return ModelWeights(blocks=Layers(names, arrays), **{f: arrays[outer[f]] if f in outer else None for f in OUTER})
 
 
@@ -214,7 +218,8 @@ def describe(path: Path, config: ModelConfig) -> tuple[list[int], dict[str, Any]
     """
     if any(problems(path, config)):
         return list(range(config.num_layers)), {}
-    names, arrays = _Names(path, config), arrays_of(path)
+    names = _Names(path, config)
+    arrays = {name: a.sketch() if isinstance(a, Joined) else a for name, a in arrays_of(path, names.family.kinds).items()}
     first = Layers(names, arrays)
     found = {field: first.array(0, field, look=True) for field in config.block(0).shapes}
     return list(range(config.num_layers)), found | {field: arrays[name] for field, name in names.outer().items()}

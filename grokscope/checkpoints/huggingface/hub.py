@@ -8,8 +8,8 @@ from pathlib import Path
 from grokscope.checkpoints.pickle_machine import CheckpointError
 
 WANTED = [
-    "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
-    "chat_template.jinja", "special_tokens_map.json",
+    "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.model", "tokenizer.json", "tokenizer.tok.json",
+    "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
 ]  # fmt: skip
 """No code, no pickles."""
 UNWANTED = ["consolidated*", "*/*"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from grokscope.checkpoints.huggingface.ranks import Joined
 from grokscope.config import PER_EXPERT
 from grokscope.transformer.forms import Mxfp4, Scaled
 from grokscope.transformer.weights import CONTRACTED
@@ -154,13 +155,18 @@ def read(
     return Scaled(layout.ours(values), layout.ours(scales), *layout.contracted, block[1] if block else None)
 
 
-def _stacked(parts: tuple[np.ndarray, ...]) -> np.ndarray:
+def _stacked(parts: tuple[np.ndarray | Joined, ...]) -> np.ndarray:
     """The parts as one array, copied by several threads as each lies in memory: one alone takes longer than a disk."""
-    axes = sorted(range(parts[0].ndim), key=lambda axis: -parts[0].strides[axis])
-    stack = np.empty((len(parts), *(parts[0].shape[axis] for axis in axes)), parts[0].dtype)
+    first = parts[0].parts[0] if isinstance(parts[0], Joined) else parts[0]
+    axes = sorted(range(first.ndim), key=lambda axis: -first.strides[axis])
+    stack = np.empty((len(parts), *(parts[0].shape[axis] for axis in axes)), first.dtype)
 
     def fill(n: int) -> None:
-        stack[n] = parts[n].transpose(axes)
+        whole = stack[n].transpose([axes.index(axis) for axis in range(len(axes))])
+        if isinstance(parts[n], Joined):
+            parts[n].copy_to(whole)
+        else:
+            whole[...] = parts[n]
 
     with ThreadPoolExecutor(8, "stack") as threads:
         list(threads.map(fill, range(len(parts))))

@@ -1,5 +1,5 @@
 """Attention on a GPU without the B H T S scores ever in memory (Dao et al. 2022), for what cuDNN's does not compute: capped
-scores, sinks, keys and values of two widths.
+scores, sinks, keys and values of two widths. Where a temperature acts neither serves.
 
 Used where nobody looks at the scores or the pattern; the same numbers as `attention.attend` to rounding, forwards and
 backwards. The kernels are Triton's (`flash_kernel.py`).

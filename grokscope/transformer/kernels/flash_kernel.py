@@ -61,7 +61,7 @@ def forward_kernel(
     largest = tl.full((BM,), -1e30, tl.float32)
     total = tl.zeros((BM,), tl.float32)
     if SINKS:
-        largest += tl.load(sinks + head) * LOG2_E + 1e30
+        largest = tl.zeros((BM,), tl.float32) + tl.load(sinks + head) * LOG2_E
         total += 1.0
     read = tl.zeros((BM, WIDE_V), tl.float32)
     start = tl.maximum(first - WINDOW + 1, 0) // BN * BN if WINDOW > 0 else 0

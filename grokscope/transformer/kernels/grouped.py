@@ -28,7 +28,7 @@ FEW = 64
 
 def fits(matrices: Matrices, config: BlockConfig) -> bool:
     """Whether the kernels compute these units: weights in bfloat16, int8, float8 (from Ada on) or mxfp4, whole steps a scale."""
-    plain = config.activation == "silu" or config.glu_alpha == 1
+    plain = config.activation == "silu" or (config.activation == "gelu" and config.glu_alpha == 1)
     return triton_there() and plain and all(_is_read(w) for w in (matrices[0], matrices[1], matrices[4]))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from grokscope.checkpoints.huggingface.fields import MOST_EXPERTS, Fields
+from grokscope.checkpoints.huggingface.ranks import Kinds
 from grokscope.checkpoints.huggingface.rope_fields import rope_of
 from grokscope.checkpoints.huggingface.tensors import Table, Tensor
 from grokscope.config import BlockConfig, RouterConfig
@@ -35,6 +36,8 @@ class Family:
     config: Callable[[Fields], dict[str, Any]]
     table: Callable[[BlockConfig], Table]
     outer: dict[str, str] = field(default_factory=lambda: OUTER)
+    kinds: Kinds = ()
+    """Of a release that several ranks wrote."""
 
 
 def common(

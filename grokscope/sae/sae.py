@@ -1,0 +1,199 @@
+"""A sparse autoencoder or transcoder: what its features are, and what changing one does to the stream.
+
+The formulas are SAELens' at inference (6.54; those of versions 3 to 6 in the fields that they share): Bricken et al. 2023
+(standard), Rajamanoharan et al. 2024, arXiv 2404.16014 (gated) and 2407.14435 (jump-ReLU), Gao et al. 2024, arXiv 2406.04093
+(top-k), Dunefsky et al. 2024, arXiv 2406.11944 (transcoders).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from grokscope.config import ModelConfig
+from grokscope.sites import SITES
+from grokscope.text.given import is_whole
+from grokscope.trace.trace import Trace
+from grokscope.transformer.edits import Map
+from grokscope.transformer.values import sizes_of
+
+EPS = 1e-5
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sae:
+    """A dictionary of features for one site at one layer; `load` reads one, `train` makes one.
+
+    x, the activations [..., d_in], become features [..., d_sae] by `encode`, and x again, or what a transcoder is to say, by
+    `decode`. weights: W_enc [d_in, d_sae], W_dec [d_sae, d_out], b_dec, and what the architecture has besides. Heads of attn.z
+    are put one after another, as in a harvest.
+    """
+
+    architecture: str
+    weights: dict[str, np.ndarray]
+    site: str | None
+    layer: int | None
+    k: int = 0
+    center: bool = False
+    """Whether b_dec is taken from the input (apply_b_dec_to_input)."""
+    norm: str = "none"
+    """normalize_activations: none, layer_norm or constant_norm_rescale."""
+    by_decoder_norm: bool = False
+    """Whether features are in units of their decoder's norm (rescale_acts_by_decoder_norm)."""
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return self.weights["W_enc"].shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return self.weights["W_enc"].shape[1]
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it says another site's activations than those that it reads."""
+        return "transcoder" in self.architecture
+
+    def encode(self, x: Any) -> Any:
+        """Features [..., d_sae], float32, of activations [..., d_in] (or heads [..., H, K]). NumPy in, NumPy out; JAX in, JAX out.
+
+        Raises ValueError for activations of another width.
+        """
+        out = _encode(self, jnp.asarray(x, jnp.float32).reshape(self._flat(np.shape(x))))
+        return out if isinstance(x, jax.Array) else np.asarray(out)
+
+    def decode(self, features: Any, x: Any = None) -> Any:
+        """Activations [..., d_out] of features [..., d_sae]; x, what was encoded, where it was normed by its own size or is
+        passed on (skip transcoders). Raises ValueError for features of another number, or without x where it is needed.
+        """
+        if np.shape(features)[-1:] != (self.d_sae,):
+            raise ValueError(f"decode: wanted {self.d_sae:,} features, got shape {np.shape(features)}; encode gives them")
+        if x is None and (self.norm != "none" or "W_skip" in self.weights):
+            raise ValueError("decode: wanted x too, as this dictionary norms by it or passes it on, got none; decode(features, x)")
+        flat = None if x is None else jnp.asarray(x, jnp.float32).reshape(self._flat(np.shape(x)))
+        out = _decode(self, jnp.asarray(features, jnp.float32), flat)
+        return out if isinstance(features, jax.Array) else np.asarray(out)
+
+    def _flat(self, shape: Sequence[int]) -> tuple[int, ...]:
+        shape = tuple(shape)
+        if shape and shape[-1] == self.d_in:
+            return shape
+        if len(shape) > 1 and shape[-1] * shape[-2] == self.d_in:
+            return (*shape[:-2], self.d_in)
+        raise ValueError(f"sae: wanted activations of width d_in {self.d_in}, got shape {shape}; is it of another model or site?")
+
+    def features(self, trace: Trace) -> np.ndarray:
+        """[B, T, d_sae] of a trace that kept this site and layer; NaN beyond a text's end. Raises ValueError where it did not."""
+        self.check(trace.config)
+        x = trace[self.site] if self.layer is None else trace[self.site, self.layer]
+        return self.encode(x.transpose("batch", "token", ...).values)
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise ValueError where a model has not the place that the features are of, or has it in another width."""
+        site = self.site
+        if site is None:
+            raise ValueError(
+                f"sae: wanted a site of grokscope.SITES, got the hook {self.about.get('hook_name')!r:.60}; "
+                "say it in load(path, site=, layer=)"
+            )
+        inside = SITES[site].in_block
+        if inside != (self.layer is not None) or (inside and self.layer not in config.layers_with(site)):
+            have = f"one of {config.num_layers} layers"
+            raise ValueError(f"sae: wanted a model that has {site} at layer {self.layer}, got {have}; is it another model's?")
+        sizes = sizes_of(config, site)
+        width = int(np.prod([sizes[c] for c in SITES[site].dims if c in "DHGKEV"]))
+        if width != self.d_in:
+            raise ValueError(f"sae: wanted d_in {width}, the width of this model's {site}, got {self.d_in}; is it another model's?")
+
+    def direction(self, feature: int) -> np.ndarray:
+        """[d_out]: what one unit of a feature adds to what is decoded (before a norm is undone)."""
+        row = self.weights["W_dec"][feature]
+        return row / np.linalg.norm(row) if self.by_decoder_norm else row
+
+    def edit(self, feature: int, value: float | None = None, scale: float | None = None, tokens: Any = None) -> Map:
+        """An edit that sets a feature to `value`, or multiplies it by `scale`, and leaves all else of the stream as it is, the part
+        that the dictionary does not explain included: x + decode(f') - decode(f).
+
+        For trace, generate, `experiments.effect`; tokens as in `edits.Map`. At an edited stream it reads the features anew. Raises
+        ValueError for a feature that is not there, both or neither of value and scale, and a transcoder, whose features are not
+        of the site that it reads.
+        """
+        if not is_whole(feature) or not 0 <= feature < self.d_sae:
+            raise ValueError(f"edit: feature: wanted 0 to {self.d_sae - 1}, got {feature!r:.40}; choose one")
+        given = [v for v in (value, scale) if v is not None]
+        if len(given) != 1 or isinstance(given[0], bool) or not np.isfinite(given[0]):
+            raise ValueError(f"edit: wanted a finite value or a scale, got value={value!r:.40}, scale={scale!r:.40}; give one")
+        if self.is_transcoder or self.site is None:
+            raise ValueError("edit: wanted a dictionary of the site that it reads, got a transcoder or an unknown site; take one")
+
+        def change(x: Array) -> Array:
+            flat = x.astype(jnp.float32).reshape(self._flat(x.shape))
+            f = _encode(self, flat)[..., feature, None]
+            by = value - f if value is not None else (scale - 1) * f
+            moved = by * jnp.asarray(self.direction(feature)) * _normed(self, flat)[0]  # decode is linear in the features
+            return (x + moved.reshape(x.shape)).astype(x.dtype)
+
+        change.__name__ = f"feature_{feature}_{'to' if value is not None else 'times'}_{given[0]:g}"
+        return Map(self.site, change, self.layer, tokens)
+
+    def __repr__(self) -> str:
+        where = f"{self.site or self.about.get('hook_name')!s:.60}" + ("" if self.layer is None else f", layer {self.layer}")
+        return f"Sae {self.architecture} of {where}: {self.d_in} -> {self.d_sae:,} features"
+
+
+def _encode(sae: Sae, x: Float[Array, "... D"]) -> Float[Array, "... S"]:
+    w = {name: jnp.asarray(a) for name, a in sae.weights.items()}
+    _, scale, shift = _normed(sae, x)
+    x = (x - shift) * scale
+    x = x - w["b_dec"] if sae.center else x
+    with jax.default_matmul_precision("highest"):
+        pre = x @ w["W_enc"]
+        if sae.architecture == "gated":
+            magnitude = jax.nn.relu(x @ (w["W_enc"] * jnp.exp(w["r_mag"])) + w["b_mag"])
+            return (pre + w["b_gate"] > 0) * magnitude
+    pre = pre + w["b_enc"]
+    if sae.by_decoder_norm:
+        pre = pre * jnp.linalg.norm(w["W_dec"], axis=-1)
+    if sae.k:
+        best = jax.lax.top_k(pre, sae.k)[1]
+        kept = jnp.zeros(pre.shape, bool)
+        kept = jnp.put_along_axis(kept, best, True, axis=-1, inplace=False)
+        return jnp.where(kept, jax.nn.relu(pre), 0)
+    out = jax.nn.relu(pre)
+    return out * (pre > w["threshold"]) if "threshold" in w else out
+
+
+def _decode(sae: Sae, features: Float[Array, "... S"], x: Array | None) -> Float[Array, "... O"]:
+    w = {name: jnp.asarray(a) for name, a in sae.weights.items()}
+    if sae.by_decoder_norm:
+        features = features / jnp.linalg.norm(w["W_dec"], axis=-1)
+    with jax.default_matmul_precision("highest"):
+        out = features @ w["W_dec"] + w["b_dec"]
+        if sae.is_transcoder:
+            return out + x @ w["W_skip"].T if "W_skip" in w else out
+    if x is None:
+        return out
+    back, _, shift = _normed(sae, x)
+    return out * back + shift
+
+
+def _normed(sae: Sae, x: Array) -> tuple[Array, Array, Array]:
+    """(what undoes the scale on the way out, the scale on the way in, the shift)."""
+    one = jnp.ones((), jnp.float32)
+    if sae.norm == "layer_norm":
+        shift = x.mean(-1, keepdims=True)
+        sd = x.std(-1, ddof=1, keepdims=True)
+        return sd, 1 / (sd + EPS), shift
+    if sae.norm == "constant_norm_rescale":
+        scale = sae.d_in**0.5 / jnp.linalg.norm(x, axis=-1, keepdims=True)
+        return 1 / scale, scale, 0 * one
+    return one, one, 0 * one

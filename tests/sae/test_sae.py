@@ -1,0 +1,210 @@
+"""Dictionaries of features: SAELens' own numbers, edits that touch one feature alone, routers, and what is foreign."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import grokscope as gs
+from grokscope.sae.sae import Sae
+from tests.bench.against_sae_lens import CASES, compare
+from tests.checkpoints.families import model as family
+from tests.conftest import GOLDENS
+from tests.experiments.test_probe import N, made
+
+WHERE = GOLDENS / "sae"
+
+
+def dictionary(d, site="resid_post", layer=1, features=31, seed=0, **more):
+    rng = np.random.default_rng(seed)
+    w = {"W_enc": rng.standard_normal((d, features)), "W_dec": rng.standard_normal((features, d)), "b_enc": rng.standard_normal(features), "b_dec": rng.standard_normal(d)}
+    return Sae("standard", {n: a.astype(np.float32) for n, a in w.items()}, site, layer, **more)
+
+
+def test_every_architecture_is_sae_lens():
+    found = compare(WHERE)
+    assert sorted(found) == sorted(CASES) and max(found.values()) < 1e-5, found
+    assert (gs.sae.load(WHERE / "topk").encode(np.ones((2, 5))) > 0).sum() <= 6
+
+
+def test_saved_and_loaded_again(tmp_path):
+    for name in CASES:
+        sae = gs.sae.load(WHERE / name)
+        assert (sae.site, sae.layer, sae.d_in, sae.d_sae) == ("resid_post", 1, 5, 11)
+        gs.sae.save(sae, tmp_path / name)
+        again = gs.sae.load(tmp_path / name)
+        assert replace(again, weights={}, about={}).__dict__ == replace(sae, weights={}, about={}).__dict__
+        assert all(np.array_equal(again.weights[n], a) for n, a in sae.weights.items())
+        written = json.loads((tmp_path / name / "cfg.json").read_text())
+        theirs = json.loads((WHERE / name / "cfg.json").read_text())
+        assert all(written[k] == theirs[k] for k in ("architecture", "d_in", "d_sae", "normalize_activations", "apply_b_dec_to_input"))
+        assert written["metadata"]["hook_name"] == theirs["metadata"]["hook_name"]
+
+
+def test_what_older_versions_wrote(tmp_path):
+    shutil.copytree(WHERE / "topk", tmp_path / "old")
+    config = json.loads((WHERE / "topk" / "cfg.json").read_text())
+    config = {k: config[k] for k in ("d_in", "d_sae", "apply_b_dec_to_input")} | {
+        "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}, "hook_name": "blocks.1.hook_resid_post", "hook_layer": 1,
+    }  # fmt: skip
+    (tmp_path / "old" / "cfg.json").write_text(json.dumps(config))
+    old, new = gs.sae.load(tmp_path / "old"), gs.sae.load(WHERE / "topk")
+    x = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32)
+    np.testing.assert_array_equal(old.encode(x), new.encode(x))
+    assert (old.site, old.layer) == ("resid_post", 1)
+    elsewhere = gs.sae.load(WHERE / "topk", site="resid_mid", layer=2)
+    assert (elsewhere.site, elsewhere.layer) == ("resid_mid", 2)
+
+
+def test_an_edit_moves_one_feature_and_nothing_else(tiny, ids):
+    plain = tiny.trace(ids, ["resid_post"], layers=[1])
+    x = plain["resid_post", 1].values
+    for norm in ("none", "layer_norm", "constant_norm_rescale"):
+        sae = dictionary(40, norm=norm, center=True)
+        f = sae.features(plain)
+        assert f.shape == (3, 11, 31) and (f > 0).mean() > 0.2
+        wanted = f.copy()
+        wanted[..., 5] = 2.5
+        edited = tiny.trace(ids, ["resid_post"], layers=[1], edits=[sae.edit(5, value=2.5)])["resid_post", 1].values
+        np.testing.assert_allclose(edited - x, sae.decode(wanted, x) - sae.decode(f, x), atol=3e-4)
+    same = tiny.trace(ids, ["resid_post"], layers=[1], edits=[sae.edit(5, scale=1.0)])["resid_post", 1].values
+    np.testing.assert_allclose(same, x, atol=1e-5)
+    at_4 = tiny.trace(ids, ["resid_post"], layers=[1], edits=[sae.edit(5, value=9.0, tokens=[4])])["resid_post", 1].values
+    assert (np.abs(at_4 - x).max((0, 2)) > 1e-3).tolist() == [n == 4 for n in range(11)]
+    assert "feature_5_to_9" in repr(sae.edit(5, value=9.0))
+    done = gs.experiments.effect(tiny, ids, [sae.edit(5, value=9.0)])
+    assert done["kl"] > 1e-4
+    heads = dictionary(84, "attn.z", 2)
+    assert heads.features(tiny.trace(ids, ["attn.z"])).shape == (3, 11, 31)
+    z = tiny.trace(ids, ["logits"], edits=[heads.edit(3, value=4.0)])["logits"].values
+    assert np.abs(z - tiny.trace(ids, ["logits"])["logits"].values).max() > 1e-3
+
+
+@pytest.mark.parametrize("which", ["tiny", "granitemoe/hub", "deepseek_v3/hub"])
+def test_a_push_is_what_the_router_hears(which, tiny):
+    """A stream that is a feature's direction alone: its logits are the push over the stream's rms."""
+    m = tiny if which == "tiny" else family(which)
+    layer, d = m.config.moe_layers[-1], m.config.d_model
+    sae = dictionary(d, "resid_mid", layer, features=4)
+    push = gs.sae.router_push(m, sae)
+    assert push.dims == ("feature", "expert") and push.attrs["layer"] == layer
+    direction = sae.weights["W_dec"][2]
+    trace = m.trace([[5, 9, 3]], ["router.logits"], edits=[gs.edits.Replace("resid_mid", direction, layer)])
+    heard = trace["router.logits", layer].values[0, -1]
+    expected = push[2].values / np.sqrt((direction.astype(float) ** 2).mean())
+    np.testing.assert_allclose(heard - heard.mean(), expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory):
+    """Rows of 24 directions in 12 dims, 2 of them at a time; the first expert says which of four groups the larger is of."""
+    rng = np.random.default_rng(3)
+    directions = rng.standard_normal((24, 12))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    f = np.zeros((N, 24))
+    active = np.stack([rng.permutation(24)[:2] for _ in range(N)])
+    np.put_along_axis(f, active, rng.uniform(1, 2, (N, 2)), 1)
+    experts = np.stack([f.argmax(1) % 4, (f.argmax(1) + 1) % 4], 1)
+    ids = rng.integers(0, 7, N).astype(np.int32)
+    acts = made(tmp_path_factory.mktemp("s") / "out", {("resid_post", 0): f @ directions}, ids, np.array(["a"] * N), experts)
+    return acts, directions
+
+
+def test_a_trained_one_finds_the_directions_and_foretells_the_choice(sparse):
+    acts, directions = sparse
+    sae = gs.sae.train(acts, "resid_post", 0, features=48, k=2, steps=600, batch=256, seed=0)
+    told = gs.sae.score(sae, acts)
+    assert told["explained"] > 0.8 and told["explained_low"] < told["explained"] < told["explained_high"] and told["l0"] <= 2
+    found = np.abs(sae.weights["W_dec"] @ directions.T).max(0)
+    assert np.median(found) > 0.95, "what was put in is found"
+    again = gs.sae.train(acts, "resid_post", 0, features=48, k=2, steps=600, batch=256, seed=0)
+    np.testing.assert_array_equal(again.weights["W_dec"], sae.weights["W_dec"])
+    choice = gs.sae.predict_choice(sae, acts, 1)
+    value = choice["value"].to_series()
+    assert value["features"] > value["stream"] + 0.02 and value["features"] > 0.65 and value["token"] < 0.35
+    assert choice["z"].sel(kind="features") > 5 and abs(choice["z"].sel(kind="token")) < 1e-6
+    every = sae.encode(acts["resid_post", 0][:])
+    lively = np.argsort(-every.mean(0))[:2]
+    top, best = gs.sae.top_contexts(sae, acts, lively, top=3), every[:, lively[0]]
+    assert top.groupby("feature").size().max() <= 3 and top["value"].iloc[0] == pytest.approx(best.max())
+    assert top["active"].iloc[0] == pytest.approx((best > 0).mean()) and not top.duplicated(["feature", "document"]).any()
+
+
+def config_as(**change):
+    def apply(p):
+        (p / "cfg.json").write_text(json.dumps(json.loads((p / "cfg.json").read_text()) | change))
+
+    return apply
+
+
+def weights_as(change):
+    return lambda p: save_file(change(load_file(p / "sae_weights.safetensors")), p / "sae_weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (config_as(d_in=6), r"wanted W_enc as numbers \[6, 11\], got"),
+        (config_as(d_sae=10**12), "as whole numbers"),
+        (config_as(architecture="temporal"), "wanted an architecture of standard"),
+        (config_as(architecture=["topk"]), "wanted an architecture of"),
+        (config_as(architecture="gated"), "wanted b_gate of a gated dictionary"),
+        (config_as(k=100), "wanted k up to d_sae"),
+        (config_as(k="3"), "wanted k, a whole number"),
+        (config_as(normalize_activations="expected_average_only_in"), "folded in by SAELens first"),
+        (config_as(apply_b_dec_to_input="yes"), "true or false"),
+        (config_as(architecture="standard", activation_fn="tanh-relu"), "wanted the activation relu"),
+        (config_as(finetuning_scaling_factor=True), "folded into the weights"),
+        (lambda p: (p / "cfg.json").write_text("[]"), "wanted SAELens' settings"),
+        (lambda p: (p / "cfg.json").write_text("{"), "wanted JSON"),
+        (lambda p: (p / "cfg.json").unlink(), "wanted cfg.json, got none"),
+        (lambda p: [(p / "sae_weights.safetensors").unlink(), (p / "sae.pt").write_bytes(b"\x80\x04.")], r"got a pickle \(sae.pt\)"),
+        (weights_as(lambda w: {n: a for n, a in w.items() if n != "b_dec"}), "wanted b_dec of a topk dictionary"),
+        (weights_as(lambda w: w | {"b_enc": np.full(11, np.nan, np.float32)}), "finite numbers in b_enc"),
+        (weights_as(lambda w: w | {"W_dec": w["W_dec"].T.copy()}), r"wanted W_dec as numbers \[11, 5\]"),
+        (weights_as(lambda w: w | {"W_dec": w["W_dec"].astype(np.int32)}), "wanted W_dec as numbers"),
+        (lambda p: (p / "sae_weights.safetensors").write_bytes((p / "sae_weights.safetensors").read_bytes()[:-9]), "truncated"),
+    ],
+)
+def test_a_foreign_one_is_one_clear_line(tmp_path, damage, message):
+    shutil.copytree(WHERE / "topk", tmp_path / "x")
+    damage(tmp_path / "x")
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as told:
+        gs.sae.load(tmp_path / "x")
+    assert str(tmp_path / "x") in str(told.value) and "\n" not in str(told.value)
+
+
+def test_what_does_not_fit_is_said(tiny, ids, sparse, tmp_path):
+    acts, _ = sparse
+    sae, strange = dictionary(40), replace(dictionary(40), site=None, layer=None, about={"hook_name": "model.layers.1"})
+    skip = gs.sae.load(WHERE / "skip_transcoder")
+    trace = tiny.trace(ids, ["resid_post"])
+    for ask, message in (
+        (lambda: gs.sae.load("weights.pt"), "got a pickle"),
+        (lambda: dictionary(39).features(trace), "wanted d_in 40, the width of this model's resid_post, got 39"),
+        (lambda: dictionary(40, layer=7).features(trace), "has resid_post at layer 7, got one of 3 layers"),
+        (lambda: strange.features(trace), r"say it in load\(path, site=, layer=\)"),
+        (lambda: sae.encode(np.zeros((2, 41))), "of width d_in 40"),
+        (lambda: sae.decode(np.zeros((2, 30))), "wanted 31 features"),
+        (lambda: skip.decode(np.zeros((2, 11))), "wanted x too"),
+        (lambda: sae.edit(31, value=1.0), "wanted 0 to 30"),
+        (lambda: sae.edit(3), "give one"),
+        (lambda: sae.edit(3, value=np.inf), "finite"),
+        (lambda: skip.edit(3, value=1.0), "got a transcoder"),
+        (lambda: gs.sae.router_push(tiny, replace(sae, layer=2)), "wanted a mixture after layer 2, got the last"),
+        (lambda: gs.sae.router_push(tiny, sae, layer=1), "wanted one from 2 on"),
+        (lambda: gs.sae.router_push(tiny, replace(sae, site="moe.in")), "got one of moe.in"),
+        (lambda: gs.sae.score(replace(sae, layer=0), acts), "wanted rows of d_in 40, got 12"),
+        (lambda: gs.sae.top_contexts(dictionary(12, layer=0), acts, 99), "wanted some of 0 to 30"),
+        (lambda: gs.sae.predict_choice(dictionary(12, layer=0), acts, 5), r"wanted one of \[1\]"),
+        (lambda: gs.sae.predict_choice(sae, acts, 1), r"a layer of \[0\]"),
+        (lambda: gs.sae.train(acts, "resid_post", 0, k=9, features=8), "k up to features"),
+        (lambda: gs.sae.score(sae, "out"), "gs.open_activations"),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, TypeError), match=message):
+            ask()
