@@ -55,9 +55,12 @@ def dead_links(path: Path) -> list[str]:
 
 
 def _as_site(html: str) -> str:
-    """Links to pages and notebooks become links to what is made of them; those out of the folder lead to the files' names."""
+    """Links to pages and notebooks become links to what is made of them; to a file elsewhere in the checkout its
+    words alone, since the site stands without one.
+    """
     html = re.sub(r'href="(?![a-z]+:)([^"#/]+)\.(?:md|ipynb)(#[^"]*)?"', r'href="\1.html\2"', html)
-    return re.sub(r'href="\.\./README\.md(#[^"]*)?"', 'href="index.html"', html)
+    html = re.sub(r'href="\.\./README\.md(#[^"]*)?"', 'href="index.html"', html)
+    return re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", html)
 
 
 def _write(path: Path, into: Path) -> None:

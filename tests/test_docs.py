@@ -50,6 +50,7 @@ def test_every_page_is_in_the_index():
 def test_links_of_the_site_are_those_of_the_pages():
     assert docs._as_site('<a href="tables.md#x">') == '<a href="tables.html#x">'
     assert docs._as_site('<a href="00_tour.ipynb">') == '<a href="00_tour.html">'
+    assert docs._as_site('<a href="../tests/x.py">a test</a>') == "a test"
     assert docs._as_site('<a href="https://a.org/b.md">') == '<a href="https://a.org/b.md">'
 
 

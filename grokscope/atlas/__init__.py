@@ -6,7 +6,7 @@ May import sweeps, tables, analysis and what is below them. Read atlas.py first.
 """
 
 from grokscope.atlas.atlas import Atlas
-from grokscope.atlas.collecting import collect, from_recording
+from grokscope.atlas.collecting import from_recording
 from grokscope.atlas.file import open_atlas, save
 from grokscope.atlas.labelling import Context, label
 from grokscope.atlas.neighbours import neighbours
@@ -14,7 +14,7 @@ from grokscope.atlas.page import page
 from grokscope.atlas.tables import table, tables
 from grokscope.sites import near
 
-__all__ = ["Atlas", "Context", "collect", "from_recording", "label", "neighbours", "open_atlas", "page", "save", "table", "tables"]
+__all__ = ["Atlas", "Context", "from_recording", "label", "neighbours", "open_atlas", "page", "save", "table", "tables"]
 
 
 def __getattr__(name: str) -> object:

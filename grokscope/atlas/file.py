@@ -46,6 +46,8 @@ def save(atlas: Atlas, path: str | Path) -> None:
 def open_atlas(path: str | Path) -> Atlas:
     """What `save` wrote. Raises FileNotFoundError, or ValueError for a folder that is cut short, changed or not ours."""
     folder = Path(path).expanduser()
+    if not (folder / REST).is_file():
+        raise FileNotFoundError(f"{folder}: wanted a folder written by gs.atlas.save, found none; look at the path")
     counters = RoutingCounters.open(folder / COUNTERS)
     entries = ZipEntries(folder / REST, "an atlas written by gs.atlas.save")
     try:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 MOST_EXPERTS = 20_000
 CONTEXTS, WORDS = 6, 4
 """Contexts of each kind and expert on the page (Parquet has all); tokens of each that the list shows."""
+SURE = 0.05
+"""The adjusted p under which the page shows a token as one that is sent to an expert."""
 STATIC = Path(__file__).parent / "static"
 PAGE = """<!doctype html>
 <html lang="en">
@@ -50,22 +53,28 @@ COLUMNS = {
 """What the page shows of each table, in this order."""
 
 
+_seen = lru_cache(maxsize=1 << 16)(visible)
+
+
 def page(atlas: Atlas | Mapping[str, pd.DataFrame], path: str | Path, *, parquet: bool = True) -> Path:
     """Write the atlas to one file that opens from disk, with no kernel and no network, and its tables beside it as Parquet.
 
     The page finds experts by number (L3 E17), by their tokens, names and labels; a click leads from an expert to those in its
     company and its nearest. `atlas.html` gets a folder `atlas/` with experts.parquet, contexts.parquet and so on (parquet=False:
     none). atlas: also a mapping of such tables, as `gs.atlas.tables` gives them. Up to 20,000 experts. A policy inside the file
-    forbids every request. Written whole or not at all; what is there is replaced.
+    forbids every request. Each file is written whole or not at all; what is there is replaced.
     """
-    made = tables(atlas) if isinstance(atlas, Atlas) else {name: atlas[name] for name in NAMES}
+    path = Path(path).expanduser()
+    if not path.suffix:
+        raise ValueError(f"page: wanted a file's name with an ending, such as {path}.html, got {path}; its tables lie beside it")
+    made = _tables(atlas)
     about = repr(atlas) if isinstance(atlas, Atlas) else "Atlas"
     if (number := len(made["experts"])) > MOST_EXPERTS:
         raise ValueError(f"page: wanted at most {MOST_EXPERTS:,} experts, got {number:,}; give the tables of some of the layers")
-    path = Path(path).expanduser()
     js, css = ((STATIC / name).read_text(encoding="utf-8") for name in ("atlas.js", "atlas.css"))
-    blocks = [_block("index", _index(made, about))]
-    blocks += [_block(f"layer-{layer}", _layer(made, layer)) for layer in made["experts"]["layer"].unique()]
+    shown = made | {"tokens": made["tokens"][made["tokens"]["p_adjusted"] < SURE]}
+    blocks = [_block("index", _index(shown, about))]
+    blocks += [_block(f"layer-{layer}", _layer(shown, layer)) for layer in made["experts"]["layer"].unique()]
     policy = f"default-src 'none'; script-src {_digest(js)}; style-src {_digest(css)}; base-uri 'none'; form-action 'none'"
     text = PAGE.format(
         policy=escape(policy), title=escape(visible(f"GrokScope: {about.partition(':')[0]}")), css=css, js=js,
@@ -78,6 +87,15 @@ def page(atlas: Atlas | Mapping[str, pd.DataFrame], path: str | Path, *, parquet
     except OSError as error:
         raise OSError(f"{path}: the atlas could not be written ({error.strerror or error}); name another place") from error
     return path
+
+
+def _tables(atlas: Any) -> dict[str, pd.DataFrame]:
+    if isinstance(atlas, Atlas):
+        return tables(atlas)
+    if not isinstance(atlas, Mapping) or not set(NAMES) <= set(atlas):
+        had = ", ".join(map(str, atlas)) if isinstance(atlas, Mapping) else type(atlas).__name__
+        raise TypeError(f"page: wanted an Atlas, or tables named {', '.join(NAMES)}, got {had}; make one with model.atlas")
+    return {name: atlas[name] for name in NAMES}
 
 
 def _write_parquet(made: Mapping[str, pd.DataFrame], folder: Path) -> None:
@@ -138,7 +156,7 @@ def _by_expert(table: pd.DataFrame, columns: tuple[str, ...], most: int | None =
 def _plain(value: Any) -> Any:
     """A value as JSON has it: text made visible, numbers to four places, nothing for NaN."""
     if isinstance(value, str):
-        return visible(value)
+        return _seen(value)
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None

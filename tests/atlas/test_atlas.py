@@ -93,6 +93,7 @@ def test_a_token_that_always_goes_one_way_is_found_and_noise_is_not():
     rng, found = np.random.default_rng(3), []
     for seed in range(6):
         ids = np.stack([rng.permutation(29)[:17] for _ in range(60)])
+        ids[:, 9:12] = ids[:, 2:3]  # a word that a text repeats counts once
         experts = np.argsort(rng.random((60, 17, 2, 7)), -1)[..., :2].astype(np.int32)
         if seed == 0:
             token = ids == 5
@@ -100,6 +101,7 @@ def test_a_token_that_always_goes_one_way_is_found_and_noise_is_not():
         texts = [{"experts": e, "token_ids": i} for e, i in zip(experts, ids, strict=True)]
         atlas = gs.atlas.from_recording(_read(texts, 7))
         table = enriched(atlas, min_texts=10)
+        assert all(row.texts == (ids == int(row.token[1:])).any(1).sum() >= row.visits for row in table.itertuples())
         found.append(len(table.query("p_adjusted < 0.01")))
         if seed == 0:
             best = table.query("layer == 1 and expert == 4").iloc[0]
@@ -132,8 +134,9 @@ def test_names_are_tried_on_documents_that_were_not_shown():
     for _ in range(160):
         ids = rng.integers(0, 4, 20)
         after = np.r_[False, ids[:-1] == 0]
-        experts = np.where(after, 0, rng.integers(1, 5, 20))
-        texts.append({"experts": experts[:, None, None].astype(np.int32), "token_ids": ids})
+        by_word = np.where((ids < 2) & (rng.random(20) < 0.5), 0, rng.integers(1, 5, 20))
+        experts = np.stack([np.where(after, 0, rng.integers(1, 5, 20)), by_word], 1)
+        texts.append({"experts": experts[..., None].astype(np.int32), "token_ids": ids})
     atlas = gs.atlas.from_recording(_read(texts, 5), contexts=8)
     shown = []
 
@@ -145,7 +148,11 @@ def test_names_are_tried_on_documents_that_were_not_shown():
     assert told["name"] == "after w0"
     assert told["f1_random"] == told["f1_matched"] == 1
     assert told["f1_p_random"] < 0.01 and 0.4 < told["f1_null_random"] < 0.6
-    assert len(shown) == 5 * 8
+    assert len(shown) == 2 * 5 * 8
+    words = gs.atlas.label(atlas, lambda c: ("w0, w1", lambda c: c.token in ("w0", "w1"))).labels.query("layer == 1").iloc[0]
+    assert words["f1_random"] > 0.75 > words["f1_matched"] == pytest.approx(words["f1_null_matched"]) == pytest.approx(2 / 3)
+    learnt = gs.atlas.label(atlas, lambda contexts: ("those shown", lambda c: c in contexts)).labels.iloc[0]
+    assert learnt["f1_random"] == learnt["f1_matched"] == 0
     always = gs.atlas.label(atlas, lambda c: "all", lambda name, cs: [True] * len(cs)).labels.iloc[0]
     assert always["f1_random"] == pytest.approx(2 / 3) == always["f1_null_random"]
     assert always["f1_p_random"] == 1
@@ -177,6 +184,10 @@ def test_the_page_has_what_tables_have_and_nothing_that_runs(whole, pocket, tmp_
     assert text.count("<script") == 8 + 2 and "http" not in text.replace("http-equiv", "")
     with pytest.raises(ValueError, match="did you mean"):
         gs.atlas.table(near, "context")
+    with pytest.raises(TypeError, match=r"make one with model\.atlas"):
+        page(random_trace(5), tmp_path / "x.html")
+    with pytest.raises(ValueError, match=r"such as .*a\.html"):
+        page(whole, tmp_path / "a")
     with pytest.raises(OSError, match="name another place"):
         page(whole, tmp_path / "no" / "atlas.html")
 
@@ -188,6 +199,8 @@ def test_what_is_no_atlas_is_refused_by_name(whole, tmp_path):
     rest.write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"atlas\.npz"):
         gs.atlas.open_atlas(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match=r"written by gs\.atlas\.save"):
+        gs.atlas.open_atlas(tmp_path)
     with pytest.raises(ValueError, match="contexts: wanted a whole number from 1"):
         gs.atlas.from_recording(random_trace(5), contexts=0)
 

@@ -41,7 +41,7 @@ def made(layers: int, experts: int, words: list[str], contexts: int = 4) -> dict
 @pytest.fixture(scope="module")
 def atlas(pocket):
     texts = ["the moon is bright over the sea", "def moon(): return 42", "床前明月光"]
-    found = pocket.atlas([f"{t} {n}" for n in range(5) for t in texts], ["en", "py", "zh"] * 5, contexts=3, sampled=64)
+    found = pocket.atlas([f"{t} {n}" for n in range(12) for t in texts], ["en", "py", "zh"] * 12, contexts=3, sampled=64)
     return gs.atlas.label(found, lambda contexts: f"name of {contexts[0].token}", layers=[2])
 
 
@@ -68,7 +68,8 @@ def test_an_expert_is_found_and_leads_to_others(chromium, atlas, tmp_path):
     assert shown == [visible(t) for t in rows["token"]]
     page.fill("input", "def")
     words = page.eval_on_selector_all("nav a", "all => all.map((a) => a.textContent)")
-    found = gs.atlas.table(atlas, "tokens")
+    found = gs.atlas.table(atlas, "tokens").query("p_adjusted < 0.05")
+    assert len(words) > 1
     assert len(words) == found[found["token"].str.lower().str.contains("def")].groupby(["layer", "expert"]).ngroups
     page.fill("input", "name of")
     assert len(page.query_selector_all("nav a")) == atlas.labels.shape[0]
@@ -81,7 +82,7 @@ def test_an_expert_is_found_and_leads_to_others(chromium, atlas, tmp_path):
 
 
 def test_twenty_thousand_experts_open_within_two_seconds(chromium, tmp_path):
-    words = [f"word{n}▁" for n in range(5000)]
+    words = [f"word{n} " for n in range(5000)]
     path = gs.atlas.page(made(60, 333, words, contexts=2), tmp_path / "atlas.html", parquet=False)
     start = time.perf_counter()
     page, faults = ready(chromium, path)

@@ -119,8 +119,8 @@ class Page {
   }
 
   tokens(rows) {
-    const cells = rows.map(([token, visits, texts, lift, p]) => [make("mark", { textContent: token }), `${visits} of ${texts} texts`, `${number(lift)} times`, number(p)]);
-    return [make("h3", { textContent: "Tokens sent here more often than by chance" }), rows.length ? table(["token", "went here", "its load", "p (adjusted)"], cells) : soft("None were.")];
+    const cells = rows.map(([token, visits, texts, lift, p]) => [make("mark", { textContent: token }), `${visits} of ${texts} texts`, number(lift), number(p)]);
+    return [make("h3", { textContent: "Tokens sent here more often than by chance" }), rows.length ? table(["token", "went here", "times its load", "p (adjusted)"], cells) : soft("None were.")];
   }
 
   contexts(rows) {
