@@ -23,7 +23,7 @@ bench: .venv/ready  ## the speed of this machine, as ratios against floors and p
 
 docs: .venv/ready  ## the site in site/: pages, notebooks, the reference of the API; warnings and dead links are errors (a minute)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[docs]' || $(BIN)/python -m pip install --quiet -e '.[docs]'
-	$(BIN)/python docs/build.py
+	$(BIN)/python -m tests.site
 
 wheel: .venv/ready  ## build the wheel, install it in a clean environment, run demo, tour and lab from there (some minutes)
 	PATH=$(BIN):$$PATH $(BIN)/python -m tests.wheel

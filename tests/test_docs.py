@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -12,11 +11,9 @@ import pytest
 import yaml
 
 import grokscope as gs
+from tests import site as docs
 from tests.conftest import ROOT
 
-_spec = importlib.util.spec_from_file_location("build_docs", ROOT / "docs" / "build.py")
-docs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(docs)
 TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PUBLIC = re.compile(r"\bgs\.([A-Za-z_0-9]+(?:\.[A-Za-z_0-9]+)?)")
 

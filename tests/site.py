@@ -1,6 +1,6 @@
 """The site: the pages of `notebooks/`, the notebooks as they are stored, and the reference of the API from the docstrings.
 
-`make docs`, or `python docs/build.py [FOLDER]`; what it writes opens from disk. A warning or a dead link ends it.
+`make docs`, or `python -m tests.site [FOLDER]`; what it writes opens from disk. A warning or a dead link ends it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "notebooks"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 STYLE = """
-:root { color-scheme: light dark } body { max-width: 900px; margin: 0 auto; padding: 12px 16px 60px; font: 16px/1.5 system-ui, sans-serif;
-background: Canvas; color: CanvasText } nav { border-bottom: 1px solid #8886; padding-bottom: 8px } nav a { margin-right: 14px } table {
-border-collapse: collapse } td, th { border: 1px solid #8884; padding: 3px 8px; text-align: left; vertical-align: top } pre { background: #8881;
-padding: 8px 10px; overflow-x: auto } code { font-size: 0.9em } img { max-width: 100% } .prompt, .anchor-link, .jp-InputPrompt,
-.jp-OutputPrompt { display: none }
+:root { color-scheme: light dark }
+body { max-width: 900px; margin: 0 auto; padding: 12px 16px 60px; font: 16px/1.5 system-ui, sans-serif; background: Canvas; color: CanvasText }
+nav { border-bottom: 1px solid #8886; padding-bottom: 8px }
+nav a { margin-right: 14px }
+table { border-collapse: collapse }
+td, th { border: 1px solid #8884; padding: 3px 8px; text-align: left; vertical-align: top }
+pre { background: #8881; padding: 8px 10px; overflow-x: auto }
+code { font-size: 0.9em }
+img { max-width: 100% }
+.prompt, .anchor-link, .jp-InputPrompt, .jp-OutputPrompt { display: none }
 """
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
@@ -85,7 +90,7 @@ def _reference(into: Path) -> None:
     for name in grokscope.__all__:  # pdoc takes what a module holds, not what it would import when asked
         setattr(grokscope, name, getattr(grokscope, name))
     pdoc.render.configure(docformat="markdown", show_source=False, search=False)
-    pdoc.pdoc("grokscope", "grokscope.analysis.routing", "grokscope.transformer.edits", output_directory=into / "api")
+    pdoc.pdoc("grokscope", *grokscope._MODULES.values(), output_directory=into / "api")
 
 
 def build(into: Path) -> None:
@@ -107,7 +112,8 @@ def build(into: Path) -> None:
         for link in re.findall(r'href="([^"#:]+)(?:#[^"]*)?"', page.read_text(encoding="utf-8")):
             if not (into / link).exists():
                 raise SystemExit(f"docs: {page.name}: wanted links that lead somewhere, got {link}")
-    print(f"docs: {len(inside)} pages and {len(list((into / 'api').rglob('*.html')))} of reference in {into}; open {into / 'index.html'}")
+    reference = len(list((into / "api").rglob("*.html")))
+    print(f"docs: {len(inside)} pages and {reference} of reference in {into}; open {into / 'index.html'}")
 
 
 if __name__ == "__main__":
