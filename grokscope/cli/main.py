@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from grokscope.cli.ending import interruptible, run
 from grokscope.cli.reading import read_text
 from grokscope.cli.sweep import Format, Full, sweep
 from grokscope.harmless import listed, visible_lines
@@ -225,26 +226,11 @@ def _add_others() -> None:
     for one in (sweep, report, lab):
         app.command()(one)
     app.add_typer(training, name="train")
+    for command in (*app.registered_commands, *training.registered_commands):
+        command.callback = interruptible(command.callback)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit status 1, never a traceback."""
+    """Entry point."""
     _add_others()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal in ASCII or cp1252 shows what it can, and ? for the rest
-            stream.reconfigure(errors="replace")
-    try:
-        app()
-    except BrokenPipeError:  # the reader of our output has gone, as head does; what was to be written is written
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    except (ValueError, OSError, MemoryError, TypeError, IndexError, ImportError, RecursionError) as error:
-        is_systems = isinstance(error, OSError) and error.errno is not None
-        line = f"{error.strerror}: {error.filename}" if is_systems else str(error) or type(error).__name__
-        print(f"grokscope: {visible_lines(line)}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt as told:
-        print(f"grokscope: {str(told) or 'interrupted'}", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
+    run(app)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,18 +45,14 @@ def sweep(  # noqa: PLR0913 - one a flag
     if tables is not None and tables.exists() and (not tables.is_dir() or any(tables.iterdir())):
         raise FileExistsError(f"{tables}: wanted a new or an empty folder, got one that holds something; name another")
     sample = None if rows is None else (rows, share)
-    try:
-        if ray is None:
-            from grokscope.model.loading import load
+    if ray is None:
+        from grokscope.model.loading import load
 
-            counters = load(model).sweep(source, labels, rows=sample, resume=resume, shard=(int(number), int(of)))
-        else:
-            from grokscope.model.on_ray import sweep_on_ray
+        counters = load(model).sweep(source, labels, rows=sample, resume=resume, shard=(int(number), int(of)))
+    else:
+        from grokscope.model.on_ray import sweep_on_ray
 
-            counters = sweep_on_ray(model, source, labels, shards=ray, rows=sample, resume=resume)
-    except KeyboardInterrupt as told:  # typer would end in silence
-        print(f"grokscope: {str(told) or 'interrupted'}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        counters = sweep_on_ray(model, source, labels, shards=ray, rows=sample, resume=resume)
     counters.save(out)
     print(f"{counters.tokens:,} tokens of {counters.documents:,} documents, labels {', '.join(map(repr, counters.labels))}")
     for layer, row in zip(counters.spec.layers, counters.table("load"), strict=True):

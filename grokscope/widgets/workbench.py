@@ -78,7 +78,8 @@ class Workbench(anywidget.AnyWidget, Bench):
     ) -> None:
         for name, given in (("trace", trace), ("other", other)):
             if not isinstance(given, Trace) and (name == "trace" or given is not None):
-                what = "; model.trace(text) makes one" if isinstance(given, str) or hasattr(given, "trace") else ""
+                made = "a workbench holds one, as its .trace" if isinstance(given, Workbench) else "model.trace(text) makes one"
+                what = f"; {made}" if isinstance(given, str) or hasattr(given, "trace") else ""
                 raise TypeError(f"explore: {name}: wanted a Trace, got {type(given).__name__}{what or '; give what a run left'}")
         panels = [panels] if isinstance(panels, str) else panels
         unknown = [p for p in panels or () if p not in PANELS]

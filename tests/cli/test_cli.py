@@ -183,17 +183,18 @@ def test_marks_and_line_ends_of_a_file_are_no_tokens(tmp_path):
     assert len(set(shown)) == 1 and "lines" in shown[0]
 
 
-def test_an_interrupt_is_one_line(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("command", [["sweep", "x.jsonl", "-o", "c.npz"], ["trace", "a"], ["generate", "a"], ["report", "a", "-o", "x.html"]])
+def test_an_interrupt_is_one_line(command, monkeypatch, capsys, tmp_path):
     """typer would swallow it."""
-    import typer
-
-    from grokscope.cli.sweep import sweep
+    from grokscope.cli import main
     from grokscope.model import loading
 
-    def cut(*_):
+    def cut(*_, **__):
         raise KeyboardInterrupt("sweep: interrupted, 3 documents are counted")
 
     monkeypatch.setattr(loading, "load", cut)
-    with pytest.raises(typer.Exit) as ended:
-        sweep("x.jsonl", tmp_path / "c.npz")
-    assert ended.value.exit_code == 130 and capsys.readouterr().err == "grokscope: sweep: interrupted, 3 documents are counted\n"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["grokscope", *command])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 130 and capsys.readouterr().err == "grokscope: sweep: interrupted, 3 documents are counted\n"
