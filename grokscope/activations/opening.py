@@ -150,6 +150,12 @@ def _places(folder: Path, about: Any) -> tuple[Place, ...]:
     if wrong := [n for n, kind in names.items() if type(about.get(n)) is not kind]:
         n = wrong[0]
         raise ValueError(f"{where}: wanted {n} as {names[n].__name__}, got {told(about.get(n))}; harvest again")
+    router, shard = about["config"].get("router"), about.get("shard", [0, 1])
+    of = router.get("num_experts") if isinstance(router, dict) else 0
+    if type(of) is not int or not 0 <= of <= 4096:
+        raise ValueError(f"{where}: wanted a router of at most 4096 experts, got {told(of)}; harvest again")
+    if not isinstance(shard, list) or len(shard) != 2 or not all(type(n) is int and 0 <= n < 1 << 20 for n in shard):
+        raise ValueError(f"{where}: wanted shard as [number, of how many], got {told(shard)}; harvest again")
     if about["dtype"] not in DTYPES or not all(type(n) is int and 0 <= n < 10_000 for n in about["routed"]):
         raise ValueError(f"{where}: wanted a dtype of {', '.join(DTYPES)} and layers, got {told(about['dtype'])}; harvest again")
     if not 0 <= about["slots"] <= 4096 or not isinstance(places, list) or not places or not all(map(_is_place, places)):

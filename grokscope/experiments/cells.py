@@ -67,8 +67,9 @@ def numbered(asked: Any, size: int, what: str, who: str) -> Sets:
 def tokens_of(asked: Any, lengths: Sequence[int], who: str) -> Sets:
     """Sets of positions; None: each up to the longest text's end. Negative ones count from each text's own end."""
     longest = int(max(lengths))
-    if asked is None or isinstance(asked, slice | range):
-        each = range(longest)[slice(None) if asked is None else asked] if not isinstance(asked, range) else asked
+    asked = list(asked) if isinstance(asked, range) else asked
+    if asked is None or isinstance(asked, slice):
+        each = range(longest)[slice(None) if asked is None else asked]
         if not len(each):
             raise ValueError(f"{who}: tokens: wanted some of 0 to {longest - 1}, got none; leave tokens out for all")
         return [(t, (t,)) for t in each]

@@ -38,9 +38,9 @@ def patch(
 
     routing: "free", what follows the patch routes anew. "frozen", every router after it keeps the choice of the run patched into
     (its gates move): the content's part. "only", nothing but the choices of the other run, at the patched tokens, in every router
-    after the place. Several give a dim "routing"; with all three `interaction` = free - frozen - only, which holds exactly, by
-    definition: total = content + path + interaction. Of everything patched, free is 1, and frozen the other run with the
-    routes of this one.
+    after the place (the same for each head, slot or expert: no choice is theirs alone). Several give a dim "routing"; with all
+    three, of whole sites, `interaction` = free - frozen - only, exactly, by definition: total = content + path + interaction. Of
+    everything patched, free is 1, and frozen the other run with the routes of this one.
 
     Control: the same at as many other tokens drawn at random (all tokens: at other heads or slots; experts of sites with slots:
     at as many visits of others), draws=8 times. null_mean, null_sd (of one draw more, at t) and p say whether this place does more
@@ -95,7 +95,7 @@ def _beside(made: list[xr.Dataset], modes: tuple[str, ...]) -> xr.Dataset:
     shared = [n for n in made[0] if n in ("metric_into", "metric_other")]
     whole = xr.concat([m.drop_vars(shared) for m in made], "routing").assign_coords(routing=list(modes))
     whole = whole.assign({n: made[0][n] for n in shared}).assign_attrs(made[0].attrs)
-    if set(ROUTING) <= set(modes):
+    if set(ROUTING) <= set(modes) and not {"head", "slot", "expert"} & set(whole["value"].dims):
         free, frozen, only = (whole["value"].sel(routing=m, drop=True) for m in ROUTING)
         whole = whole.assign(interaction=free - frozen - only)
     return whole

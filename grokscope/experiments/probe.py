@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.special import stdtrit
 
 from grokscope.activations.activations import Activations
 from grokscope.activations.rows import Rows
@@ -53,7 +54,8 @@ def probe(
     on either half of the documents: the best of many units looks better than it is, pick by one and report the other.
 
     Cite: Alain and Bengio 2016, arXiv 1610.01644; Gurnee et al. 2023, arXiv 2305.01610 (k-sparse); Hewitt and Liang 2019, arXiv
-    1909.03368 (what a probe learns by itself). Traps: that it can be read does not say that the model reads it (`effect` with an
+    1909.03368 (what a probe learns by itself). Traps: folds share training data, so that of 20 documents with classes at random p
+    was under 0.05 in 12 % of draws (in 5 % upwards); that it can be read does not say that the model reads it (`effect` with an
     edit does); the token at the beginning of a text says nothing of it, and all other activations are small beside its own.
     """
     by, ks, cells = _asked(activations, by, k, folds, most)
@@ -147,6 +149,14 @@ def _sums(task: Task | None, x: np.ndarray | None, ks: tuple[int, ...], every: n
     return np.stack([np.stack([by_document(row, task.document, every) for row in part], -1) for part in parts])
 
 
+def _half(document: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Whether each row is of the first half of the documents: of every second one, of those that begin with either class."""
+    every, first = np.unique(document, return_index=True)
+    kinds = second[first]
+    turn = np.where(kinds, np.cumsum(kinds), np.cumsum(~kinds)) % 2 == 1
+    return turn[np.searchsorted(every, document)]
+
+
 def _neurons(
     cells: list[tuple[dict[str, Any], Rows]], by: tuple[str, ...], y: np.ndarray, names: np.ndarray, columns: np.ndarray,
     some: np.ndarray, told: dict[str, Any],
@@ -163,19 +173,18 @@ def _neurons(
     for n, (_, rows) in enumerate(cells):
         rows = rows.chosen(np.flatnonzero(taken[rows.token]))
         document, here = columns[0][rows.token], is_second[rows.token]
-        half, x = document % 2 == 0, rows[:]
+        half, x = _half(document, here), rows[:]
         parts = [np.ones(len(half), bool), half, ~half]
         for part, name in zip(parts, (0, 3, 4), strict=True):
             if len(np.unique(here[part])) == 2 and len(np.unique(document[part])) > 1 and part.sum() >= FEWEST // 2:
-                area, sd, documents = auc(x[part], here[part], document[part])
-                found[name, n] = area
+                found[name, n], sd, df = auc(x[part], here[part], document[part])
                 if name == 0:
-                    found[1, n], found[2, n] = sd, documents
+                    found[1, n], found[2, n] = sd, df
     dims = [d for d in by if d != "neuron"]
     coords = {d: list(dict.fromkeys(at[d] for at, _ in cells)) for d in dims}
-    value, sd, documents, first, second = found.reshape(5, *map(len, coords.values()), *width)
-    df = np.maximum(np.nan_to_num(documents[..., 0], nan=2) - 1, 1)
-    half = 1.96 * sd
+    value, sd, df, first, second = found.reshape(5, *map(len, coords.values()), *width)
+    df = np.maximum(np.nan_to_num(df[..., 0]), 1)
+    half = stdtrit(df, 0.975)[..., None] * sd
     return answer(
         (*dims, "neuron"), value, coords | {"neuron": np.arange(*width)}, null_mean=np.full(value.shape, 0.5), null_sd=sd, df=df,
         ci=(np.maximum(value - half, 0), np.minimum(value + half, 1)), first_half=first, second_half=second,

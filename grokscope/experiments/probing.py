@@ -126,10 +126,11 @@ def by_document(values: np.ndarray, document: np.ndarray, every: np.ndarray) -> 
 
 
 def auc(x: np.ndarray, y: np.ndarray, document: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """(area under the ROC curve of each column of x [N, F] for y == 1, its standard error, documents).
+    """(area under the ROC curve of each column of x [N, F] for y == 1, its standard error, its degrees of freedom).
 
     P(a unit is larger where y is 1) + half of ties. The error is of documents: Obuchowski's (1997, Biometrics 53:567) for
-    clustered data, from each observation's placement among those of the other class.
+    clustered data, from each observation's placement among those of the other class, of each class by its own documents; NaN where
+    a class has fewer than two.
     """
     from scipy.stats import rankdata
 
@@ -140,11 +141,15 @@ def auc(x: np.ndarray, y: np.ndarray, document: np.ndarray) -> tuple[np.ndarray,
     above, below = (whole[y] - inside) / m, 1 - (whole[~y] - outside) / n  # placements of either class
     area = above.mean(0)
     _, of = np.unique(document, return_inverse=True)
-    residual = np.zeros((of.max() + 1, x.shape[1]))
-    np.add.at(residual, of[y], (above - area) / n)
-    np.add.at(residual, of[~y], (below - area) / m)
-    d = len(residual)
-    return area, np.sqrt(d / max(d - 1, 1) * (residual**2).sum(0)), d
+    ours, others = np.zeros((2, of.max() + 1, x.shape[1]))
+    np.add.at(ours, of[y], (above - area) / n)
+    np.add.at(others, of[~y], (below - area) / m)
+    a, b, d = len(np.unique(of[y])), len(np.unique(of[~y])), of.max() + 1
+    if min(a, b) < 2:
+        return area, np.full(len(area), np.nan), 0
+    both = 2 * d / (d - 1) * (ours * others).sum(0)
+    variance = a / (a - 1) * (ours**2).sum(0) + b / (b - 1) * (others**2).sum(0) + both
+    return area, np.sqrt(np.maximum(variance, 0)), min(d, a + b) - 1 - (a + b == d)
 
 
 def target_of(acts: Any, target: Any) -> tuple[np.ndarray, str]:

@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.special import stdtrit
 
 from grokscope.analysis.measure import answer
-from grokscope.analysis.uncertainty import against, interval
+from grokscope.analysis.uncertainty import against
 from grokscope.experiments.pairs import BothRuns, Pairs
 
 SAME = 1e-6
 """Baselines nearer to each other than this, of their size, are equal."""
+
+CANCEL = 0.1
+"""Of what pairs differ by, what must be left in their sum for a share of it to be told."""
 
 
 def recovered(runs: BothRuns, axes: dict[str, np.ndarray], found: np.ndarray, drawn: np.ndarray) -> xr.Dataset:
@@ -33,16 +37,24 @@ def recovered(runs: BothRuns, axes: dict[str, np.ndarray], found: np.ndarray, dr
             UserWarning,
             stacklevel=3,
         )
+    elif abs((other - base).sum()) < CANCEL * np.abs(other - base).sum():
+        warnings.warn(
+            f"{pairs.who}: wanted pairs whose metric differs one way, got gaps that add up to {(other - base).sum():.3g} of "
+            f"{np.abs(other - base).sum():.3g}: shares of that say little; give each pair its own right and wrong",
+            UserWarning,
+            stacklevel=3,
+        )
     parts: dict[str, Any] = {"effect": gained.sum(0) / np.maximum(there.sum(1).reshape(shape), 1)}
     if len(drawn):
         lost = there & ~np.isfinite(drawn)  # one pair without a control leaves the cell without
         of_draws = np.where(there, drawn - base, 0).sum(-1) + np.where(lost.any(-1), np.nan, 0)
         value, drawn = _share(gained.sum(0), gap.sum(0)), np.moveaxis(_share(of_draws.reshape(-1, *shape), gap.sum(0)), 0, -1)
         parts |= against(value, drawn)
-        # Where every draw is the same, as at tokens before which nothing differs, anything else is beside it.
-        parts["p"] = np.where((parts["null_sd"] == 0) & (np.abs(value - parts["null_mean"]) > SAME), 0.0, parts["p"])
+        # Where every draw is the same, as at tokens before which nothing differs, no t is to be had: one in so many, as if drawn.
+        beside = (parts["null_sd"] == 0) & (np.abs(value - parts["null_mean"]) > SAME)
+        parts["p"] = np.where(beside, 1 / (1 + drawn.shape[-1]), parts["p"])
     made = answer(
-        dims, _share(gained.sum(0), gap.sum(0)), axes, ci=interval(_share, gained, gap), attrs=_about(runs, equal), **parts
+        dims, _share(gained.sum(0), gap.sum(0)), axes, ci=_interval(gained, gap, there.T.reshape(by_pair)), attrs=_about(runs, equal), **parts
     )
     made["value"].attrs["unit"] = "recovered share"
     made = made.assign(
@@ -68,6 +80,18 @@ def _about(runs: BothRuns, equal: np.ndarray) -> dict[str, Any]:
 def _share(gained: np.ndarray, gap: np.ndarray) -> np.ndarray:
     gained, gap = np.broadcast_arrays(gained, gap)
     return np.divide(gained, gap, out=np.full(gained.shape, np.nan), where=gap != 0) + 0.0
+
+
+def _interval(gained: np.ndarray, gap: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """95 % by the jackknife over the pairs that have a cell's tokens, at t; NaN where fewer than two have them."""
+    if len(gained) < 2:
+        return None
+    value, n = _share(gained.sum(0), gap.sum(0)), there.sum(0)
+    each = np.where(there, _share(gained.sum(0) - gained, gap.sum(0) - gap), 0)
+    off = np.where(there, each - each.sum(0) / np.maximum(n, 1), 0)
+    half = stdtrit(np.maximum(n - 1, 1), 0.975) * np.sqrt((n - 1) / np.maximum(n, 1) * (off**2).sum(0))
+    half = np.where(n > 1, half, np.nan)
+    return value - half, value + half
 
 
 def _pieces(pairs: Pairs) -> np.ndarray:

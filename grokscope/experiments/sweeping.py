@@ -103,7 +103,8 @@ class Sweep:
         masks: Masks = {}
         for layer in cell.layers:
             key = self.values.key(layer)
-            known, own = self.values.known[key][pair], self._selected(cell, key, pair)  # type: ignore[union-attr]
+            known, own = self.values.known[key][pair].copy(), self._selected(cell, key, pair)  # type: ignore[union-attr]
+            known[int(self.runs.pairs.lengths[pair]) :] = False  # what the metric appended is not patched
             number = int((known & own)[list(tokens)].sum())
             free = np.argwhere(known & ~own)
             if len(free) < number:

@@ -90,6 +90,8 @@ class InTheirWords:
             wanted = [n for n in every if parse_site(n)[0] not in LARGE]
         else:
             wanted = _named(names_filter, every, "run_with_cache")
+            if layers := sorted({layer for n in wanted if (layer := parse_site(n)[1]) is not None}):
+                select.setdefault("layers", layers)
         trace = self.trace(prompt, capture=["logits", *dict.fromkeys(parse_site(n)[0] for n in wanted)], **select)
         cache = Cache(trace)
         cache._names = [n for n in cache._names if n in wanted]
@@ -118,10 +120,8 @@ class InTheirWords:
 
     def to_tokens(self: Any, text: Any, prepend_bos: bool = True) -> np.ndarray:
         """Token ids [B, T] of a text or several, with the beginning-of-text token where the model was trained with one."""
-        if prepend_bos:
-            return self.encode(text).ids
         texts = [text] if isinstance(text, str) else list(text)
-        rows = [self.tokenizer.encode(t) for t in texts]
+        rows = self.encode(texts).rows if prepend_bos else [self.tokenizer.encode(t) for t in texts]
         if len({len(r) for r in rows}) > 1:
             raise ValueError(f"to_tokens: wanted texts of one length in tokens, got {[len(r) for r in rows][:8]}; call it for each")
         return np.array(rows)
@@ -138,7 +138,7 @@ class InTheirWords:
 
     @property
     def W_U(self: Any) -> np.ndarray:
-        """What turns the last stream into logits, D V, float32; the last norm's weights are not folded into it."""
+        """What turns `final`, the normed last stream, into logits before their scale, cap and bias: D V, float32."""
         return _wide(self.weights.table).T
 
     @property

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,9 @@ from grokscope.disk.reading import read_json
 from grokscope.disk.writing import is_scratch, whole_file, write_whole
 from grokscope.harmless import told, visible
 from grokscope.transformer.forward import Kept, Streams
+
+if TYPE_CHECKING:
+    from grokscope.running.loaded import Loaded
 
 FILES = ("stream-*.safetensors", "kept-*.safetensors")
 
@@ -142,6 +146,41 @@ def _noted(file: Path) -> dict[str, Any] | None:
 def fingerprint(array: np.ndarray) -> str:
     """A short name for an array's values."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+def identity(function: Any) -> str:
+    """A short name for what a function does: its code, and the numbers, texts and arrays that it holds. Where it holds anything
+    else nothing is equal to it, not even itself: what it made must not be taken for that of another.
+    """
+    return hashlib.sha256(repr(_held(function)).encode()).hexdigest()[:16]
+
+
+def made_by(model: Loaded, edits: Sequence[Any], classes: Any = None) -> dict[str, Any]:
+    """What must be the same for work on a corpus to be taken up again: the weights, their arithmetic, edits, classes."""
+    table = np.asarray(model.weights.final_norm, np.float32)
+    about = {"model": model.name, "arithmetic": model.dtype, "weights": model.source.get("files") or fingerprint(table)}
+    return about | {"edits": _edits_told(edits), "classes": None if classes is None else identity(classes)}
+
+
+def _edits_told(edits: Sequence[Any]) -> list[str]:
+    """Edits by what they do, so that two of the same words but other functions are two."""
+    return [repr(e) + (f" {identity(e.value)}" if callable(getattr(e, "value", None)) else "") for e in edits]
+
+
+def _held(x: Any) -> Any:
+    if x is None or isinstance(x, bool | int | float | str | bytes):
+        return x
+    if isinstance(x, tuple | list):
+        return [_held(part) for part in x]
+    if hasattr(x, "__array__") and getattr(x, "dtype", None) is not None:
+        return str(x.dtype), np.shape(x), fingerprint(np.asarray(x))
+    code = getattr(x, "__code__", x)
+    if hasattr(code, "co_code"):
+        cells = [cell.cell_contents for cell in getattr(x, "__closure__", None) or ()]
+        globals_ = getattr(x, "__globals__", {})
+        read = [globals_[name] for name in code.co_names if name in globals_ and not hasattr(globals_[name], "__name__")]
+        return [code.co_code, code.co_names, _held(code.co_consts), _held(cells), _held(getattr(x, "__defaults__", None)), _held(read)]
+    return getattr(x, "__qualname__", None) or uuid.uuid4().hex
 
 
 def _stage(path: Path) -> int:

@@ -95,7 +95,9 @@ class Sae:
         """[B, T, d_sae] of a trace that kept this site and layer; NaN beyond a text's end. Raises ValueError where it did not."""
         self.check(trace.config)
         x = trace[self.site] if self.layer is None else trace[self.site, self.layer]
-        return self.encode(x.transpose("batch", "token", ...).values)
+        found = self.encode(x.transpose("batch", "token", ...).values)
+        inside = np.asarray(trace.data["token"].values < trace.data["length"].values[:, None])
+        return np.where(inside[..., None], found, np.nan)
 
     def check(self, config: ModelConfig) -> None:
         """Raise ValueError where a model has not the place that the features are of, or has it in another width."""

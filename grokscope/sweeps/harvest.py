@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
 from grokscope.activations.activations import Activations, open_activations
@@ -23,7 +22,7 @@ from grokscope.activations.layout import DONE, DTYPES, FORMAT, Place, process_fo
 from grokscope.activations.opening import whole_parts
 from grokscope.devices.memory import free_memory
 from grokscope.disk.writing import write_whole
-from grokscope.running.resuming import claim, fingerprint
+from grokscope.running.resuming import claim, made_by
 from grokscope.running.running import calls_of
 from grokscope.sites import DIMS, SITES, Capture
 from grokscope.sweeps.corpus import is_once, labels_of
@@ -230,12 +229,9 @@ class Harvest:
     def _about(self, source: Any, labels: Any) -> dict[str, Any]:
         """What must be the same to go on, and what a reader wants to know of it."""
         model, named = self.model, isinstance(source, str | Path)
-        table = np.asarray(model.weights.final_norm, np.float32)
-        return {
-            "format": FORMAT, "model": model.name, "config": self.config.to_dict(), "arithmetic": model.dtype,
-            "tokenizer": getattr(model.tokenizer, "sha256", None), "weights": model.source.get("files") or fingerprint(table),
-            "edits": [repr(e) for e in self.sweep.edits], "source": str(source)[:500] if named else type(source).__name__,
-            "labels": labels, "classes": getattr(self.sweep.classes, "__qualname__", "given") if self.sweep.classes else None,
+        return made_by(model, self.sweep.edits, self.sweep.classes) | {
+            "format": FORMAT, "config": self.config.to_dict(), "tokenizer": getattr(model.tokenizer, "sha256", None),
+            "source": str(source)[:500] if named else type(source).__name__, "labels": labels,
             "shard": list(self.sweep.shard), "share": self.share, "seed": self.seed, "dtype": self.dtype,
             "places": [[p.site, p.layer, p.width, p.slots] for p in self.places], "routed": list(self.routed),
             "slots": self.config.router.top_k, "versions": versions("grokscope", "jax"),

@@ -24,6 +24,7 @@ from grokscope.devices.memory import device_memory, free_memory
 from grokscope.disk.writing import whole_file
 from grokscope.harmless import told
 from grokscope.prompt import Prompt, bucket
+from grokscope.running.resuming import made_by
 from grokscope.running.running import TOKENS_IN_A_CALL, run
 from grokscope.sites import ROUTING, Capture
 from grokscope.sweeps.corpus import Document, labels_of, read_documents
@@ -140,7 +141,7 @@ class Sweep:
         given = label is not None and not isinstance(label, str)
         label = labels_of(label) if given else label
         about = {"shard": list(self.shard), "labels": "given" if given else label, "source": str(source)[:500]}
-        about |= {"classes": getattr(self.classes, "__qualname__", "given")} if self.classes else {}
+        about |= made_by(self.model, self.edits, self.classes)
         with State(resume, about) as state, tqdm(
             unit="token", unit_scale=True, desc="sweep", delay=1, disable=None if progress else True
         ) as bar:

@@ -105,6 +105,8 @@ def test_controls_are_other_places_and_intervals_are_over_pairs(tiny):
     found = X.patch(tiny, clean, corrupt, "resid_pre", METRIC, layers=[1], draws=300)
     assert np.isnan(found.metric.sel(token=10).values[1]).all(), "a text that has no such token does not count"
     np.testing.assert_array_equal(found.differs.sum("position"), 2)
+    alone = found.sel(token=[9, 10])
+    assert np.isnan([alone.ci_low, alone.ci_high]).all() and np.isfinite(alone.value).all(), "one pair has no interval"
     effect = (found.metric - found.metric_into).values[:, 0]
     gap = (found.metric_other - found.metric_into).values
     without = effect[::-1, 6] / gap[::-1]
@@ -119,7 +121,31 @@ def test_controls_are_other_places_and_intervals_are_over_pairs(tiny):
     ends[:, 10] += 1
     sure = X.patch(tiny, CLEAN, ends, "resid_pre", METRIC, layers=[1], tokens=[10, 9], draws=2)
     np.testing.assert_allclose(sure.value[0], [1, 0], atol=1e-6)
-    assert sure.null_sd[0, 0] == 0 and sure.p[0, 0] == 0, "where no control can do anything, it is sure"
+    assert sure.null_sd[0, 0] == 0 and sure.p[0, 0] == pytest.approx(1 / 3), "two draws say no more"
+
+
+def test_what_the_metric_appended_is_no_control(tiny):
+    metric = gs.metrics.logprob((5, 8, 11, 23))
+    sweep = {}
+
+    def seen(self, cell, pair, tokens, draw):
+        row = real(self, cell, pair, tokens, draw)
+        sweep.setdefault("rows", []).append(row)
+        return row
+
+    from grokscope.experiments.sweeping import Sweep
+
+    real = Sweep.control
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Sweep, "control", seen)
+        X.patch(tiny, CLEAN[:1], CORRUPT[:1], "expert.out", metric, layers=[1], experts=slice(None), draws=8)
+    rows = [r for r in sweep["rows"] if r]
+    assert rows and all(not np.asarray(mask)[11:].any() for r in rows for mask in r.masks.values())
+
+
+def test_gaps_that_cancel_are_said(tiny):
+    with pytest.warns(UserWarning, match="differs one way, got gaps that add up to"):
+        X.patch(tiny, [CLEAN[0], CORRUPT[0]], [CORRUPT[0], CLEAN[0]], "resid_pre", METRIC, layers=[1], tokens=[-1], draws=0)
 
 
 def test_of_all_tokens_the_control_is_another_head(tiny):

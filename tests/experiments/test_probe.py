@@ -123,6 +123,8 @@ def test_auc_is_scikit_learn_s_and_its_error_that_of_documents():
     assert auc(x, y, document)[0][0] == pytest.approx(roc_auc_score(y, x[:, 0]), abs=1e-12)
     found = np.array([[a[0], s[0]] for a, s, _ in (auc(*draw()) for _ in range(300))])
     assert 0.8 < found[:, 1].mean() / found[:, 0].std() < 1.2
+    few = np.flatnonzero(np.isin(document, [*np.unique(document[y == 1])[:1], *np.unique(document[y == 0])]))
+    assert np.isnan(auc(x[few], y[few], document[few])[1]).all(), "one document of a class has no error"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def test_a_cache_is_a_trace_under_their_names():
     assert cache["blocks.1.mlp.hook_router_logits"].shape == (3, 11, 5)
     some = MODEL.run_with_cache(IDS, names_filter=lambda name: name.endswith("hook_pattern"))[1]
     assert list(some) == [f"blocks.{n}.attn.hook_pattern" for n in range(3)]
-    assert list(MODEL.run_with_cache(IDS, "blocks.1.hook_mlp_out")[1]) == ["blocks.1.hook_mlp_out"]
+    one = MODEL.run_with_cache(IDS, "blocks.1.hook_mlp_out")[1]
+    assert list(one) == ["blocks.1.hook_mlp_out"] and one.trace["moe.out"].sizes["layer"] == 1, "no other layer is kept"
     with pytest.raises(KeyError, match="wanted one layer"):
         _ = cache["attn.pattern"]
     assert "blocks.0.attn.hook_q" not in cache
@@ -77,4 +78,6 @@ def test_weights_and_words(pocket):
     text = "The moon is bright"
     assert np.array_equal(pocket.to_tokens(text), pocket.encode(text).ids) and pocket.to_tokens(text)[0, 0] == pocket.config.bos_id
     assert pocket.to_tokens(text, prepend_bos=False)[0].tolist() == pocket.tokenizer.encode(text)
+    with pytest.raises(ValueError, match="to_tokens: wanted texts of one length in tokens, got "):
+        pocket.to_tokens(["The", "The moon is bright"])
     assert pocket.to_str_tokens(text) == pocket.tokenizer.pieces(pocket.encode(text).rows[0])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from grokscope.running.resuming import OnDisk
+from grokscope.running.resuming import OnDisk, identity
 
 
 @pytest.fixture
@@ -55,3 +56,20 @@ def test_other_files_are_not_touched(begun, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / ".run.json.0123456789abcdef.part").touch()
     assert first_layer(tmp_path / "new") == 0
+
+
+def test_functions_are_told_apart_by_what_they_do():
+    def by(number):
+        return lambda x: x * number
+
+    class Thing:
+        pass
+
+    thing, a = Thing(), np.arange(3.0)
+    assert identity(by(2)) == identity(by(2)) != identity(by(3))
+    assert identity(lambda x: x + a) == identity(lambda x: x + a)
+    assert identity(lambda x: x + a) != identity(lambda x: x - a)
+    other = np.arange(3.0) + 1
+    assert identity(lambda x, v=a: x + v) != identity(lambda x, v=other: x + v)
+    assert identity(lambda x: (x, thing)) != identity(lambda x: (x, thing)), "what cannot be compared is equal to nothing"
+    assert identity(len) == identity(len) != identity(max)

@@ -49,6 +49,16 @@ def test_saved_and_loaded_again(tmp_path):
         assert written["metadata"]["hook_name"] == theirs["metadata"]["hook_name"]
 
 
+def test_beyond_a_text_there_are_no_features_and_a_push_is_of_a_unit_as_decoded(tiny):
+    sae = replace(dictionary(40), k=3)
+    trace = tiny.trace([[5, 6, 7, 8, 9, 10, 11], [5, 6, 7]], ["resid_post"], layers=[1])
+    found = sae.features(trace)
+    assert np.isnan(found[1, 3:]).all() and np.isfinite(found[0]).all() and np.isfinite(found[1, :3]).all()
+    by_norm = replace(sae, by_decoder_norm=True)
+    size = np.linalg.norm(sae.weights["W_dec"], axis=-1)[:, None]
+    np.testing.assert_allclose(gs.sae.router_push(tiny, by_norm) * size, gs.sae.router_push(tiny, sae), rtol=1e-5)
+
+
 def test_what_older_versions_wrote(tmp_path):
     shutil.copytree(WHERE / "topk", tmp_path / "old")
     config = json.loads((WHERE / "topk" / "cfg.json").read_text())
