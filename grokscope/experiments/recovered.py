@@ -54,8 +54,9 @@ def recovered(runs: BothRuns, axes: dict[str, np.ndarray], found: np.ndarray, dr
         beside = (parts["null_sd"] == 0) & (np.abs(value - parts["null_mean"]) > SAME)
         parts["p"] = np.where(beside, 1 / (1 + drawn.shape[-1]), parts["p"])
     made = answer(
-        dims, _share(gained.sum(0), gap.sum(0)), axes, ci=_interval(gained, gap, there.T.reshape(by_pair)), attrs=_about(runs, equal), **parts
-    )
+        dims, _share(gained.sum(0), gap.sum(0)), axes, ci=_interval(gained, gap, there.T.reshape(by_pair)),
+        attrs=_about(runs, equal), **parts,
+    )  # fmt: skip
     made["value"].attrs["unit"] = "recovered share"
     made = made.assign(
         metric=(("pair", *dims), found.T.reshape(by_pair)), metric_into=("pair", base), metric_other=("pair", other)

@@ -179,7 +179,8 @@ def _held(x: Any) -> Any:
         cells = [cell.cell_contents for cell in getattr(x, "__closure__", None) or ()]
         globals_ = getattr(x, "__globals__", {})
         read = [globals_[name] for name in code.co_names if name in globals_ and not hasattr(globals_[name], "__name__")]
-        return [code.co_code, code.co_names, _held(code.co_consts), _held(cells), _held(getattr(x, "__defaults__", None)), _held(read)]
+        defaults = getattr(x, "__defaults__", None)
+        return [code.co_code, code.co_names, *map(_held, (code.co_consts, cells, defaults, read))]
     return getattr(x, "__qualname__", None) or uuid.uuid4().hex
 
 
