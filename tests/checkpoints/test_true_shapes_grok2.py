@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import time
@@ -80,6 +81,7 @@ def mark(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("GROKSCOPE_FAMILIES") != "all", reason="takes minutes: make families runs it")
 def test_one_layer_from_eight_ranks_to_a_trace(tmp_path):
     if free_memory() < 13e9:
         pytest.skip(f"wants 13 GB of free memory, {free_memory() / 1e9:.1f} GB are there")
