@@ -60,6 +60,11 @@ def read_header(path: str | Path) -> dict[str, dict[str, Any]]:
             entry["data_offsets"] = _place(entry, 8 + length, size)
         except ValueError as error:
             raise CheckpointError(f"{path}: {visible(name)}: {error}; download it again") from None
+    places = sorted(entry["data_offsets"] for entry in entries.values())
+    for (_, stop), (start, _) in zip([(0, 8 + length), *places], [*places, (size, size)], strict=True):
+        if start != stop:
+            what = f"the next array at byte {stop:,}, got it at {start:,}" if start < size else f"{stop:,} bytes, got {size:,}"
+            raise CheckpointError(f"{path}: wanted {what}: arrays must lie one after the other; download it again")
     return entries
 
 

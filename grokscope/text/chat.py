@@ -77,13 +77,18 @@ def parts_of(text: str, messages: Sequence[Message]) -> list[Part]:
     """
     found: list[Part] = []
     at, before = 0, ""
+    named = any(_head(text, m["role"], 0) for m in messages)
     for message in messages:
+        head = _head(text, message["role"], at)
+        if named and head is None:  # a role that the template leaves out
+            continue
         content = message.get("content")
         content = content.strip() if isinstance(content, str) else ""
-        start = text.find(content, at) if content else at
+        after = at if head is None else head.end()
+        start = text.find(content, after) if content else after
         if start < 0:  # the template changed it (a thought of an earlier turn that it leaves out): its last line stands for it
             content = content.splitlines()[-1]
-            start = text.find(content, at)
+            start = text.find(content, after)
         if start < 0:
             continue
         stop, role = start + len(content), message["role"]
@@ -92,6 +97,12 @@ def parts_of(text: str, messages: Sequence[Message]) -> list[Part]:
         at, before = stop, role
     found += _between(text, (at, len(text)), before, "assistant")
     return [part for part in found if part.start < part.stop]
+
+
+def _head(text: str, role: str, at: int) -> re.Match[str] | None:
+    """The next line that begins with a role's name and a colon, as templates without marks of their own have it."""
+    names = "|".join(map(re.escape, (role, *OTHER_NAMES.get(role, ()))))
+    return re.compile(rf"^(?:{names}):", re.IGNORECASE | re.MULTILINE).search(text, at)
 
 
 def _between(text: str, at: tuple[int, int], before: str, role: str) -> list[Part]:
@@ -119,10 +130,13 @@ def phases(text: str, start: int = 0, stop: int | None = None) -> list[Part]:
 
 
 def classes_of(parts: Sequence[Part], spans: Sequence[tuple[int, int]]) -> dict[str, list[str]]:
-    """{"role": ..., "phase": ...}: a word for each token, by the part in which it begins (the last before it, if none)."""
+    """{"role": ..., "phase": ...}: a word for each token, by the part in which it ends: a head's last space may be the first of a
+    word's token.
+    """
     words: dict[str, list[str]] = {"role": [], "phase": []}
-    for start, _ in spans:
-        part = next((p for p in parts if p.start <= start < p.stop), parts[-1] if parts else Part(0, 0, "", "prompt"))
+    for start, stop in spans:
+        at = max(start, stop - 1)
+        part = next((p for p in parts if p.start <= at < p.stop), parts[-1] if parts else Part(0, 0, "", "prompt"))
         words["role"].append(part.role)
         words["phase"].append(part.phase)
     return words

@@ -11,7 +11,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grokscope.text.chat import parts_of, render
+from grokscope.text.chat import classes_of, parts_of, render
 from grokscope.text.tok_json import ALLOWED, CHAT, V1
 from grokscope.text.tokenizer import TokenizerJson
 
@@ -173,3 +173,15 @@ def test_a_conversation_is_written_as_it_was_learnt(ours):
     assert said["system"] == "System: Be brief.<|separator|>\n\n"
     assert said["user"].startswith("Human: What is your name?<|separator|>\n\nHuman: ") and said["user"].endswith("\n\n")
     assert said["assistant"] == "Assistant:  Grok.<|separator|>\n\nAssistant:"
+
+
+def test_a_word_is_whose_its_last_letter_is_and_a_role_left_out_takes_nobody_s_words():
+    """A head ends in the space with which the first word's token begins; contents that look like heads are contents."""
+    talk = [{"role": "tool", "content": "ok"}, {"role": "user", "content": "ok then"}, {"role": "assistant", "content": "A"}]
+    text = render(CHAT, talk, {}, {})
+    assert text == "Human: ok then<|separator|>\n\nAssistant: A<|separator|>\n\nAssistant:"
+    parts = parts_of(text, talk)
+    assert [(text[p.start : p.stop], p.role, p.phase) for p in parts if p.phase == "answer"] == [("A", "assistant", "answer"), ("<|separator|>\n\n", "assistant", "answer")]
+    assert {p.role for p in parts} == {"user", "assistant"}
+    at = text.index(" A<|")
+    assert classes_of(parts, [(at, at + 2), (text.index("ok"), text.index("ok") + 2)]) == {"role": ["assistant", "user"], "phase": ["answer", "prompt"]}

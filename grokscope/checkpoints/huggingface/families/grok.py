@@ -56,6 +56,7 @@ def _config(f: Fields) -> dict[str, Any]:
     f.must("rope_rotate_half_dims", False, default=False)
     f.must("attn_output_multiplier", None)  # which ports put in two places
     f.must("residual_moe", True, default=True)
+    f.must("tie_word_embeddings", False, default=False)
     f.must("sliding_window_size", -1, None)
     f.must("global_attn_every_n", 1, default=1)
     cooled = f.size("attn_temperature_len", default=-1, least=-1)
@@ -67,7 +68,8 @@ def _config(f: Fields) -> dict[str, Any]:
         "branch_scale": 2**-0.5, "post_norms": True, "activation": "gelu", "embed_scale_wide": True,
         "attention_cap": f.number("attn_logit_softcapping"), "attention_temperature": cooled if cooled > 0 else None,
         "embed_scale": f.number("embedding_multiplier_scale"), "logit_scale": f.number("output_multiplier_scale"),
-        "final_cap": f.number("final_logit_softcapping"), "eos_id": made["eos_id"] or (2, 1), "pad_id": made["pad_id"] or 0,
+        "final_cap": f.number("final_logit_softcapping"),
+        "eos_id": (2, 1) if made["eos_id"] in (None, 2) else made["eos_id"], "pad_id": made["pad_id"] or 0,
     }  # fmt: skip
 
 
