@@ -52,8 +52,8 @@ def make(config: ModelConfig = TINY, seed: int = 0, dtype: str = "float32") -> M
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Those of one file at a time; compiled in a hurry, but for files that say COMPUTES_MUCH, and on a GPU."""
-    if jax.default_backend() == "cpu" and not getattr(request.module, "COMPUTES_MUCH", False):
+    """Those of one file at a time; compiled in a hurry, but for files that say AS_USERS_HAVE_IT (those that compute much, and those that compare to the bit), and on a GPU."""
+    if jax.default_backend() == "cpu" and not getattr(request.module, "AS_USERS_HAVE_IT", False):
         programs.COMPILER["xla_backend_optimization_level"] = 0
     yield
     programs.COMPILER.clear()

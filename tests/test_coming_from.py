@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
+import grokscope as gs
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "notebooks" / "coming-from.md").read_text()
 
 
-def test_its_code_runs_from_top_to_bottom(tmp_path, monkeypatch):
+def test_its_code_runs_from_top_to_bottom(pocket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gs, "load", lambda: pocket)  # in float32, whose programs other tests have compiled
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.S | re.M)
     names: dict[str, object] = {}
     for block in blocks:

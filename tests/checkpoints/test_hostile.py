@@ -192,3 +192,13 @@ def test_the_command_says_it_in_one_line_and_little_memory(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "wanted a shape of up to 8 whole numbers" in done.stderr
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20
+
+
+@pytest.mark.parametrize(("second", "more"), [([2, 6], b""), ([5, 9], b"x"), ([4, 8], b"efghi")], ids=["overlap", "gap", "more"])
+def test_arrays_lie_one_after_the_other(tmp_path, second, more):
+    entry = {"dtype": "I8", "shape": [4]}
+    safetensors(tmp_path / "a.safetensors", {"a": entry | {"data_offsets": [0, 4]}, "b": entry | {"data_offsets": second}})
+    with open(tmp_path / "a.safetensors", "ab") as file:
+        file.write(b"efgh"[: second[1] - 4] + more)
+    with pytest.raises(CheckpointError, match=r"wanted (the next array at byte|[\d,]+ bytes).*one after the other"):
+        read_header(tmp_path / "a.safetensors")

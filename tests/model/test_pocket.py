@@ -13,7 +13,7 @@ from tests.conftest import ROOT, shared
 
 FOLDER = ROOT / "grokscope" / "data" / "pocket"
 
-COMPUTES_MUCH = True
+AS_USERS_HAVE_IT = True
 
 
 def test_size_and_shape(pocket):

@@ -24,6 +24,8 @@ from tests.conftest import ROOT
 WORDS = ["The moon is bright.", "床前明月光", "def moon(): return 42", "la lune, la mer", "0123456789 " * 7]
 TEXTS = [Document(f"{WORDS[n % 5]} {n} " * (1 + n % 7), "even" if n % 2 == 0 else "odd") for n in range(43)]
 
+AS_USERS_HAVE_IT = True
+
 
 def written(counters: RoutingCounters, folder) -> bytes:
     counters.save(folder / "x.npz", overwrite=True)
@@ -83,9 +85,9 @@ def test_a_long_document_is_cut_and_counts_once(pocket):
 def test_of_what_calls_leave_one_is_held(pocket, whole, tmp_path, monkeypatch):
     left, alive = [], []
 
-    def watched(*args):
+    def watched(*args, **named):
         alive.append(sum(ref() is not None for refs in left for ref in refs[:1]))
-        recorders = sweeping_run(*args)
+        recorders = sweeping_run(*args, **named)
         left.extend([weakref.ref(array) for array in recorder.arrays.values()] for recorder in recorders)
         return recorders
 

@@ -32,7 +32,7 @@ RECIPE = Recipe(
     dropout=0.1,
 )
 
-COMPUTES_MUCH = True
+AS_USERS_HAVE_IT = True
 
 
 def corpus(seed: int, count: int, domain: str) -> Corpus:

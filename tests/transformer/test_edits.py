@@ -26,6 +26,8 @@ experts = st.integers(0, 4)
 stream = st.sampled_from(["resid_pre", "resid_mid", "resid_post", "attn.out", "moe.out"])
 few = settings(max_examples=12, deadline=None)
 
+AS_USERS_HAVE_IT = True
+
 
 def run(*edits, capture=("*",)):
     return MODEL.trace(IDS, list(capture), edits=edits)

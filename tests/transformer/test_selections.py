@@ -18,6 +18,8 @@ few = settings(max_examples=25, deadline=None)
 bound = st.one_of(st.none(), st.integers(-12, 12))
 selections = st.one_of(st.builds(slice, bound, bound, st.sampled_from([None, 1, 2, -1])), st.lists(st.integers(-2, 1), min_size=1))
 
+AS_USERS_HAVE_IT = True
+
 
 def changed(tokens):
     """Which tokens of which texts an edit at layer 1 changes there."""
