@@ -90,7 +90,8 @@ def _reference(into: Path) -> None:
     for name in grokscope.__all__:  # pdoc takes what a module holds, not what it would import when asked
         setattr(grokscope, name, getattr(grokscope, name))
     pdoc.render.configure(docformat="markdown", show_source=False, search=False)
-    pdoc.pdoc("grokscope", *grokscope._MODULES.values(), output_directory=into / "api")
+    deeper = [m for m in grokscope._MODULES.values() if m.count(".") > 1]  # the others come with the package
+    pdoc.pdoc("grokscope", *deeper, output_directory=into / "api")
 
 
 def build(into: Path) -> None:
