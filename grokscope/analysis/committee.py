@@ -46,7 +46,7 @@ def standing_committee(
         null_mean=chance["null_mean"], null_sd=chance["null_sd"] * known, p=chance["p"] * known, member=member,
         n_eff=np.stack([p.tokens / design_effect(h, t) for p, h, t in zip(parts, shards, tokens, strict=True)]),
         coverage=share((load * member).sum(-1), load.sum(-1)), gini=MEASURES["gini"](load),
-        attrs={"null": "even use in the population of documents", "mass": mass},
+        attrs={"name": "share of the committee", "null": "even use in the population of documents", "mass": mass},
     )  # fmt: skip
     if len(parts) < 2:
         return made.assign_attrs(jaccard="absent: one label")

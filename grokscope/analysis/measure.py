@@ -123,7 +123,7 @@ def with_parts(made: xr.Dataset, parts: Mapping[str, Any]) -> xr.Dataset:
     """The answer with further variables; attrs["nan"] names all those that hold NaN, so that none goes unsaid."""
     made = made.assign(parts)
     if empty := [str(n) for n, v in made.data_vars.items() if v.dtype.kind == "f" and bool(v.isnull().any())]:
-        made.attrs["nan"] = f"in {', '.join(empty)}: where there was nothing to measure, such as an expert never chosen"
+        made.attrs["nan"] = f"in {', '.join(empty)}: where there was nothing to measure: an expert never chosen, too few documents"
     return made
 
 

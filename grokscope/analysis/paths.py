@@ -107,5 +107,8 @@ def path_memory(x: Routing, repeats: int = 20, seed: int = 0) -> xr.Dataset:
         n_eff=found.n_eff, ci=(found.low, found.high), plugin=found.plugin, corrected=found.value - mean,
         information=np.array(told),
         null_analytic=np.array(bias), ratio=share(found.value - mean, np.array(told)),
-        attrs={"unit": "bits", "null": "no memory given the last layer's expert", "tokens": n, "ci": found.why},
+        attrs={
+            "name": "memory of the path", "unit": "bits", "null": "no memory given the last layer's expert", "tokens": n,
+            "ci": found.why,
+        },
     )  # fmt: skip

@@ -12,9 +12,13 @@ from grokscope.analysis.dependence import dependence
 from grokscope.analysis.measure import Routing, answer, counted, generator, over, with_parts
 from grokscope.analysis.uncertainty import FEW, groups_of, proportion
 from grokscope.counters.counters import RoutingCounters
+from grokscope.harmless import visible
 
 
 def _labelled(x: Routing, labels: Sequence[str] | None, analysis: str) -> RoutingCounters:
+    if labels is not None and isinstance(x, RoutingCounters):
+        own = ", ".join(map(visible, x.labels[:8]))
+        raise ValueError(f"{analysis}: labels: wanted none beside counters, which have theirs ({own}), got some; leave labels out")
     c = counted(x, analysis, ["load"], labels=labels) if labels is not None else counted(x, analysis)
     if len(c.labels) < 2:
         raise ValueError(

@@ -19,13 +19,14 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from grokscope.checkpoints import FORMATS, CheckpointError, native, recognise
-from grokscope.checkpoints.finding import BESIDE, TOKENIZERS, found, tokenizer_files
+from grokscope.checkpoints.finding import BESIDE, found, tokenizer_files
 from grokscope.checkpoints.native_writer import CHECKSUMS, Writer, arrays_of, file_of
 from grokscope.checkpoints.source import Source
 from grokscope.config import ModelConfig
 from grokscope.disk.reading import read_json
 from grokscope.disk.writing import clear_stale, force, is_scratch, write_whole
 from grokscope.harmless import told
+from grokscope.text.opening import TOKENIZERS
 from grokscope.transformer.quantize import quantize_lazily
 from grokscope.transformer.weights import ModelWeights
 

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from grokscope.checkpoints import huggingface
+from grokscope.text.opening import tokenizer_file
 
 
 def found(name: str, weights: bool = True) -> Path:
@@ -21,14 +22,7 @@ def found(name: str, weights: bool = True) -> Path:
     return Path(name)
 
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.tok.json", "tokenizer.model")
 BESIDE = ("tokenizer_config.json", "chat_template.jinja")
-
-
-def tokenizer_file(folder: Path) -> Path | None:
-    """The tokenizer in a checkpoint's directory or beside it; those that know added tokens too before SentencePiece's."""
-    places = (where / name for where in (folder, folder.parent) for name in TOKENIZERS)
-    return next((p for p in places if p.is_file()), None)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

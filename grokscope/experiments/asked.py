@@ -34,8 +34,15 @@ def one_index(index: Any, size: int, what: str, who: str) -> int:
     return int(index) % size
 
 
+def need_model(model: Any, who: str) -> None:
+    """Raise TypeError for anything else in a model's place, such as its trace."""
+    if not isinstance(model, Model):
+        raise TypeError(f"{who}: wanted a Model, then texts, got {type(model).__name__}; gs.load() gives one")
+
+
 def one_text(model: Model, text: Any, who: str) -> Prompt:
     """A prompt of a single text."""
+    need_model(model, who)
     prompt = model.encode(text)
     if prompt.batch != 1:
         raise ValueError(f"{who}: wanted one text, got {prompt.batch}; call it for each")
@@ -44,6 +51,7 @@ def one_text(model: Model, text: Any, who: str) -> Prompt:
 
 def need_experts(model: Model, who: str) -> None:
     """Raise ValueError for a dense model."""
+    need_model(model, who)
     if model.config.is_dense:
         raise ValueError(
             f"{who}: wanted a mixture of experts, got a dense model, which has no router; logit_attribution takes it"

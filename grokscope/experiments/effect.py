@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,10 @@ import xarray as xr
 
 from grokscope.experiments.paired import Paired
 from grokscope.model.model import Model
+from grokscope.transformer.edits import as_edits
 
 
-def effect(model: Model, texts: Any, edits: Sequence[Any]) -> xr.Dataset:
+def effect(model: Model, texts: Any, edits: Any) -> xr.Dataset:
     """What `edits` do to the next-token predictions of `texts`: a text, several, ids, or a `Prompt` from `model.encode`.
 
     By token, (batch, token), each about the token after it and NaN at a text's last: `nll`, in nats and without edits;
@@ -25,6 +25,7 @@ def effect(model: Model, texts: Any, edits: Sequence[Any]) -> xr.Dataset:
     Trap: an edit of many tokens reaches each also through those before it; edit one (tokens=[5]) for its own effect alone.
     Raises ValueError for texts of one token, edits that cannot take effect here or give no numbers, and edits of the logits.
     """
+    edits = as_edits(edits)
     plain = Paired(model, texts, "effect")
     [(_, found)] = plain.measure([edits], list)
     sums = {name: plain.by_document(getattr(found, name)).sum() for name in ("kl", "flips")}

@@ -7,6 +7,7 @@ import xarray as xr
 
 from grokscope.analysis.measure import answer
 from grokscope.analysis.uncertainty import FEW, interval, jackknife
+from grokscope.experiments.asked import need_model
 from grokscope.model.model import Model
 from grokscope.text.given import is_whole
 
@@ -26,6 +27,7 @@ def head_scores(model: Model, length: int = 25, texts: int = 8, seed: int = 0) -
     Traps: random tokens are no language, a head may score here and do something else in a text; a head that rests on the first
     token (a sink) has a low score and a low null alike. Raises ValueError for a text longer than the model reads.
     """
+    need_model(model, "head_scores")
     for name, given, least in (("length", length, 3), ("texts", texts, 1)):
         if not is_whole(given) or given < least:
             raise ValueError(f"head_scores: {name}: wanted a whole number from {least} on, got {given!r}; give one")

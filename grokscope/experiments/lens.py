@@ -12,7 +12,7 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from grokscope.config import ModelConfig
-from grokscope.experiments.asked import pieces_of, token_id
+from grokscope.experiments.asked import need_model, pieces_of, token_id
 from grokscope.model.model import Model
 from grokscope.prompt import bucket
 from grokscope.trace.trace import Trace
@@ -39,6 +39,7 @@ def logit_lens(model: Model, x: Any, sites: Any = SITES, top: int = 5, targets: 
 
     At most 256 x V numbers exist at a time. Cells beyond a text's end: NaN, -1, no piece.
     """
+    need_model(model, "logit_lens")
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
     if wrong := [s for s in sites if s not in SITES] or not sites:
         raise ValueError(f"logit_lens: sites: wanted some of {', '.join(SITES)}, got {wrong if sites else 'none'}")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from grokscope.analysis.measure import answer
 from grokscope.analysis.uncertainty import FEW, interval, jackknife
 from grokscope.devices.memory import device_memory, free_memory
+from grokscope.experiments.asked import need_model
 from grokscope.experiments.predictions import divergence, expectation, predict
 from grokscope.experiments.streams import Entering, Left, Routed, Unheard, entry
 from grokscope.model.model import Model
@@ -69,8 +70,7 @@ class Paired:
     """
 
     def __init__(self, model: Model, texts: Any, who: str, *, outputs: bool = False) -> None:
-        if not isinstance(model, Model):
-            raise TypeError(f"{who}: wanted a Model, then texts, got {type(model).__name__}; gs.load() gives one")
+        need_model(model, who)
         self.model, self.who, self.prompt = model, who, model.encode(texts)
         self.row, self.token = np.nonzero(np.arange(self.prompt.tokens) < self.prompt.lengths[:, None] - 1)
         if not len(self.row):

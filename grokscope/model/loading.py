@@ -10,14 +10,14 @@ import jax
 from tqdm import tqdm
 
 from grokscope.checkpoints import FORMATS, recognise
-from grokscope.checkpoints.finding import found, tokenizer_file
+from grokscope.checkpoints.finding import found
 from grokscope.checkpoints.source import Source
 from grokscope.config import ModelConfig
 from grokscope.devices.memory import device_memory, free_memory
 from grokscope.devices.placement import is_small, placement
 from grokscope.harmless import visible
 from grokscope.model.model import Model
-from grokscope.text.opening import opened
+from grokscope.text.opening import opened, tokenizer_file
 from grokscope.text.tokenizer import Tokenizer
 from grokscope.transformer.quantize import quantize_block, quantize_outer
 from grokscope.transformer.stream import Streamed
@@ -73,7 +73,8 @@ def load(
     if not streamed:
         blocks = list(tqdm(blocks, desc=f"loading {visible(Path(name).name)}", unit="layer", delay=1, leave=False, disable=None))
     arrays = {name: place.outer(name, array) for name, array in outer.items()}
-    tokenizer = _tokenizer(tokenizer, folder)
+    tokenizer = tokenizer_file(folder) if tokenizer is None else tokenizer
+    tokenizer = None if tokenizer is None else opened(tokenizer)
     about = {"path": str(where), "format": kind, "weights": "streamed" if streamed else "resident", "bytes": source.bytes}
     about |= {"quantize": quantize} if quantize else {}
     about |= {"files": source.fingerprint, "identity": source.identity}
@@ -100,13 +101,6 @@ def fits(size: int, config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | N
         return size < free_memory() // 2
     shares = 1 if mesh is None else mesh.size // mesh.shape.get("data", 1)
     return size / shares < 0.75 * room
-
-
-def _tokenizer(given: Any, folder: Path) -> Tokenizer | None:
-    if given is None or (isinstance(given, str | Path) and Path(given).expanduser().is_dir()):
-        file = tokenizer_file(folder if given is None else Path(given).expanduser())
-        return None if file is None and given is None else opened(file or given)
-    return opened(given)
 
 
 def keep_compiled() -> None:

@@ -11,6 +11,7 @@ from grokscope.config import RouterConfig
 from grokscope.recordings.checks import split
 from grokscope.recordings.recorded import LIMIT, Recorded, as_array, whole_numbers
 from grokscope.recordings.routed_experts import padded, recording_trace
+from grokscope.recordings.words import with_words
 from grokscope.sites import ROUTING, SITES
 from grokscope.trace.trace import Trace
 
@@ -21,13 +22,17 @@ def read_router_logits(
     attention_mask: Any = None,
     layers: Sequence[int] | None = None,
     token_ids: Any = None,
+    *,
+    tokenizer: Any = None,
+    pieces: Sequence[Any] | None = None,
 ) -> Trace:
     """Hugging Face's `router_logits`, with the router's rule, as a `Trace` with logits, probs, experts and gates.
 
     logits: for each layer an array [batch * tokens, experts] or [batch, tokens, experts] (None for a dense layer). Flat ones
     without an attention_mask are one text. router: the rule, which the logits do not say; what it cannot say (sigmoid, bias,
     groups of experts: DeepSeek-V3) cannot be computed here. attention_mask: [batch, tokens], 0 where padding is, left or
-    right. layers: the numbers of the layers, by default the index. token_ids: [batch, tokens].
+    right. layers: the numbers of the layers, by default the index. token_ids: [batch, tokens]. tokenizer, pieces: its words, as in
+    `read_routed_experts`.
 
     All is computed in float32 as the model here does it: cap, softmax, the k best (the lower expert of equal ones), gates.
     Raises ValueError for NaN, shapes that do not fit, and for probabilities that are called logits, as Gemma 4 records them.
@@ -54,7 +59,7 @@ def read_router_logits(
     split(made)
     fill = {"int32": -1, "float32": np.nan}
     sites = {s: padded(t, fill[SITES[s].dtype], np.dtype(SITES[s].dtype)) for s, t in texts.items()}
-    return recording_trace(sites, made, router, [])
+    return with_words(recording_trace(sites, made, router, []), tokenizer, pieces)
 
 
 _STEPS = "join them along the tokens: [np.concatenate([step[n] for step in steps]) for n in range(layers)]"

@@ -19,7 +19,7 @@ def with_words(trace: Trace, tokenizer: Any = None, pieces: Sequence[Any] | None
     if tokenizer is None and pieces is None:
         return trace
     if tokenizer is not None and pieces is not None:
-        raise ValueError("read_routed_experts: wanted tokenizer or pieces, got both; give one of them")
+        raise ValueError("words: wanted tokenizer or pieces, got both; give one of them")
     data = trace.data
     lengths = [int(n) for n in data["length"].values]
     if tokenizer is not None:

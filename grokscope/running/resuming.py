@@ -123,7 +123,8 @@ def claim(folder: Path, what: str, about: dict[str, Any], files: Sequence[str] =
         write_whole(ours, json.dumps(about, indent=1, sort_keys=True, default=str).encode(), replace=True)
         begun = wanted
     if begun != wanted:
-        differ = ", ".join(sorted(k for k in begun.keys() | wanted.keys() if begun.get(k) != wanted.get(k)))
+        names = sorted(k for k in begun.keys() | wanted.keys() if begun.get(k) != wanted.get(k))
+        differ = ", ".join(f"{k} ({told(begun.get(k))} there, {told(wanted.get(k))} here)" for k in names)
         raise ValueError(
             f"{folder}: wanted the {what} that was begun here, got one that differs in {visible(differ)}; name another directory"
         )

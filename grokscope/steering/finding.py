@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from grokscope.experiments.asked import need_model
 from grokscope.model.model import Model
 from grokscope.sites import DIMS, SITES, parse_site
 from grokscope.steering.steers import Direction, Experts
@@ -22,6 +23,7 @@ def difference(model: Model, wanted: Any, other: Any, site: str = "resid_post", 
     Cite: Turner et al. 2023, arXiv 2308.10248; Rimsky et al. 2024, arXiv 2312.06681. Trap: it holds everything in which the two
     sets differ, length and template as well as topic. Raises ValueError for texts of one token, another site, a layer not there.
     """
+    need_model(model, "steering.difference")
     site, named = parse_site(site)
     layer = named if layer is None else layer
     if not SITES[site].dims == "BTD":

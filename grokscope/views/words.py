@@ -27,7 +27,8 @@ def _embedded(trace: Trace) -> Any:
     told = trace.provenance
     if told["model"] != "pocket":
         return None
-    from grokscope.checkpoints.finding import found, tokenizer_file
+    from grokscope.checkpoints.finding import found
+    from grokscope.text.opening import tokenizer_file
     from grokscope.text.tokenizer import SentencePiece
 
     tokenizer = SentencePiece(tokenizer_file(found("pocket")))

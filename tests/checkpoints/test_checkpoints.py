@@ -179,7 +179,7 @@ def test_damage_to_our_format(saved, damage):
         (saved / "config.json").write_text(json.dumps(config))
     wanted = {
         "cut": "layer-001.*truncated",
-        "longer": "layer-001.*bytes by its header",
+        "longer": "layer-001.*wanted [0-9,]+ bytes, got",
         "remove": "missing",
         "sums": "checksums.json: unreadable .*not a list",
         "future": "update grokscope",

@@ -98,7 +98,7 @@ def test_dropping_is_forcing_the_rest_and_dropping_the_worst_slot_is_a_smaller_k
     plain = Paired(MODEL, RAGGED, "test")
     route = plain.chosen[1].copy()
     route[route == 3] = -1
-    a, b = (effect(MODEL, RAGGED, [e]) for e in (E.BanExperts(3, 1, reroute=False), E.ForceExperts(route, 1)))
+    a, b = (effect(MODEL, RAGGED, e) for e in (E.BanExperts(3, 1, reroute=False), E.ForceExperts(route, 1)))
     np.testing.assert_allclose(a["d_nll_by_token"], b["d_nll_by_token"], atol=1e-6)
     route = plain.chosen[1].copy()
     route[..., 1] = -1

@@ -29,7 +29,8 @@ def test_a_tokenizer_reads_the_ids(pocket, tmp_path):
     path = tmp_path / "r.json"
     path.write_text(json.dumps({"experts": experts, "token_ids": ids}))
     wanted = pocket.trace(text).data["piece"].values.tolist()
-    for tokenizer in (pocket.tokenizer, Path(pocket.source["path"]) / "tokenizer.model"):
+    folder = Path(pocket.source["path"])
+    for tokenizer in (pocket.tokenizer, folder / "tokenizer.model", str(folder)):
         trace = gs.read_routed_experts(path, num_experts=7, tokenizer=tokenizer)
         assert trace.data["piece"].values.tolist() == wanted
     assert "tokenizer" not in trace.provenance["recording"]["unknown"] and trace.provenance["tokenizer"] == pocket.tokenizer.sha256
@@ -49,3 +50,9 @@ def test_a_tokenizer_reads_the_ids(pocket, tmp_path):
 def test_what_does_not_fit_is_refused(words, error, message):
     with pytest.raises(error, match=message):
         gs.read_routed_experts(EXPERTS, num_experts=7, **words)
+
+
+def test_router_logits_get_words_too():
+    logits = [np.random.default_rng(0).standard_normal((5, 7)) for _ in range(2)]
+    trace = gs.read_router_logits(logits, gs.RouterConfig(num_experts=7, top_k=2), pieces=PIECES[0])
+    assert trace.pieces == [PIECES[0]]
