@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import grokscope as gs
 from tests.browser.host import Host, browser
 from tests.conftest import ROOT
 
 TEXT = "The moon is bright tonight, and the sea is calm. 床前明月光，疑是地上霜。\ndef moon(phase):\n    return phase * 42"
 FOLDER = ROOT / "notebooks" / "pictures"
+MADE_FROM = FOLDER / "made-from.txt"
+
+
+def drawn_by() -> str:
+    """A digest of what draws the panels: their scripts and styles, and this file."""
+    static = ROOT / "grokscope" / "widgets" / "static"
+    files = [*sorted(p for p in static.iterdir() if p.suffix in (".js", ".css")), Path(__file__)]
+    return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
 
 
 def main() -> None:
@@ -26,6 +37,7 @@ def main() -> None:
         for name in bench.panels:
             host.page.locator(f"[data-panel={name}]").screenshot(path=FOLDER / f"{name}.png")
         assert not host.faults, host.faults
+    MADE_FROM.write_text(f"{drawn_by()}\n")
     bench.close()
 
 
