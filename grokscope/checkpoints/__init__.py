@@ -25,7 +25,9 @@ def recognise(path: str | Path) -> tuple[str, Path]:
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"{path}: wanted a directory with a checkpoint, found nothing there")
+        raise CheckpointError(
+            f'{path}: wanted a directory with a checkpoint or a hub id "owner/name", found nothing there; load() is the embedded model'
+        )
     if not path.is_dir():
         raise CheckpointError(f"{path}: wanted a directory with a checkpoint, got a file; name its directory")
     found = {(name, where) for where in (path, path / "ckpt-0") for name, f in FORMATS.items() if f.recognises(where)}

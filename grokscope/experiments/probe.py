@@ -13,6 +13,7 @@ from grokscope.activations.activations import Activations
 from grokscope.activations.rows import Rows
 from grokscope.analysis.measure import answer, share
 from grokscope.analysis.uncertainty import interval, jackknife
+from grokscope.devices.memory import free_memory
 from grokscope.experiments.probing import (
     Task,
     auc,
@@ -65,6 +66,7 @@ def probe(
     told = {"target": name, "classes": ", ".join(names[:8]), "model": str(activations.about["model"]), "seed": seed}
     if "neuron" in by:
         return _neurons(cells, by, y, names, columns, some_of(len(y), most, seed), told)
+    _check_room(max(rows.width for _, rows in cells), folds)
     every, found, cache = np.unique(columns[0]), [], {}
     for _, rows in cells:
         found.append(_sums(*_task(rows, y, columns, (folds, seed, most), cache), ks, every, seed))
@@ -84,6 +86,16 @@ def probe(
         df=float(max(documents - 1, 1)), groups=documents, ci=interval(share, right, n), tokens=n.sum(0), **mean,
         attrs=told | {"unit": "accuracy", "null": "the token's id alone", "folds": folds, "documents": documents},
     )  # fmt: skip
+
+
+def _check_room(width: int, folds: int) -> None:
+    """Raise MemoryError where the sums of x x', by fold, and what is solved would not fit."""
+    each, free = 4 * folds + 40, free_memory() // 2
+    if each * width**2 > free:
+        raise MemoryError(
+            f"probe: wanted at most {free / 1e9:.1f} GB, got {each * width**2 / 1e9:.1f} for rows of {width:,}; what would fit: "
+            f'{int((free / each) ** 0.5):,}, or by=[..., "neuron"], which fits nothing'
+        )
 
 
 def _asked(
