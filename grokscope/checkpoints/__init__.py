@@ -26,7 +26,7 @@ def recognise(path: str | Path) -> tuple[str, Path]:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(
-            f'{path}: wanted a directory with a checkpoint or a hub id "owner/name", found nothing there; load() is the embedded model'
+            f'{path}: wanted a directory with a checkpoint or a hub id "owner/name", found nothing there; name one'
         )
     if not path.is_dir():
         raise CheckpointError(f"{path}: wanted a directory with a checkpoint, got a file; name its directory")

@@ -85,13 +85,15 @@ def test_a_temperature_in_chunks_of_queries_and_in_no_kernel(wanted, monkeypatch
         ({"gelu": "erf"}, {"activation": "gelu_erf"}),
         ({"temperature": "before"}, {"attention_temperature_first": True}),
         ({"temperature": "never"}, {"attention_temperature": None}),
-        ({"renormalise": True}, {}),
+        ({"renormalise": True}, {"router": {"renormalize": True}}),
+        ({"router_capped": False}, {"router": {"logit_cap": None}}),
+        ({"capped_first": True}, {"final_cap": grok2.TINY["final_logit_softcapping"] * grok2.TINY["output_multiplier_scale"]}),
     ],
 )
 def test_each_disputed_point_is_data(tensors, wanted, reading, fields):
     """Both readings are computed, and can be told apart by far more than what parity lets pass."""
     config = model("grok2/hub").config
-    config = replace(config, **fields) if fields else replace(config, router=replace(config.router, renormalize=True))
+    config = replace(config, **fields | ({"router": replace(config.router, **fields["router"])} if "router" in fields else {}))
     trace = gs.load(folder("grok2/hub"), config, dtype="float32").trace(IDS, ["logits", "resid_post"])
     other = oracle(tensors, **reading)
     for site in trace.sites:

@@ -25,6 +25,8 @@ class Readings:
     gelu: str = "tanh"  # or "erf"
     temperature: str = "after"  # the cap, or "before" it, or "never"
     renormalise: bool = False
+    router_capped: bool = True
+    capped_first: bool = False  # the logits: capped, then scaled
 
 
 def softmax_last(x: np.ndarray) -> np.ndarray:
@@ -105,7 +107,8 @@ def neurons(y: np.ndarray, gate: np.ndarray, up: np.ndarray, kind: str) -> np.nd
 
 def mixture(config: dict[str, Any], tensors: Tensors, name: str, y: np.ndarray, readings: Readings) -> Captures:
     """Route y [B,T,D] to its experts: softmax of the capped logits over all, the best few, their probabilities."""
-    logits = cap(y @ tensors(f"{name}.gate.weight").T, config["router_logit_softcapping"])
+    logits = y @ tensors(f"{name}.gate.weight").T
+    logits = cap(logits, config["router_logit_softcapping"]) if readings.router_capped else logits
     probs = softmax_last(logits)
     experts = np.argsort(-logits, axis=-1, kind="stable")[..., : config["num_experts_per_tok"]]
     gates = np.take_along_axis(probs, experts, axis=-1)
@@ -160,6 +163,7 @@ def forward(
         out.update({f"{i}.{key}": value for key, value in layer.items()})
         x = layer["resid_post"]
     out["final"] = rms_norm(x, tensors("model.norm.weight"), config["rms_norm_eps"])
-    raw = out["final"] @ tensors("lm_head.weight").T * config["output_multiplier_scale"]
-    out["logits"] = cap(raw, config["final_logit_softcapping"])
+    raw, scale = out["final"] @ tensors("lm_head.weight").T, config["output_multiplier_scale"]
+    bound = config["final_logit_softcapping"]
+    out["logits"] = cap(raw, bound) * scale if readings.capped_first else cap(raw * scale, bound)
     return out
