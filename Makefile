@@ -26,7 +26,7 @@ docs: .venv/ready  ## the site in site/: pages, notebooks, the reference of the 
 	$(BIN)/python -m tests.site
 
 wheel: .venv/ready  ## build the wheel, install it in a clean environment, run demo, tour and lab from there (some minutes)
-	PATH=$(BIN):$$PATH $(BIN)/python -m tests.wheel
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m tests.wheel
 
 lint: .venv/ready
 	$(BIN)/ruff check grokscope tests
