@@ -181,7 +181,8 @@ def against(value: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
     """null_mean, null_sd and p of values [...] against draws of the null [..., R].
 
     From 99 draws on p is a permutation's, two-sided: twice (1 + those as far out on the value's side) / (1 + R), at most 1;
-    of fewer, whose p could not be small, that of t with R - 1 degrees of freedom.
+    of fewer, whose p could not be small, that of t with R - 1 degrees of freedom; of draws that are all the same, beside which the
+    value is, 1 / (1 + R): no t is to be had, and so many draws say no more.
     """
     r = drawn.shape[-1]
     mean, sd = drawn.mean(-1), drawn.std(-1, ddof=1) * np.sqrt(1 + 1 / r)
@@ -191,6 +192,7 @@ def against(value: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
         p = np.minimum(2 * (1 + np.minimum(above, below)) / (1 + r), 1)
     else:
         p = two_sided(np.divide(value - mean, sd, out=np.zeros(np.shape(mean)), where=sd > 1e-12), r - 1)
+        p = np.where((sd <= 1e-12) & (np.abs(value - mean) > 1e-6), 1 / (1 + r), p)
     return {"null_mean": mean, "null_sd": widened(sd, r - 1), "p": p}
 
 

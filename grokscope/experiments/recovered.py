@@ -50,9 +50,6 @@ def recovered(runs: BothRuns, axes: dict[str, np.ndarray], found: np.ndarray, dr
         of_draws = np.where(there, drawn - base, 0).sum(-1) + np.where(lost.any(-1), np.nan, 0)
         value, drawn = _share(gained.sum(0), gap.sum(0)), np.moveaxis(_share(of_draws.reshape(-1, *shape), gap.sum(0)), 0, -1)
         parts |= against(value, drawn)
-        # Where every draw is the same, as at tokens before which nothing differs, no t is to be had: one in so many, as if drawn.
-        beside = (parts["null_sd"] == 0) & (np.abs(value - parts["null_mean"]) > SAME)
-        parts["p"] = np.where(beside, 1 / (1 + drawn.shape[-1]), parts["p"])
     made = answer(
         dims, _share(gained.sum(0), gap.sum(0)), axes, ci=_interval(gained, gap, there.T.reshape(by_pair)),
         attrs=_about(runs, equal), **parts,
