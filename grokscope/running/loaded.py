@@ -106,7 +106,11 @@ class Loaded:
             where = "this model" if made.layers is None else f"layers {', '.join(map(str, made.layers))} of this model"
             where = "a dense model" if config.is_dense else where
             raise ValueError(f"capture: {where} has no {', '.join(wrong)}; it has {', '.join(has)}")
-        return dataclasses.replace(made, sites=tuple(s for s in made.sites if s in has))
+        kept = tuple(s for s in made.sites if s in has)
+        for name, letter in (("heads", "H"), ("experts", "E")):
+            if getattr(made, name) is not None and not any(letter in SITES[s].dims for s in kept):
+                raise ValueError(f"{name}: wanted a site that has {name}, got {', '.join(kept)}; leave {name} out, or capture one")
+        return dataclasses.replace(made, sites=kept)
 
     def pieces(self, prompt: Prompt) -> list[list[str]]:
         """What a reader sees of each token; the ids in brackets where there is no tokenizer."""

@@ -31,6 +31,7 @@ TRACE = MODEL.trace(IDS, ["attn.pattern", "router.*"], layers=[0, 2])
     (lambda: gs.load(dtype=3), "bfloat16 or float32"), (lambda: TRACE.pattern, "Trace has no"), (lambda: TRACE.piecs, "did you mean 'pieces'"), (lambda: TRACE[3], "wanted a name, got int"), (lambda: TRACE["pattern", 0.5], "number of a layer"),
     (lambda: gs.explore("text"), "wanted a Trace, got str; model.trace.text. makes one"), (lambda: gs.explore(MODEL), "got Model"), (lambda: setattr(gs.explore(TRACE), "lyer", 3), "did you mean 'layer'"),
     (lambda: gs.routing.expert_loads, "did you mean 'expert_load'"),
+    (lambda: MODEL.trace(IDS, heads=[2]), "heads: wanted a site that has heads, got router.logits"), (lambda: MODEL.trace(IDS, "resid_pre", experts=[2]), "experts: wanted a site that has experts, got resid_pre"),
     (lambda: gs.experiments.head_scores(TRACE), "head_scores: wanted a Model, then texts, got Trace"), (lambda: gs.experiments.logit_lens(TRACE, IDS), "wanted a Model"),
     (lambda: gs.experiments.logit_attribution(TRACE, IDS), "wanted a Model"), (lambda: gs.routing.domain_information(gs.RoutingCounters.from_trace(TRACE, labels=["a"]), ["a"]), "labels: wanted none beside counters"),
 ])  # fmt: skip
