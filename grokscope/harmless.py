@@ -6,11 +6,30 @@ where a browser does. There is no second way.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import unicodedata
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width">
+<meta name="generator" content="GrokScope">
+<title>{title}</title>
+<style>{css}</style>
+</head>
+<body>
+<main id="root"></main>
+{data}
+<script type="module">{js}</script>
+</body>
+</html>
+"""
 _NAMED = {"\n": "⏎", "\t": "⇥"}
 _HIDDEN = {"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"}
 
@@ -75,3 +94,15 @@ def html_table(rows: Iterable[Iterable[object]], head: Iterable[object] = ()) ->
 def html_block(*parts: str) -> str:
     """Parts of a notebook's output, which nobody shall take for formulas."""
     return f'<div class="mathjax_ignore tex2jax_ignore">{"".join(parts)}</div>'
+
+
+def offline_page(title: str, css: str, js: str, data: str) -> str:
+    """A page that stands alone: one style, one script, `data` in scripts that run nothing. Its policy lets that style and that
+    script work, by their digests, and forbids every request and whatever else would run.
+    """
+    policy = f"default-src 'none'; script-src {_digest(js)}; style-src {_digest(css)}; base-uri 'none'; form-action 'none'"
+    return PAGE.format(policy=escape(policy), title=escape(visible(title)), css=css, js=js, data=data)
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -31,8 +31,6 @@ from grokscope.harmless import told, visible
 from grokscope.sites import SITES
 
 _STORED = {"bfloat16": "BF16", "float32": "F32"}
-_LONGEST = 1 << 16
-"""Characters of a label or a piece."""
 _NUMBERS = {"read": r"\d{1,15}", "documents": r"\d{1,15}", "digest": r"[0-9a-f]{16}"}
 
 

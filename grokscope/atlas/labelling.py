@@ -31,9 +31,6 @@ class Context:
         return f"{self.before}[[{self.token}]]{self.after}"
 
 
-Rule = Callable[[Context], bool]
-
-
 def label(
     atlas: Atlas,
     function: Callable[[list[Context]], Any],

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grokscope.atlas.atlas import Atlas
 from grokscope.atlas.tables import NAMES, tables
 from grokscope.disk.writing import whole_file, write_whole
-from grokscope.harmless import visible
+from grokscope.harmless import offline_page, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,23 +25,6 @@ CONTEXTS, WORDS = 6, 4
 SURE = 0.05
 """The adjusted p under which the page shows a token as one that is sent to an expert."""
 STATIC = Path(__file__).parent / "static"
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width">
-<meta name="generator" content="GrokScope">
-<title>{title}</title>
-<style>{css}</style>
-</head>
-<body>
-<main id="root"></main>
-{blocks}
-<script type="module">{js}</script>
-</body>
-</html>
-"""
 COLUMNS = {
     "contexts": ("kind", "value", "label", "before", "token", "after"),
     "tokens": ("token", "visits", "texts", "lift", "p_adjusted"),
@@ -75,11 +56,7 @@ def page(atlas: Atlas | Mapping[str, pd.DataFrame], path: str | Path, *, parquet
     shown = made | {"tokens": made["tokens"][made["tokens"]["p_adjusted"] < SURE]}
     blocks = [_block("index", _index(shown, about))]
     blocks += [_block(f"layer-{layer}", _layer(shown, layer)) for layer in made["experts"]["layer"].unique()]
-    policy = f"default-src 'none'; script-src {_digest(js)}; style-src {_digest(css)}; base-uri 'none'; form-action 'none'"
-    text = PAGE.format(
-        policy=escape(policy), title=escape(visible(f"GrokScope: {about.partition(':')[0]}")), css=css, js=js,
-        blocks="\n".join(blocks),
-    )  # fmt: skip
+    text = offline_page(f"GrokScope: {about.partition(':')[0]}", css, js, "\n".join(blocks))
     try:
         write_whole(path, text.encode(), replace=True)
         if parquet:
@@ -109,10 +86,6 @@ def _block(name: str, value: Any) -> str:
     """A script that runs nothing: base64 of gzip of JSON."""
     packed = gzip.compress(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"), 6, mtime=0)
     return f'<script type="application/json" id="{name}">"{base64.b64encode(packed).decode()}"</script>'
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _index(made: Mapping[str, pd.DataFrame], about: str) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from grokscope.devices.memory import device_memory, free_memory
+from grokscope.devices.memory import check_memory, device_memory, free_memory
 from grokscope.experiments.streams import Left
 from grokscope.metrics import Reading, as_metric
 from grokscope.model.model import Model
 from grokscope.prompt import Prompt, bucket
-from grokscope.running.gradients import followed, read_at
+from grokscope.running.gradients import followed, logits_of, read_at
 from grokscope.running.running import calls_of
 from grokscope.sites import Capture
 from grokscope.trace.recorder import Recorder
@@ -156,8 +156,6 @@ class BothRuns:
         )
 
     def _check_memory(self, sites: tuple[str, ...]) -> None:
-        from grokscope.devices.memory import check_memory
-
         pairs, config = self.pairs, self.pairs.model.config
         check_memory(config, Capture(sites), (2 * pairs.texts, pairs.tokens), None)
         need = 2 * pairs.texts * pairs.width * config.d_model * jnp.dtype(pairs.model.dtype).itemsize * (config.num_layers + 1)
@@ -170,8 +168,7 @@ class BothRuns:
 
 @Program
 def _end_logits(end: End, x: Array, *, config: Any) -> Array:
-    h = end.final(x, config)
-    return end.logits(h.reshape(-1, h.shape[-1]), config).reshape(*h.shape[:-1], -1)
+    return logits_of(end, end.final(x, config), config)
 
 
 def _encoded(model: Model, texts: Any, name: str, who: str) -> Prompt:

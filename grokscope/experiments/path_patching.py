@@ -137,8 +137,8 @@ class _Path:
         self, runs: BothRuns, asked: Asked, to: Receiver, writes: str, frozen: bool, routing: str
     ) -> None:
         self.runs, self.to, self.writes, self.frozen, self.work = runs, to, writes, frozen, 0
-        self.sweep = Sweep(runs, asked.site, SiteValues(runs, asked.site, asked.by_expert), routing, asked.by_expert)
-        self.sweep.through = self  # type: ignore[assignment]
+        values = SiteValues(runs, asked.site, asked.by_expert)
+        self.sweep = Sweep(runs, asked.site, values, routing, asked.by_expert, through=self)
 
     def __call__(self, rows: list[Row]) -> np.ndarray:
         """The last streams of each row where the metric reads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array
@@ -23,13 +24,16 @@ class Sweep:
     A cell of a pair whose two runs hold the same there changes nothing and is not run; two that are the same run are run once.
     """
 
-    def __init__(self, runs: BothRuns, site: str, values: SiteValues | StreamValues, routing: str, by_expert: bool) -> None:
+    def __init__(
+        self, runs: BothRuns, site: str, values: SiteValues | StreamValues, routing: str, by_expert: bool, through: Any = None
+    ) -> None:
+        """through: what gives the last streams of rows, where they do not go from the patched layer on to the end."""
         self.runs, self.values, self.routing, self.by_expert = runs, values, routing, by_expert
         self.choices = Choices(runs)
         # The first router after the site, counted from the site's layer; of the choice itself "only" begins with that.
         self._first_router = int(_ORDER.index(site) >= _ORDER.index("router.experts"))
         self._first_chosen = 0 if site == "router.experts" else self._first_router
-        self.through = Through(runs, self._edits, self._start, self._end)
+        self.through = through or Through(runs, self._edits, self._start, self._end)
 
     def measure(self, cells: Sequence[Cell], draws: int) -> tuple[np.ndarray, np.ndarray]:
         """The metric of each cell in each pair, [C, P], NaN where a text has not the cell's tokens; and of as many controls,

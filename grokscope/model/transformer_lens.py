@@ -44,9 +44,9 @@ class Cache(Mapping):
     trace itself, with named dims.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, names: Sequence[str]) -> None:
         self.trace = trace
-        self._names = [n for n in hook_names(trace.config) if n in trace]
+        self._names = [n for n in names if n in trace]
 
     def __getitem__(self, key: Any) -> np.ndarray:
         try:
@@ -93,9 +93,7 @@ class InTheirWords:
             if layers := sorted({layer for n in wanted if (layer := parse_site(n)[1]) is not None}):
                 select.setdefault("layers", layers)
         trace = self.trace(prompt, capture=["logits", *dict.fromkeys(parse_site(n)[0] for n in wanted)], **select)
-        cache = Cache(trace)
-        cache._names = [n for n in cache._names if n in wanted]
-        return trace["logits"].values, cache
+        return trace["logits"].values, Cache(trace, [n for n in every if n in wanted])
 
     def run_with_hooks(
         self: Any, prompt: Any, fwd_hooks: Sequence[tuple[Any, Callable[..., Any]]] = (), **options: Any

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -156,10 +157,15 @@ def identity(function: Any) -> str:
     return hashlib.sha256(repr(_held(function)).encode()).hexdigest()[:16]
 
 
+def weights_of(model: Loaded) -> Any:
+    """Which weights a model has: its files; of one made in memory its last norm and its first rows stand for it."""
+    table = jax.tree.leaves(model.weights.embed)[0]
+    return model.source.get("files") or [fingerprint(np.asarray(a)) for a in (model.weights.final_norm, table[:64])]
+
+
 def made_by(model: Loaded, edits: Sequence[Any], classes: Any = None) -> dict[str, Any]:
     """What must be the same for work on a corpus to be taken up again: the weights, their arithmetic, edits, classes."""
-    table = np.asarray(model.weights.final_norm, np.float32)
-    about = {"model": model.name, "arithmetic": model.dtype, "weights": model.source.get("files") or fingerprint(table)}
+    about = {"model": model.name, "arithmetic": model.dtype, "weights": weights_of(model)}
     return about | {"edits": _edits_told(edits), "classes": None if classes is None else identity(classes)}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from grokscope.config import ModelConfig
 from grokscope.devices.memory import device_memory, free_memory
 from grokscope.prompt import Prompt, bucket
-from grokscope.running.resuming import OnDisk, fingerprint
+from grokscope.running.resuming import OnDisk, fingerprint, weights_of
 from grokscope.sites import Capture
 from grokscope.trace.recorder import Recorder
 from grokscope.transformer.attention import Sequence as Tokens
@@ -112,11 +112,8 @@ def _about(
     kinds = [(p.site, p.kind) for ps in lowered for p in ps]
     if any(p.fn is not None for ps in lowered for p in ps):
         raise ValueError("resume: wanted edits that can be told from others, got Map, a function; leave resume out")
-    # A model made in memory has no files: its last norm and its first rows stand for it.
-    table = jax.tree.leaves(model.weights.embed)[0]
-    weights = model.source.get("files") or [fingerprint(np.asarray(a)) for a in (model.weights.final_norm, table[:64])]
     return model.provenance(config, capture, ()) | {
-        "weights": weights,
+        "weights": weights_of(model),
         "ids": [fingerprint(p.ids) for p in prompts], "lengths": [p.lengths.tolist() for p in prompts], "calls": len(calls),
         "edits": fingerprint(np.frombuffer(repr((edits, kinds)).encode(), np.uint8)),
     }  # fmt: skip

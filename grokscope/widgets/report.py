@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from grokscope.disk.writing import write_whole
-from grokscope.harmless import visible
+from grokscope.harmless import offline_page
 from grokscope.trace.trace import Trace
 from grokscope.views.answers import Answers
 from grokscope.views.payload import pack
@@ -29,23 +27,6 @@ if TYPE_CHECKING:
 MAX_BYTES = 3_000_000
 MARGIN = 20_000
 """What the page and rounding may take beside script, style and data."""
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width">
-<meta name="generator" content="GrokScope">
-<title>{title}</title>
-<style>{css}</style>
-</head>
-<body>
-<main id="root"></main>
-<script type="text/plain" id="report">{data}</script>
-<script type="module">{js}</script>
-</body>
-</html>
-"""
 CSS = ":root { color-scheme: light dark } body { margin: 0 auto; padding: 8px; max-width: 1200px; background: Canvas }\n"
 START = """
 openReport(document.getElementById("report").textContent, document.getElementById("root"));
@@ -77,22 +58,14 @@ def report(
         data = _packed(bench, int(room * 0.75))
     finally:
         bench.close()
-    allowed = f"script-src {_digest(js)}; style-src {_digest(css)}"
-    page = PAGE.format(
-        policy=escape(f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"),
-        title=escape(visible(f"GrokScope: {bench.data['model']}, {bench.data['texts'][0]}")),
-        css=css, js=js, data=base64.b64encode(data).decode(),
-    )  # fmt: skip
+    block = f'<script type="text/plain" id="report">{base64.b64encode(data).decode()}</script>'
+    page = offline_page(f"GrokScope: {bench.data['model']}, {bench.data['texts'][0]}", css, js, block)
     path = Path(path).expanduser()
     try:
         write_whole(path, page.encode(), replace=True)
     except OSError as error:
         raise OSError(f"{path}: the report could not be written ({error.strerror or error}); name another place") from error
     return path
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 class _Store:
