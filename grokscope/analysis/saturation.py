@@ -29,9 +29,10 @@ def routing_agreement(a: Routing, b: Routing) -> xr.Dataset:
 
     Counters have added the tokens up, so that who chose what together is gone: that agreement cannot be had of them. What they
     know is in `value` the agreement of the loads, sum min(f_a, f_b) / k over experts, with an interval over shards of documents
-    (chance makes loads differ, so the truth lies rather above the value); and `at_most`, the most that the tokens' agreement can have been in these
-    documents: the same sum over every cell that both kept apart, shards, token ids or positions, whichever binds most. `chance` is
-    the traces' null. A run that permutes whose token goes where, at the same loads, has value 1: a z or p of routing there is none.
+    (chance makes loads differ, so that the truth lies rather above the value); and `at_most`, the most that the tokens' agreement
+    can have been in these documents: the same sum over every cell that both kept apart, shards, token ids or positions, whichever
+    binds most. `chance` is the traces' null. A run that permutes whose token goes where, at the same loads, has value 1: of
+    routing there is no z or p.
 
     Raises ValueError where tokens are not paired: texts, lengths, token ids (of counters: documents and tokens by shard), layers,
     experts, slots. Cite: Muennighoff et al. 2024, arXiv 2409.02060, Eq. 5; flips by margin: arXiv 2510.11370. Confounds: without
@@ -106,8 +107,8 @@ def _of_counters(a: RoutingCounters, b: RoutingCounters) -> xr.Dataset:
 
 
 def _about(same: Callable[..., np.ndarray], f: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """The interval of the loads' agreement, and the number of shards [S, L, E] that it is from: from the lower of the value with its
-    bias and without, up to 1 where equal loads would differ half as much by chance alone: the value has a corner there, of which
+    """The interval of the loads' agreement, and the number of shards [S, L, E] that it is from: from the lower of the value with
+    its bias and without, up to 1 where equal loads would differ half as much by chance alone: the value has a corner there, of which
     the jackknife knows nothing.
     """
     middle, sd, groups = corrected(same, f, g)
