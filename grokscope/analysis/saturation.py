@@ -107,9 +107,10 @@ def _of_counters(a: RoutingCounters, b: RoutingCounters) -> xr.Dataset:
 
 
 def _about(same: Callable[..., np.ndarray], f: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """The interval of the loads' agreement, and the number of shards [S, L, E] that it is from: from the lower of the value with
-    its bias and without, up to 1 where equal loads would differ half as much by chance alone: the value has a corner there, of which
-    the jackknife knows nothing.
+    """The interval of the loads' agreement, and the number of shards [S, L, E] that it is from.
+
+    From the lower of the value with its bias and without; up to 1 where equal loads would differ half as much by chance alone:
+    the value has a corner there, of which the jackknife knows nothing.
     """
     middle, sd, groups = corrected(same, f, g)
     half = stdtrit(max(groups - 1, 1), 0.975) * sd
