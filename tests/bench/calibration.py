@@ -21,6 +21,7 @@ import numpy as np
 import grokscope as gs
 from grokscope.analysis.load import MEASURES
 from tests.analysis.made import traced
+from tests.bench import calibration_outputs, calibration_scores
 
 R = gs.routing
 LAYERS = 6
@@ -184,9 +185,29 @@ def tried(p: Population, repeats: int, seed: int = 0, only: str = "") -> dict[tu
             there = np.isfinite(low) & np.isfinite(truth)
             _add(found[what, "covered"], ((low <= truth + 1e-12) & (truth - 1e-12 <= high))[there], there.size)
         for what, z, value in nulls(p, c, t, words):
-            _add(found[what, "z"], np.abs(z[~np.isnan(z)]) > 1.96, z.size)
-            _add(found[what, "p"], value[~np.isnan(value)] < 0.05, value.size)
+            _tested(found, what, z, value)
+        _further(p, rng, found, true)
     return found
+
+
+def _further(p: Population, rng: np.random.Generator, found: dict, true: dict) -> None:
+    """What is said of logits and of outputs, whose populations are modules of their own."""
+    if p.experts > 64 or p.documents > 100:
+        return  # outputs of so many experts, or texts, would take hours
+    if "scores" not in true:
+        true |= {"scores": calibration_scores.truths(p), "alike": calibration_outputs.likeness(p)}
+    tried = (*calibration_scores.tried(p, rng, true["scores"]), *calibration_outputs.tried(p, rng, true["alike"]))
+    for what, kind, a, b, truth in tried:
+        if kind == "null":
+            _tested(found, what, a, b)
+        else:
+            there = np.isfinite(a)
+            _add(found[what, "covered"], ((a <= truth) & (truth <= b))[there], there.size)
+
+
+def _tested(found: dict, what: str, z: np.ndarray, value: np.ndarray) -> None:
+    _add(found[what, "z"], np.abs(z[~np.isnan(z)]) > 1.96, z.size)
+    _add(found[what, "p"], value[~np.isnan(value)] < 0.05, value.size)
 
 
 def _add(entry: list, hits: np.ndarray, size: int) -> None:
