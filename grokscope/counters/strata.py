@@ -13,13 +13,16 @@ from grokscope.harmless import told
 
 
 def name_of(label: str, cls: str | None) -> str:
-    """What a part is called: "label", or with a class "label/class" (the class alone where there is no label)."""
-    return "/".join(n for n in (label, cls) if n)
+    """What a part is called: "label", or with a class "label/class" (the class alone where there is no label).
+
+    Tokens without a class are "label/", since "label" would be taken for all of the label's.
+    """
+    return label if cls is None else f"{label}/{cls}" if label else cls
 
 
 def label_of(name: str, cls: str | None) -> str:
     """The label of a part of this name and class."""
-    return name.removesuffix(cls).removesuffix("/") if cls else name
+    return name if cls is None else name.removesuffix(cls).removesuffix("/")
 
 
 class Strata:
@@ -60,7 +63,9 @@ class Strata:
     def select(self, *labels: str) -> Self:
         """The counters of these labels alone; the arrays are shared."""
         if wrong := [n for n in labels if n not in self._tables]:
-            raise ValueError(f"labels: wanted some of {self.labels}, got {wrong}")
+            whole = {part for parts in self.strata.values() for part in parts} & set(wrong)
+            hint = "; by_label() has whole labels, by_class() whole classes" if whole else ""
+            raise ValueError(f"labels: wanted some of {self.labels}, got {wrong}{hint}")
         made = type(self)(self.spec)
         made._tables = {n: self._tables[n] for n in labels}
         made._vocabulary = {n: self._vocabulary[n] for n in labels if n in self._vocabulary}

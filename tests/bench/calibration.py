@@ -21,12 +21,12 @@ import numpy as np
 import grokscope as gs
 from grokscope.analysis.load import MEASURES
 from tests.analysis.made import traced
-from tests.bench import calibration_outputs, calibration_scores
+from tests.bench import calibration_classes, calibration_outputs, calibration_scores
 
 R = gs.routing
 LAYERS = 6
 COVER = (0.90, 0.98)
-EDGE = ("transition_information", "domain_information", "load_imbalance")
+EDGE = ("transition_information", "domain_information", "load_imbalance", "routing_agreement of counters")
 """Whose truth here is 0, or even use, beyond which nothing is: an interval then fails to one side alone, and may cover all."""
 
 
@@ -54,9 +54,9 @@ class Population:
 
 def routes(p: Population, lengths: np.ndarray, layers: int, rng: np.random.Generator) -> list[np.ndarray]:
     """[T, L, k] for each document, best first."""
-    out = []
+    out, common = [], p.preferences
     for t in lengths:
-        own = p.preferences + p.topic * rng.normal(size=(layers, p.experts))
+        own = common + p.topic * rng.normal(size=(layers, p.experts))
         score = own + rng.gumbel(size=(t, layers, p.experts))
         top = np.argpartition(-score, p.k - 1, -1)[..., : p.k] if p.k < p.experts else np.argsort(-score, -1)
         top = np.take_along_axis(top, np.argsort(-np.take_along_axis(score, top, -1), -1), -1)
@@ -157,9 +157,6 @@ def nulls(p: Population, c: gs.RoutingCounters, t: gs.Trace, words: gs.Trace) ->
     yield of("context_information position", R.context_information(words, of="position"))
     yield of("vocabulary_specialization", a := R.vocabulary_specialization(words))
     yield of("vocabulary_specialization layer", a, "layer_z", "layer_p")
-    other = corpus(Population(p.experts, p.k, p.documents, p.topic, p.bursts, p.skew), np.random.default_rng(t.data.sizes["token"]))
-    if t.data["length"].values.tolist() == other.data["length"].values.tolist():
-        yield of("routing_agreement", R.routing_agreement(t, other))
 
 
 FULL = (
@@ -171,8 +168,8 @@ FULL = (
 QUICK = (Population(8, 2, 30, 0.5, 0.5), Population(8, 2, 6, 0.5, 0.0, 0.7), Population(64, 6, 12, 0.0, 0.3))
 
 
-def tried(p: Population, repeats: int, seed: int = 0, only: str = "") -> dict[tuple[str, str], list[float]]:
-    """(what, kind) -> [cells that hit, cells there were, replications]; kind: covered, z, p."""
+def tried(p: Population, repeats: int, seed: int = 0, further: bool = True) -> dict[tuple[str, str], list[float]]:
+    """(what, kind) -> [cells that hit, cells there were, replications]; kind: covered, z, p. further: logits and outputs too."""
     true, found = truths(p), defaultdict(lambda: [0.0, 0.0, 0.0, []])
     labels = ["a" if n % 3 else "b" for n in range(p.documents)] if p.documents >= 12 else None
     for n in range(repeats):
@@ -186,23 +183,38 @@ def tried(p: Population, repeats: int, seed: int = 0, only: str = "") -> dict[tu
             _add(found[what, "covered"], ((low <= truth + 1e-12) & (truth - 1e-12 <= high))[there], there.size)
         for what, z, value in nulls(p, c, t, words):
             _tested(found, what, z, value)
-        _further(p, rng, found, true)
+        _said(found, calibration_classes.tried(c, t, rng))
+        _said(found, calibration_classes.agreement(t, again(p, t, rng)))
+        if further:
+            _said(found, _further(p, rng, true))
     return found
 
 
-def _further(p: Population, rng: np.random.Generator, found: dict, true: dict) -> None:
+def again(p: Population, t: gs.Trace, rng: np.random.Generator) -> gs.Trace:
+    """Other routing of documents as long as these."""
+    lengths, experts = t.data["length"].values, np.full(t["router.experts"].transpose("batch", "token", "layer", "slot").shape, -1)
+    for n, doc in enumerate(routes(p, lengths, LAYERS, rng)):
+        experts[n, : len(doc)] = doc
+    return traced(experts, num_experts=p.experts, lengths=lengths)
+
+
+def _further(p: Population, rng: np.random.Generator, true: dict) -> Iterator[tuple]:
     """What is said of logits and of outputs, whose populations are modules of their own."""
     if p.experts > 64 or p.documents > 100:
         return  # outputs of so many experts, or texts, would take hours
     if "scores" not in true:
         true |= {"scores": calibration_scores.truths(p), "alike": calibration_outputs.likeness(p)}
-    tried = (*calibration_scores.tried(p, rng, true["scores"]), *calibration_outputs.tried(p, rng, true["alike"]))
-    for what, kind, a, b, truth in tried:
+    yield from calibration_scores.tried(p, rng, true["scores"])
+    yield from calibration_outputs.tried(p, rng, true["alike"])
+
+
+def _said(found: dict, told: Iterator[tuple]) -> None:
+    for what, kind, a, b, truth in told:
         if kind == "null":
             _tested(found, what, a, b)
         else:
             there = np.isfinite(a)
-            _add(found[what, "covered"], ((a <= truth) & (truth <= b))[there], there.size)
+            _add(found[what, "covered"], ((a <= truth + 1e-12) & (truth - 1e-12 <= b))[there], there.size)
 
 
 def _tested(found: dict, what: str, z: np.ndarray, value: np.ndarray) -> None:

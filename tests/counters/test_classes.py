@@ -36,7 +36,7 @@ def test_a_document_of_several_classes_is_one(tmp_path):
     parts.save(tmp_path / "c.npz")
     for c in (parts, RoutingCounters.open(tmp_path / "c.npz")):
         assert c.documents == 3 and c.select("x/answer").documents == 2 and sum(c.select(n).documents for n in c.labels) > 3
-        assert c.strata["x/answer"] == ("x", "answer") and c.strata["x"] == ("x", "") and whole.strata["x"] == ("x", None)
+        assert c.strata["x/answer"] == ("x", "answer") and c.strata["x/"] == ("x", "") and whole.strata["x"] == ("x", None)
         back, by_class = c.by_label(), c.by_class()
         assert back.strata == whole.strata and by_class.labels == ["", "answer", "prompt"] and by_class.are_classes and not c.are_classes
         assert (back.documents, by_class.documents, by_class.tokens) == (3, 3, 35)
@@ -45,6 +45,8 @@ def test_a_document_of_several_classes_is_one(tmp_path):
     assert set(expert_stats_table(whole)["class"]) == {None} and set(expert_stats_table(parts)["class"]) == {"answer", "prompt", ""}
     with pytest.raises(ValueError, match=r"labels: wanted a name for one label and class each, got 'x/answer'"):
         RoutingCounters.from_trace(trace, labels="x/answer") + parts
+    with pytest.raises(ValueError, match=r"got \['x'\]; by_label\(\) has whole labels"):
+        parts.select("x")
     with pytest.raises(ValueError, match="by_class: wanted counters of classes"):
         whole.by_class()
 

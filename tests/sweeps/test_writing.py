@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from grokscope.counters.counters import RoutingCounters
@@ -46,7 +47,7 @@ def counted(writer):
     return writer.sweep(TEXTS, list("abab"), generate=NEW, classes="phase", progress=False)
 
 
-def test_it_counts_what_generating_each_document_gives(writer, counted):
+def test_it_counts_what_generating_each_document_gives(writer, counted, tmp_path):
     alone, lengths = RoutingCounters(counted.spec), []
     for text, label in zip(TEXTS, "abab", strict=True):
         made = writer.generate(text, NEW, capture=["router.*"]).trace
@@ -57,9 +58,11 @@ def test_it_counts_what_generating_each_document_gives(writer, counted):
     assert counted.labels == alone.labels == ["a/answer", "a/prompt", "b/answer", "b/prompt"] and counted.documents == 4
     for name in counted.labels:
         np.testing.assert_array_equal(counted.select(name).table("load"), alone.select(name).table("load"), err_msg=name)
-    control = writer.sweep(TEXTS, generate=NEW, classes="matched", progress=False)
+    control = writer.sweep(TEXTS, generate=NEW, classes="matched", rows=(tmp_path / "rows", 1.0), progress=False)
     wanted = {"answer": sum(w - n for n, w in lengths), "prompt": sum(min(w - n, n) for n, w in lengths)}
     assert {n: control.select(n).tokens for n in wanted} == wanted and control.tokens == counted.tokens
+    rows = pd.read_parquet(tmp_path / "rows").query("layer == 1 and slot == 0")
+    assert {n: (rows["class"] == n).sum() for n in wanted} == wanted and len(rows) == control.tokens
 
 
 def test_cut_off_and_in_shards_it_is_the_same(writer, counted, tmp_path, monkeypatch):
