@@ -250,17 +250,33 @@ def main() -> int:
     parser.add_argument("--of", default="")
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
-    wrong = 0
+    wrong, by_kind = 0, defaultdict(list)
     for p in QUICK if asked.quick else FULL:
         print(f"\n{p}")
         for (what, kind), entry in sorted(tried(p, asked.repeats).items()):
             if asked.of in what:
                 rate, said = verdict(p, what, kind, entry)
                 wrong += bool(said)
+                by_kind[what, kind].append(entry)
                 shown = "refused" if np.isnan(rate) else f"{rate:.3f}"
                 print(f"  {what:46s} {kind:8s} {shown:8s} told {entry[1] / max(entry[2], 1):4.0%} of {entry[2]:9.0f}  {said}", flush=True)
-    print(f"\n{wrong} lines out of bounds")
+    print(f"\n{summary(by_kind)}\n\n{wrong} lines out of bounds")
     return bool(wrong)
+
+
+def summary(by_kind: dict[tuple[str, str], list[list]]) -> str:
+    """The table of notes.md: of each analysis the rate over all cells, then of populations the least and the most, or the most."""
+    lines = ["| analysis | interval covers (all; least to most) | z beyond 1.96 (all; to) | p under 0.05 (all; to) |", "|---|---|---|---|"]
+    for what in sorted({what for what, _ in by_kind}):
+        cells = []
+        for kind in ("covered", "z", "p"):
+            there = [e for e in by_kind.get((what, kind), ()) if e[1]]
+            rates, n = [e[0] / e[1] for e in there], sum(e[1] for e in there)
+            whole = sum(e[0] for e in there) / n if n else 0
+            span = f"{min(rates):.3f} to {max(rates):.3f}" if n and kind == "covered" else f"{max(rates):.3f}" if n else ""
+            cells.append(f"{whole:.3f}; {span}" if n else "")
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

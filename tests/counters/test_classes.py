@@ -94,3 +94,9 @@ def test_classes_are_contrasted_within_their_texts():
     c = RoutingCounters.from_trace(traced(np.argmax(score, -1)[..., None]), classes=np.where(late, "answer", "prompt"), documents=[f"{n}" for n in range(24)])
     within, apart = (routing.contrast(c, "answer", "prompt", paired=p) for p in (True, False))
     assert within.p.sel(expert=3).item() < 0.01 and within.null_sd.sel(expert=3).item() < apart.null_sd.sel(expert=3).item()
+    parts = c.by_class()
+    as_labels = parts.renamed(lambda _, cls: (cls, None))  # as if prompts and answers were of other documents
+    for name in ("domain_specialization", "domain_information"):
+        mine, theirs = (getattr(routing, name)(x) for x in (parts, as_labels))
+        assert mine.p.min() < 0.01 < theirs.p.min() and mine.p.min() < theirs.p.min() / 10, name
+    assert set(routing.domain_specialization(parts)["class"].values) == {"answer", "prompt"}
