@@ -85,7 +85,7 @@ class OverCorpora:
         of another length than what is read: classes="matched" counts "answer" and as many tokens just before it as "prompt" (the
         rest under ""), so that every document weighs the same on both sides and both stand deep in a text; what is left of
         position, contrast's `matched_position` takes. plan: the calls, tokens and passes that it would take, as a table, and
-        nothing is run. Raises ValueError for a document that leaves no room to write.
+        nothing is run. Raises ValueError for a document that leaves no room to write, which plan finds too.
         """
         from grokscope.sweeps.sweep import Sweep
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import isfinite
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,16 +36,15 @@ class Writing:
     @classmethod
     def of(cls, given: Any) -> Writing | None:
         """From a number of tokens, or a mapping of these words; None for 0. Raises TypeError, ValueError for what is neither."""
-        if isinstance(given, Mapping) and given.keys() <= (known := {f.name for f in fields(cls)}) and "max_new_tokens" in given:
-            made = cls(**given)
-        elif is_whole(given):
-            made = cls(given)
-        else:
-            known = ", ".join(f.name for f in fields(cls))
-            raise TypeError(f"generate: wanted a number of tokens, or a mapping of {known}, got {given!r:.60}; as in generate=64")
-        numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in (made.temperature, made.top_p))
-        right = numbers and is_whole(made.max_new_tokens) and is_whole(made.seed)
-        if not right or made.max_new_tokens < 0 or not made.temperature >= 0 or not 0 <= made.top_p <= 1:
+        words = [f.name for f in fields(cls)]
+        asked = given if isinstance(given, Mapping) else {words[0]: given}
+        if words[0] not in asked or not asked.keys() <= set(words) or not is_whole(asked[words[0]]):
+            raise TypeError(
+                f"generate: wanted a number of tokens, or a mapping of {', '.join(words)}, got {given!r:.60}; as in generate=64"
+            )
+        made = cls(**asked)
+        numbers = all(isinstance(n, Real) and not isinstance(n, bool) and isfinite(n) for n in (made.temperature, made.top_p))
+        if not numbers or not is_whole(made.seed) or made.max_new_tokens < 0 or made.temperature < 0 or not 0 <= made.top_p <= 1:
             raise ValueError(f"generate: wanted max_new_tokens >= 0, temperature >= 0, top_p from 0 to 1, a whole seed, got {made}")
         return made if made.max_new_tokens else None
 
