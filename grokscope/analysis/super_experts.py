@@ -13,6 +13,8 @@ from grokscope.trace.trace import Trace
 PERCENTILE, OF_LARGEST, EARLY = 99.5, 0.1, 0.75
 """A super expert's largest output is above this percentile of all experts' and this part of the largest of all, in this
 first part of the layers."""
+POINTS = 500
+"""At so many a largest number's distribution is summed."""
 
 
 def super_experts(trace: Trace) -> xr.Dataset:
@@ -68,10 +70,10 @@ def largest_of_normal(sd: np.ndarray, n: np.ndarray, value: float) -> tuple[floa
     if not len(sd):
         return 0.0, 0.0, float(value <= 0)
     most = float((sd * -ndtri(1e-12 / n.sum())).max())
-    at = np.append(np.linspace(0, most, 2000), value)
+    at = np.append(np.linspace(0, most, POINTS), value)
     below = (n * np.log1p(-np.minimum(2 * ndtr(-at[:, None] / sd), 1 - 1e-16))).sum(-1)
     beyond = -np.expm1(below)  # P(the largest > at)
-    step, grid = most / 1999, at[:-1]
+    step, grid = most / (POINTS - 1), at[:-1]
     mean = (beyond[:-1].sum() - 0.5) * step
     square = 2 * (grid * beyond[:-1]).sum() * step
     return mean, float(np.sqrt(max(square - mean**2, 0))), float(beyond[-1])
