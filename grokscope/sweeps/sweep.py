@@ -82,6 +82,10 @@ class Sweep:
         for number, document in enumerate(islice(read_documents(source, label), first, None, step)):
             yield self._cut(document, number)
 
+    def _windows(self, documents: Iterator[list[Piece]]) -> Iterator[tuple[int, list[Piece]]]:
+        tokens = call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
+        return windows(documents, tokens, self.writing.max_new_tokens if self.writing else 0)
+
     def _cut(self, document: Document, number: int) -> list[Piece]:
         if self.model.tokenizer is None:
             raise ValueError("sweep: wanted a model with a tokenizer, got one without; pass tokenizer= to load")
@@ -161,9 +165,8 @@ class Sweep:
         ) as bar:
             self.documents, self.counters = state.newest()
             documents = state.after(self.pieces(source, label), self.documents)
-            window = call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
             try:
-                for number, pieces in windows(documents, window):
+                for number, pieces in self._windows(documents):
                     tables = [sampled(*each, rows[1], self.classes) if rows else None for each in self.count(pieces)]
                     if rows:
                         write_rows(tables, rows[0], f"{self.shard[0]:05d}-{self.documents:012d}")
@@ -184,9 +187,8 @@ class Sweep:
         from grokscope.sweeps.planning import table
 
         given = label is not None and not isinstance(label, str)
-        window = call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
         calls = []
-        for _, pieces in windows(self.pieces(source, labels_of(label) if given else label), window):
+        for _, pieces in self._windows(self.pieces(source, labels_of(label) if given else label)):
             calls.append([*self.writing.in_calls(pieces, call_tokens())] if self.writing else [*in_calls(pieces)])
         return table(self.model, calls, self.writing)
 
@@ -202,12 +204,12 @@ def _largest_load(counters: RoutingCounters | None) -> float:
     return float((load / load.sum(-1, keepdims=True)).max() * load.shape[-1])
 
 
-def windows(documents: Iterator[list[Piece]], tokens: int) -> Iterator[tuple[int, list[Piece]]]:
-    """(documents, their pieces), of about so many tokens together."""
+def windows(documents: Iterator[list[Piece]], tokens: int, more: int = 0) -> Iterator[tuple[int, list[Piece]]]:
+    """(documents, their pieces), of about so many tokens together; more: what is written after each."""
     number, waiting = 0, []
     for pieces in documents:
         number, waiting = number + 1, [*waiting, *pieces]
-        if sum(len(p[0]) for p in waiting) >= tokens:
+        if sum(len(p[0]) + more for p in waiting) >= tokens:
             yield number, waiting
             number, waiting = 0, []
     if waiting:
