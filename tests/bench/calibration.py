@@ -82,9 +82,9 @@ def corpus(p: Population, rng: np.random.Generator, ids: bool = False) -> gs.Tra
 def truths(p: Population) -> dict[str, np.ndarray]:
     """What the population has, from many documents of two tokens that copy nothing."""
     rng = np.random.default_rng(0)
-    calm = Population(p.experts, p.k, 0, p.topic, 0.0, p.skew)
     many = 20_000 if p.experts <= 64 else 6_000
-    x = np.stack(routes(calm, np.full(many, 2), 6, rng))  # N 2 L k
+    own = p.preferences + p.topic * rng.normal(size=(many, 1, 6, p.experts))
+    x = np.argsort(-own - rng.gumbel(size=(many, 2, 6, p.experts)), -1)[..., : p.k]  # N 2 L k
     hot = np.zeros((*x.shape[:3], p.experts), np.float32)
     np.put_along_axis(hot, x, 1, -1)
     load, flat = hot.mean((0, 1, 2), dtype=float), hot.reshape(-1, p.experts)
