@@ -14,21 +14,8 @@ MARGINS = np.concatenate([[-np.inf, 0.0], 2.0 ** np.arange(-10, 7)])
 """Lower edges of the buckets of margins: forced choices, then an octave each."""
 
 
-def routing_agreement(a: Trace, b: Trace) -> xr.Dataset:
-    """How far two runs send the same tokens to the same experts, (layer): sum |S_a & S_b| / sum max(|S_a|, |S_b|).
-
-    Where no slot is empty that is the mean of |S_a & S_b| / k.
-
-    For two checkpoints (router saturation), int8 and float, edited and not: traces or recordings of the same texts. Also `first`,
-    the agreement of first choices; `flips`, the share of tokens whose sets differ; `jaccard`, that of the two sets.
-    Where `a` has logits, `flips_by_margin` and `tokens_by_margin` (layer, margin): over buckets of a's margin (worst chosen logit
-    less the best unchosen) that start at "margin", an octave wide. Null: the tokens of b in random order (load-matched):
-    sum f_a f_b / k, so z is about routing and not about load; its spread is that of the difference, jackknife over shards of
-    documents, at t, from 4 on; `first_null` = sum p_a p_b; `uniform` = k/E
-    and `first_uniform` = 1/E. Raises ValueError where tokens are not paired: texts, lengths, token ids, layers, experts, slots.
-    Cite: Muennighoff et al. 2024, arXiv 2409.02060, Eq. 5; flips by margin: arXiv 2510.11370. Confounds: without token ids the
-    pairing is taken on trust (attrs["paired"]); topics that both runs follow are agreement.
-    """
+def agreement_of_traces(a: Trace, b: Trace) -> xr.Dataset:
+    """`routing_agreement` of two runs whose tokens are known one by one; see there (`saturation`)."""
     left, right = (rows_of(x, "routing_agreement", why="each token's experts") for x in (a, b))
     paired = _check(left, right)
     experts, k, n = left.told["num_experts"], left.told["slots"], left.tokens

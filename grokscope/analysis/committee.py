@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from grokscope.analysis.load import MEASURES, drawn_together, even_use
-from grokscope.analysis.measure import Routing, answer, counted, generator, over, share, with_parts
+from grokscope.analysis.measure import Routing, answer, counted, generator, labels_over, over, share, with_parts
 from grokscope.analysis.uncertainty import FEW, against, design_effect, flipped, groups_of
 
 
@@ -42,7 +42,7 @@ def standing_committee(
     sizes = np.stack([_committee(even_use(p, repeats, seed), mass).sum(-1) for p in parts])  # D R L
     chance = against(member.sum(-1), np.moveaxis(sizes, 1, -1))
     made = answer(
-        ("label", "layer", "expert"), member.sum(-1), over(c, "layer", "expert") | {"label": c.labels},
+        ("label", "layer", "expert"), member.sum(-1), over(c, "layer", "expert") | labels_over(c),
         null_mean=chance["null_mean"], null_sd=chance["null_sd"] * known, p=chance["p"] * known, member=member,
         n_eff=np.stack([p.tokens / design_effect(h, t) for p, h, t in zip(parts, shards, tokens, strict=True)]),
         coverage=share((load * member).sum(-1), load.sum(-1)), gini=MEASURES["gini"](load),
@@ -52,11 +52,12 @@ def standing_committee(
         return made.assign_attrs(jaccard="absent: one label")
     mean = (f := load.sum(0) / c.tokens).mean(-1, keepdims=True)
     f = mean + drawn_together(shards.sum(0))[0][:, None] * (f - mean)  # chance, which the draws add again, is left out
-    drawn = []
-    for h, t in zip(shards, tokens, strict=True):
-        own = h.sum(0) / np.maximum(t.sum(), 1)
-        off = flipped(h - own * t[:, None, None], repeats, rng)
-        drawn.append(_committee(np.maximum(f * t.sum() + off, 0), mass))
+    n = tokens.sum(1)[:, None, None]
+    residual = shards - (load / np.maximum(n, 1))[:, None] * tokens[..., None, None]
+    # Classes of the same documents depart together, labels each by their own.
+    together = flipped(residual.swapaxes(0, 1), repeats, rng).swapaxes(0, 1) if c.are_classes else None
+    off = [flipped(r, repeats, rng) for r in residual] if together is None else together
+    drawn = [_committee(np.maximum(f * m + o, 0), mass) for m, o in zip(n, off, strict=True)]
     observed = _overlap(member)
     matched = against(observed, _overlap(np.stack(drawn)).T)
     sd = matched["null_sd"] if enough.all() else np.full(observed.shape, np.nan)

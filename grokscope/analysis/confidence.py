@@ -10,9 +10,9 @@ import xarray as xr
 
 from grokscope.analysis import nulls
 from grokscope.analysis.measure import Routing, answer, counted, generator, one_of, over
-from grokscope.analysis.uncertainty import against, groups_of, interval
+from grokscope.analysis.uncertainty import differs, groups_of, interval
 from grokscope.counters.counters import RoutingCounters
-from grokscope.counters.rows import rotations, rows_of
+from grokscope.counters.rows import by_group, rotations, rows_of
 from grokscope.counters.tally import MARGIN_EDGES, SCORE_SUMS, UNIT
 
 _AT = {name: n for n, name in enumerate(SCORE_SUMS)}
@@ -38,9 +38,10 @@ def routing_entropy(
     `load_entropy`, the entropy of the mean probabilities: what a router of this load that ignored its token would have. It bounds
     the value from above; `information` is the difference: the bits that the token tells. Null "load": that entropy, which is a
     bound and so has no z. Null "permuted": each expert's logits turned round within each document, `repeats` times: experts as
-    spread, as bursty and as fond of a topic as they were but deaf to each other at a token; needs a Trace. Cite: Zoph et al.
-    2022, arXiv 2202.08906. Confounds: temperature and soft caps change it without changing a choice; it differs by layer; a
-    constant that a token adds to all its logits changes no probability but widens the permuted null.
+    spread, as bursty and as fond of a topic as they were but deaf to each other at a token; needs a Trace; its spread is that of
+    documents, so that of under 4 shards there is a mean alone. Cite: Zoph et al. 2022, arXiv 2202.08906. Confounds: temperature and
+    soft caps change it without changing a choice; it differs by layer; a constant that a token adds to all its logits changes no
+    probability but widens the permuted null.
     """
     one_of("null", null, ("load", "permuted"))
     c = counted(x, "routing_entropy", ["score_sums"])
@@ -49,7 +50,7 @@ def routing_entropy(
     bound = nulls.entropy(c.table("probability_sum"))
     chance = {"null_mean": bound}
     if null == "permuted":
-        chance = _permuted(x, "routing_entropy", repeats, seed, lambda z: nulls.entropy(_softmax(z)).mean())
+        chance = _permuted(x, "routing_entropy", repeats, seed, lambda z: nulls.entropy(_softmax(z)))
     most = np.log2(max(c.spec.num_experts, 2))
     return answer(
         ("layer",), value, over(c, "layer"), **chance, ci=ci, groups=groups_of(c.by_shard("tokens")),
@@ -66,9 +67,10 @@ def router_margin(x: Routing, null: Literal["permuted"] | None = None, repeats: 
     In logits (with probabilities alone, in their logarithms). Also `sd`, `median` and `low` (the 5 % quantile; both upper edges of
     histogram bins, a quarter octave wide), `negative`: the share of tokens whose choice was forced against the logits, or where
     attrs["decided_by"] names a bias or groups was made beside them. Null
-    "permuted": each expert's logits turned round within each document and the choice made anew, `repeats` times; needs a Trace.
-    Below it, experts compete for the same tokens. Cite: arXiv 2510.11370, where choices of small margin flip between engines.
-    Confounds: a soft cap shrinks large margins; logits of different routers have different units.
+    "permuted": each expert's logits turned round within each document and the choice made anew, `repeats` times; needs a Trace; its
+    spread is that of documents, so that of under 4 shards there is a mean alone. Below it, experts compete for the same tokens.
+    Cite: arXiv 2510.11370, where choices of small margin flip between engines. Confounds: a soft cap shrinks large margins; logits
+    of different routers have different units.
     """
     if null is not None:
         one_of("null", null, ("permuted",))
@@ -78,7 +80,7 @@ def router_margin(x: Routing, null: Literal["permuted"] | None = None, repeats: 
     total = counts.sum(-1)
     upper = np.append(MARGIN_EDGES, np.inf)
     low, median = (upper[(counts.cumsum(-1) >= q * total[:, None]).argmax(-1)] for q in (0.05, 0.5))
-    chance = {} if null is None else _permuted(x, "router_margin", repeats, seed, lambda z: _margins(z, k).mean())
+    chance = {} if null is None else _permuted(x, "router_margin", repeats, seed, lambda z: _margins(z, k))
     return answer(
         ("layer",), value, over(c, "layer"), **chance, ci=ci, groups=groups_of(c.by_shard("tokens")),
         sd=_sd(c, "margin"), median=median, low=low,
@@ -104,9 +106,12 @@ def _margins(z: np.ndarray, k: int) -> np.ndarray:
 
 
 def _permuted(
-    x: Routing, analysis: str, repeats: int, seed: int, statistic: Callable[[np.ndarray], float]
-) -> dict[str, np.ndarray]:
-    """null_mean, null_sd and p [L] of a statistic of logits [N, E], each expert's turned round within each document."""
+    x: Routing, analysis: str, repeats: int, seed: int, each: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, np.ndarray | float]:
+    """null_mean, null_sd [L] and df of the mean over tokens of `each` (logits [N, E] -> [N]), each expert's turned round within
+    each document. The spread is that of the documents' differences from their own turned ones: where the experts of a document
+    stand still together, its tokens are worth fewer than a turned document's.
+    """
     rows = rows_of(x, analysis, ["scores"], "each token's logits")
     scores, rng = rows.all("scores"), generator(repeats, seed)
     if np.abs(_softmax(scores) - rows.all("probs")).max() > 1e-3:
@@ -115,8 +120,12 @@ def _permuted(
             "sigmoid router); take another null"
         )
     experts = scores.shape[-1]
-    drawn = []
+    real, chance = [], []
     for z in scores.transpose(1, 0, 2):
         turned = (np.stack(list(rotations(rows.owner, experts, rng)), 1) for _ in range(repeats))
-        drawn.append([statistic(np.take_along_axis(z, order, 0)) for order in turned])
-    return against(np.array([statistic(z) for z in scores.transpose(1, 0, 2)]), np.array(drawn))
+        real.append(each(z))
+        chance.append(np.mean([each(np.take_along_axis(z, order, 0)) for order in turned], 0))
+    shard = rows.shards()
+    v, c = (by_group(np.array(part).T, shard) for part in (real, chance))
+    n = np.bincount(shard, minlength=len(v))
+    return {"null_mean": c.sum(0) / n.sum()} | differs(lambda a, b, m: (a - b) / max(m, 1), v, c, n)

@@ -27,15 +27,18 @@ def contrast(
     P(e, a), the two sets weighing the same. Null: both sets at one rate in the population of documents. null_sd, the interval and
     p are of documents, each set by its own design effect, at t; log_odds_low, _high, npmi_low, _high by the jackknife over
     shards; all from 4 shards of documents in each set on. `p_adjusted`: Benjamini and Hochberg over the experts of a layer.
-    paired=True: matched texts, those of `a` and of `b` under the same name (documents=) and so in the same shard: sd of the
-    shards' differences.
+    paired=True: matched texts, those of `a` and of `b` under the same name (documents=) and so in the same shard, or two classes
+    of the tokens of the same documents: sd of the shards' differences.
 
     An expert that is picked because it differs looks more different than it is: `first_half`, `second_half` are the difference on
     either half of the shards; pick by one, report the other. What the words alone do: with token ids `matched`, the difference
     where each token id weighs the same in both sets (those that both have, by the smaller count; `matched_share` of the tokens of
     a layer), so that vocabulary is not taken for topic, and by layer `information` = I(label; e), `information_given_token` =
-    I(label; e | token id) of first choices, in bits and plug-in, with the bias of independent tokens beside it. Confounds:
-    lengths, templates and positions that go with the label; what differs is not what matters (`experiments.knock_out`).
+    I(label; e | token id) of first choices, in bits and plug-in, with the bias of independent tokens beside it. What their place
+    does: `matched_position`, with `_low`, `_high`, the difference where each bucket of positions (0, 1, 2-3, 4-7, ...) weighs the
+    same in both sets, of attrs["position_share"] of their tokens: an answer stands later in its text than its prompt, and what is
+    rare at the start is then taken for what is rare in prompts. Under it positions still differ within a bucket, up to twofold.
+    Confounds: templates that go with the label; what differs is not what matters (`experiments.knock_out`).
     """
     c = counted(x, "contrast", ["load"], **({} if labels is None else {"labels": labels}))
     one, other = (_of(c, names) for names in (a, b))
@@ -66,6 +69,9 @@ def contrast(
                "paired": str(paired), "n_eff_unit": "independent tokens' worth of both, in parallel"},
     )  # fmt: skip
     made = adjust(made)
+    if c.has("position"):
+        matched, position_share = _places(one, other)
+        made = with_parts(made, matched).assign_attrs(position_share=position_share)
     return with_parts(made, _words(one, other)) if c.spec.token_ids else made
 
 
@@ -122,6 +128,26 @@ def _half(load: list[np.ndarray], tokens: list[np.ndarray], which: int) -> np.nd
     used = np.flatnonzero((tokens[0] + tokens[1]).reshape(SHARDS, -1).any(1))[which::2]
     a, b = (share(h[used].sum(0), n[used].sum(0)) for h, n in zip(load, tokens, strict=True))
     return a - b
+
+
+def _places(one: RoutingCounters, other: RoutingCounters) -> tuple[dict[str, tuple[tuple[str, ...], np.ndarray]], float]:
+    """What is left where each bucket of positions weighs the same in both sets, and the share of the tokens that is matched."""
+    visits = [part.by_shard("position") for part in (one, other)]  # S L bins E
+    tokens = [v.sum(-1).max(1) / one.spec.slots for v in visits]  # S bins
+
+    def matched(h: np.ndarray, n: np.ndarray, k: np.ndarray, m: np.ndarray) -> np.ndarray:
+        weight = np.minimum(n, m)[:, None]
+        off = np.nan_to_num(share(h, n[:, None])) - np.nan_to_num(share(k, m[:, None]))
+        return share((weight * off).sum(1), weight.sum() * np.ones(off[:, 0].shape))
+
+    tables = visits[0], tokens[0], visits[1], tokens[1]
+    value = matched(*(t.sum(0) for t in tables))
+    sd, groups = jackknife(matched, *tables)
+    half = NORMAL * widened(sd, max(groups - 1, 1)) * (1.0 if groups >= FEW else np.nan)
+    n, m = (t.sum(0) for t in tokens)
+    dims = ("layer", "expert")
+    parts = {"": value, "_low": value - half, "_high": value + half}
+    return {f"matched_position{k}": (dims, v) for k, v in parts.items()}, float(2 * np.minimum(n, m).sum() / max((n + m).sum(), 1))
 
 
 def _words(one: RoutingCounters, other: RoutingCounters) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:

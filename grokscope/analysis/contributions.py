@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
+from scipy.special import stdtrit
 
 from grokscope.analysis.measure import answer, share
-from grokscope.analysis.uncertainty import FEW, differs, groups_of, interval
+from grokscope.analysis.uncertainty import FEW, groups_of, moderated
 from grokscope.trace.trace import Trace
 
 PER_SLOT = ("y_norm", "gy_norm", "share", "cos_m", "projection")
@@ -100,9 +101,9 @@ def expert_contribution(trace: Trace) -> xr.Dataset:
     Also the means of the other measures of `slot_contributions`: `y_norm`, `gy_norm`, `cos_m`, `projection`; `ean` = sum ||y||,
     `reap` = mean g ||y||, the criteria of pruning (it is gy_norm where no edit made a gate negative); `count`, and `by_slot`,
     what the expert's mix of slots alone would give, as who is often first has a large gate. Null: the layer's mean over all
-    choices, as experts' labels permuted over them have it; the spread of the difference, like the interval, is the jackknife over
-    texts', at t, for experts that 4 texts or more chose. Cite: Lasby et al. 2025, arXiv 2510.13999 (EAN and REAP). Confounds: a
-    post-norm rescales the mixture (Grok-1), so compare within a layer.
+    choices, as experts' labels permuted over them have it; the spread of the difference, like the interval, is that of texts, an
+    expert's own moderated by its layer's (`uncertainty.moderated`), at t, for experts that 4 texts or more chose. Cite: Lasby et
+    al. 2025, arXiv 2510.13999 (EAN and REAP). Confounds: a post-norm rescales the mixture (Grok-1), so compare within a layer.
     """
     chosen, slots = routed(trace, "expert_contribution"), slot_contributions(trace)
     experts = trace.config.router.num_experts
@@ -114,17 +115,33 @@ def expert_contribution(trace: Trace) -> xr.Dataset:
     null_mean, by_slot = _permuted(slots["share"].values, chosen.values, experts)
     seen = (n > 0).sum(0)
     known = np.where(seen >= FEW, 1.0, np.nan)
-    spread = differs(lambda t, m: share(t, m) - share(t.sum(-1, keepdims=True), m.sum(-1, keepdims=True)), total, n)
-    ci = interval(share, total, n)
+    null_sd, df, half = _spreads(slots["share"].values, total, n)
+    ci = None if groups_of(n) < 2 else (means["share"] - half * known, means["share"] + half * known)
     return answer(
         ("layer", "expert"), means.pop("share"), {"layer": chosen["layer"].values, "expert": np.arange(experts)},
-        null_mean=null_mean, null_sd=spread["null_sd"] * known, df=np.maximum(seen - 1, 1), groups=groups_of(n),
-        ci=None if ci is None else (ci[0] * known, ci[1] * known), count=count.sum(0), **means,
+        null_mean=null_mean, null_sd=null_sd * known, df=df, groups=groups_of(n), ci=ci, count=count.sum(0), **means,
         ean=sums["y_norm"][0].sum(0), reap=share(reap_sum.sum(0), count.sum(0)), by_slot=by_slot,
         attrs={"null": "labels permuted over choices",
                "texts": chosen.sizes["batch"],
                "never_chosen": never_chosen(chosen["layer"].values, count.sum(0))},
     )  # fmt: skip
+
+
+def _spreads(shares: np.ndarray, total: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[L, E] each: sd of the mean share less the layer's, its degrees of freedom, and half an interval of the mean itself.
+
+    total, n [B, L, E] by text; a layer's visits, taken as independent, have the variance of its shares.
+    """
+    count, seen = n.sum(0), (n > 0).sum(0)
+    known = [layer[~np.isnan(layer)] for layer in shares]
+    alone = np.array([layer.var() if len(layer) else 0.0 for layer in known])[:, None] / np.maximum(count, 1)
+    weight = n / np.maximum(count, 1)
+    own = total / np.maximum(count, 1) - share(total.sum(0), count) * weight
+    whole, all_n = total.sum(-1, keepdims=True), n.sum(-1, keepdims=True)
+    layer = (whole - share(whole.sum(0), all_n.sum(0)) * all_n) / all_n.sum(0)
+    effect, df = moderated(np.nan_to_num(own - layer), weight, alone * (count > 0), seen)
+    about, df_about = moderated(np.nan_to_num(own), weight, alone * (count > 0), seen)
+    return np.sqrt(alone * effect), df, stdtrit(df_about, 0.975) * np.sqrt(alone * about)
 
 
 def never_chosen(layers: np.ndarray, count: np.ndarray) -> str | None:

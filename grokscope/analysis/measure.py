@@ -132,3 +132,9 @@ def over(counters: RoutingCounters, *dims: str) -> dict[str, Any]:
     layers, experts = list(counters.spec.layers), np.arange(counters.spec.num_experts)
     known = {"layer": layers, "expert": experts, "expert_other": experts, "expert_next": experts}
     return {d: known.get(d, np.arange(counters.spec.slots)) for d in dims}
+
+
+def labels_over(counters: RoutingCounters) -> dict[str, Any]:
+    """The coordinate of an answer by label; beside it the class of tokens of each, where they have classes."""
+    classes = [cls for _, cls in counters.strata.values()]
+    return {"label": counters.labels} | ({"class": ("label", np.array(classes, object))} if set(classes) - {None} else {})

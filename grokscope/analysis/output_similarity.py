@@ -11,8 +11,8 @@ import xarray as xr
 from jaxtyping import Array, Bool, Float
 
 from grokscope.analysis.expert_matrices import check_experts, each_layer
-from grokscope.analysis.measure import answer, share
-from grokscope.analysis.uncertainty import FEW, interval, jackknife, proportion
+from grokscope.analysis.measure import answer, share, with_parts
+from grokscope.analysis.uncertainty import FEW, differs, interval, jackknife, proportion, two_sided, widened
 from grokscope.block_config import BlockConfig
 from grokscope.transformer.experts import apply_experts
 from grokscope.transformer.ops import norm
@@ -91,10 +91,11 @@ def norm_rank(model: Any, prompt: Any, layers: Sequence[int] | None = None) -> x
     """How loud the expert is that the router puts at each place, (layer, rank_score, rank_norm): P(rank of ||y_e|| | rank of s_e).
 
     Over all experts of every token, each run on it; rank 0 the most probable and the largest output, before gates; rows add up to
-    1. Also `count`; `spearman` (layer), the mean rank correlation within a token, with its `spearman_sd` by chance. Null: 1/E, at
-    the texts' design effect, from 4 texts on; `null_expert`: each expert's own norms at any token, so what is above it is not
-    just an expert that is always loud and always likely. Interval: Jeffreys' of as many. Cite: Lo et al. 2024, arXiv 2406.18219,
-    Fig. 10 (Mixtral chooses the loud, Grok-1 does not). Confounds: equal norms or scores rank by the expert's number.
+    1. Also `count`; `spearman` (layer), the mean rank correlation within a token, against 0: `spearman_sd` and `spearman_p` by
+    the jackknife over texts, at t, from 4 on. Null: 1/E, at the texts' design effect, from 4 texts on; `null_expert`: each
+    expert's own norms at any token, so what is above it is not just an expert that is always loud and always likely. Interval:
+    Jeffreys' of as many. Cite: Lo et al. 2024, arXiv 2406.18219, Fig. 10 (Mixtral chooses the loud, Grok-1 does not). Confounds:
+    equal norms or scores rank by the expert's number.
     """
 
     def measure(calls: Iterator[Answers], texts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -122,9 +123,14 @@ def norm_rank(model: Any, prompt: Any, layers: Sequence[int] | None = None) -> x
         n_eff=told.n_eff, groups=told.groups, ci=told.ci, count=total,
         null_expert=by_score.swapaxes(1, 2) @ by_norm / tokens**2, attrs={"null": "any order alike", "tokens": int(tokens)},
     )  # fmt: skip
-    correlation = 1 - 6 * (total * apart).sum((1, 2)) / tokens / (e * (e**2 - 1))
-    chance = np.full(len(numbers), ((e - 1) * tokens) ** -0.5)
-    return made.assign(spearman=("layer", correlation), spearman_sd=("layer", chance))
+
+    def correlation(t: np.ndarray) -> np.ndarray:
+        return 1 - 6 * (t * apart).sum((-1, -2)) / np.maximum(t.sum((-1, -2)), 1) / (e**2 - 1)
+
+    spread = differs(correlation, count)
+    p = two_sided(share(correlation(total), spread["null_sd"]), spread["df"])
+    found = {"spearman": correlation(total), "spearman_sd": widened(spread["null_sd"], spread["df"]), "spearman_p": p}
+    return with_parts(made, {name: ("layer", v) for name, v in found.items()})
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:

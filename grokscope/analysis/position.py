@@ -28,12 +28,12 @@ def position_effect(
     Buckets start at "position": 0 alone, where a text begins, 1 alone, 2-3, 4-7, ... and the last without end; empty ones are left
     out. Also `count`, `tokens` (position), and by layer `information` = I(e; bucket) over visits, in bits, plug-in, with
     `information_null_mean`, `information_null_sd`, `information_z`, `information_p`. Null "load": the expert's load at any
-    position, in the population of documents whatever their topics and bursts (by shard; z from 5 expected visits on, all from 4
-    shards on). From a Trace alone: "within_document", positions turned round within each text, `repeats` times, which keeps bursts
-    and topic; "within_token", shuffled among the tokens of the same id, with the exact spread times the root of the design effect
-    of documents. Cite: Xue et al. 2024, OpenMoE, arXiv 2402.01739 (drops towards the end, under a capacity). Confounds: under
-    "load" a text's first token is often one and the same id (attrs["first_token"] says so), and late positions are those of long
-    texts; nothing but within_token can tell a position from what stands there.
+    position, in the population of documents whatever their topics and bursts (by shard; z from 5 expected visits on, all in buckets
+    that 4 shards reach). From a Trace alone: "within_document", positions turned round within each text, `repeats` times, which
+    keeps bursts and topic; "within_token", shuffled among the tokens of the same id, with the exact spread times the root of the
+    design effect of documents. Cite: Xue et al. 2024, OpenMoE, arXiv 2402.01739 (drops towards the end, under a capacity).
+    Confounds: under "load" a text's first token is often one and the same id (attrs["first_token"] says so), and late positions are
+    those of long texts; nothing but within_token can tell a position from what stands there.
     """
     one_of("null", null, ("load", "within_token", "within_document"))
     c, rng = counted(x, "position_effect", ["position"]), generator(repeats, seed)
@@ -60,13 +60,16 @@ def position_effect(
             chance["p"] = excess(table, mean, chance["null_sd"] ** 2, np.ones_like(effect), df, groups)["p"]
             whole["null_sd"] = whole["null_sd"] * np.sqrt(effect.mean((1, 2)))
             whole["p"] = None
-    if groups < FEW and null != "within_document":
-        chance["null_sd"], whole["null_sd"] = np.full(table.shape, np.nan), np.full(len(told), np.nan)
+    reached = np.where(shards.any((1, 3)).sum(0) >= FEW, 1.0, np.nan)[:, None]  # few texts are long, and say little of all
+    if null != "within_document":
+        chance = {name: part * reached for name, part in chance.items()}
+        whole["null_sd"] = whole["null_sd"] * (1.0 if groups >= FEW else np.nan)
+    ci = proportion(shards, np.repeat(_of_shards(shards, k)[..., None], table.shape[-1], -1), (-1, -2)).ci
     made = answer(
         ("layer", "position", "expert"), share(table, of[:, None]), over(c, "layer", "expert") | {"position": _starts(used)},
         null_mean=mean / of[:, None], null_sd=chance["null_sd"] / of[:, None], p=chance["p"],
         n_eff=of[:, None] / effect, count=table,
-        ci=proportion(shards, np.repeat(_of_shards(shards, k)[..., None], table.shape[-1], -1), (-1, -2)).ci,
+        ci=None if ci is None else (ci[0] * reached, ci[1] * reached),
         information=told,
         attrs={"name": "load of the expert at the position", "unit": "share of visits", "null": null, "tokens": n,
                "first_token": _first_token(x), "shards": groups},

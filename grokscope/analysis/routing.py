@@ -8,7 +8,6 @@ p for thousands of cells at once. Each function's page gives its formula, its so
 """
 
 from grokscope.analysis.adjusting import adjust
-from grokscope.analysis.agreement import routing_agreement
 from grokscope.analysis.coactivation import coactivation, consecutive_repeats
 from grokscope.analysis.committee import standing_committee
 from grokscope.analysis.confidence import router_margin, routing_entropy
@@ -21,6 +20,7 @@ from grokscope.analysis.load import dead_experts, expert_load, gate_profile, loa
 from grokscope.analysis.mismatch import mismatch
 from grokscope.analysis.paths import expert_paths, path_memory
 from grokscope.analysis.position import position_effect
+from grokscope.analysis.saturation import router_saturation, routing_agreement
 from grokscope.analysis.specialization import domain_information, domain_specialization
 from grokscope.analysis.super_experts import super_experts
 from grokscope.analysis.transitions import transition_information, transitions
@@ -51,6 +51,7 @@ __all__ = [
     "router_expert_coupling",
     "router_geometry",
     "router_margin",
+    "router_saturation",
     "routing_agreement",
     "routing_entropy",
     "slot_contributions",

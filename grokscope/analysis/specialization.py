@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import xarray as xr
 
 from grokscope.analysis import nulls
 from grokscope.analysis.dependence import dependence
-from grokscope.analysis.measure import Routing, answer, counted, generator, over, with_parts
-from grokscope.analysis.uncertainty import FEW, groups_of, proportion
+from grokscope.analysis.measure import Routing, answer, counted, generator, labels_over, over, with_parts
+from grokscope.analysis.uncertainty import FEW, Proportion, groups_of, moderated, proportion
 from grokscope.counters.counters import RoutingCounters
 from grokscope.harmless import visible
 
@@ -42,27 +42,47 @@ def domain_specialization(x: Routing, labels: Sequence[str] | None = None) -> xr
     documents or more; NaN for others, in attrs["few"]. Cite: Jiang et al. 2024, arXiv 2401.04088, section 5; Muennighoff et al.
     2024, arXiv 2409.02060, Eq. 7. Confounds: frequent tokens masquerade as topic; balancing losses make small differences a lower
     bound; a prefix that a label's documents share counts as the label.
+
+    Of classes of tokens (`counters.by_class()`) the spread is that of the difference within documents, so that their topics and
+    lengths are taken away; what is left to mislead is where in its text a class stands, and which words it has.
     """
     c = _labelled(x, labels, "domain_specialization")
     load, tokens = _tables(c)
     f, n, of = load.sum((0, 1)) / c.tokens, c.tokens, tokens.sum(1)
     told = proportion(load.transpose(1, 0, 2, 3), tokens.T[:, :, None, None], (0, -1))
     enough = np.array([groups_of(m) >= FEW for m in tokens])
-    variance = f * (1 - f) / told.n_eff  # D L E, of each label's share under the null
-    weight = (of / n)[:, None, None]
-    others = (weight**2 * variance).sum(0) - weight**2 * variance
-    whole = (1 - weight) ** 2 * variance + others
-    squares = (weight**2 * variance) ** 2 / told.df
-    df = whole**2 / np.maximum(((1 - weight) ** 2 * variance) ** 2 / told.df + squares.sum(0) - squares, 1e-300)
+    null_sd, df = _within(load, tokens, f) if c.are_classes else _between(told, f, of / n)
     known = np.where(enough, 1.0, np.nan)[:, None, None]
     ci = told.ci
     return answer(
-        ("label", "layer", "expert"), told.value, over(c, "layer", "expert") | {"label": c.labels},
-        null_mean=np.broadcast_to(f, told.value.shape), null_sd=np.sqrt(whole) * known, df=df, n_eff=told.n_eff * known,
+        ("label", "layer", "expert"), told.value, over(c, "layer", "expert") | labels_over(c),
+        null_mean=np.broadcast_to(f, told.value.shape), null_sd=null_sd * known, df=df, n_eff=told.n_eff * known,
         groups=told.groups, ci=None if ci is None else (ci[0] * known, ci[1] * known), difference=told.value - f, count=load.sum(1),
         attrs={"name": "load of the expert in the label", "unit": "share of tokens",
-               "null": "the load over all labels", "few": _few(c.labels, enough), "uniform": c.spec.slots / c.spec.num_experts},
+               "null": f"the load over all {'classes of the same documents' if c.are_classes else 'labels'}",
+               "few": _few(c.labels, enough), "uniform": c.spec.slots / c.spec.num_experts},
     )  # fmt: skip
+
+
+def _between(told: Proportion, f: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(sd, degrees of freedom) [D, L, E] of each label's share less the whole's f [L, E], labels being of different documents;
+    part [D] of all tokens are a label's.
+    """
+    variance, weight = f * (1 - f) / told.n_eff, part[:, None, None]
+    others = (weight**2 * variance).sum(0) - weight**2 * variance
+    whole = (1 - weight) ** 2 * variance + others
+    squares = (weight**2 * variance) ** 2 / told.df
+    return np.sqrt(whole), whole**2 / np.maximum(((1 - weight) ** 2 * variance) ** 2 / told.df + squares.sum(0) - squares, 1e-300)
+
+
+def _within(load: np.ndarray, tokens: np.ndarray, f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of classes of the same documents: how the shards' own differences scatter. load [D, S, L, E], tokens [D, S]."""
+    n, of = tokens[..., None, None], tokens.sum(1)[:, None, None]
+    off = (load - f * n) / of[:, None] - (load.sum(0) - f * n.sum(0)) / of.sum()
+    alone = f * (1 - f) * (1 / of - 1 / of.sum())
+    weight, seen = (n / of[:, None]).swapaxes(0, 1), (tokens > 0).sum(1)[:, None, None] * np.ones(alone.shape)
+    effect, df = moderated(off.swapaxes(0, 1), weight, alone, seen, (0, -1))
+    return np.sqrt(alone * effect), df
 
 
 def _few(labels: Sequence[str], enough: np.ndarray) -> str | None:
@@ -80,17 +100,15 @@ def domain_information(
     jackknife over shards of each label's documents; the interval is about it. Also `divergence` (label, label_other, layer), the
     Jensen-Shannon divergence of each two labels, in bits, plug-in. Null: labels tell nothing in the population of documents,
     however these differ (`dependence.dependence`); z, p and the interval where each label has 4 shards of documents or more.
-    `corrected` = value - null_mean. Under 4 shards value is the plug-in and null_mean the bias of independent tokens. repeats
+    Of classes of tokens (`counters.by_class()`): class and choice are independent within documents. `corrected` = value -
+    null_mean. Under 4 shards value is the plug-in and null_mean the bias of independent tokens. repeats
     and seed are checked and not used: nothing is drawn any more. Cite and confounds: as `domain_specialization`.
     """
     c = _labelled(x, labels, "domain_information")
     load, tokens = _tables(c)
-    filled = tokens > 0
-    owner = np.nonzero(filled)[0]
-    blocks = load[filled]  # of a label's shard each: B L E
-    row = np.eye(len(load))[owner][:, :, None]
     generator(repeats, seed)
-    told = dependence(row * blocks[:, None, n] for n in range(blocks.shape[1]))
+    filled = tokens > 0
+    told = dependence(load.transpose(2, 1, 0, 3) if c.are_classes else _blocks(load, filled))
     enough = filled.sum(1) >= FEW
     known = 1.0 if enough.all() else np.nan
     table = load.sum(1)  # D L E
@@ -103,7 +121,7 @@ def domain_information(
     h = nulls.entropy(shares)
     divergence = nulls.entropy(middle) - (h[:, None] + h[None]) / 2
     made = answer(
-        ("layer",), value, over(c, "layer") | {"label": c.labels, "label_other": c.labels},
+        ("layer",), value, over(c, "layer") | labels_over(c) | {"label_other": c.labels},
         null_mean=mean, null_sd=told.null_sd * known, z=told.z * known, p=told.p * known, n_eff=told.n_eff, plugin=told.plugin,
         corrected=value - mean, ci=(told.low * known, told.high * known),
         attrs={"name": "information about the label", "unit": "bits", "null": "labels tell nothing of documents",
@@ -111,3 +129,9 @@ def domain_information(
                "n_eff_unit": "independent visits' worth"},
     )  # fmt: skip
     return with_parts(made, {"divergence": (("label", "label_other", "layer"), np.maximum(divergence, 0))})
+
+
+def _blocks(load: np.ndarray, filled: np.ndarray) -> Iterator[np.ndarray]:
+    """By layer [B, D, E]: what each label's shard chose, in the row of its label."""
+    blocks, row = load[filled], np.eye(len(load))[np.nonzero(filled)[0]][:, :, None]
+    yield from (row * blocks[:, None, n] for n in range(blocks.shape[1]))

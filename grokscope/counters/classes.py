@@ -57,21 +57,21 @@ def names_of(trace: Trace, classes: Classes) -> list[list[str]]:
 
 
 def split(
-    docs: Sequence[RoutingDocument], labels: Sequence[str], trace: Trace, classes: Classes | None
-) -> Iterator[tuple[RoutingDocument, str]]:
-    """(document, label); with classes, of each document its tokens of each, under "label/class" (the class alone without one).
+    docs: Sequence[RoutingDocument], trace: Trace, classes: Classes | None
+) -> Iterator[list[tuple[RoutingDocument, str | None]]]:
+    """Of each document its tokens of each class, with the class's name; without classes the document itself, with None.
 
     The parts keep the key, and so the shard: what two classes share of a document is known to be shared. Their tables add up to
-    the document's, but for pairs of neighbouring tokens of two classes, and each counts as a document of its class.
+    the document's, but for pairs of neighbouring tokens of two classes.
     """
     if classes is None:
-        yield from zip(docs, labels, strict=True)
+        yield from ([(doc, None)] for doc in docs)
         return
     at = trace.data["token"].values if "token" in trace.data.coords else np.arange(trace.data.sizes["token"])
-    for doc, label, names in zip(docs, labels, names_of(trace, classes), strict=True):
+    for doc, names in zip(docs, names_of(trace, classes), strict=True):
         each = np.array(names, object)[np.searchsorted(at, doc.positions)]
         rows = [f.name for f in fields(doc) if isinstance(getattr(doc, f.name), np.ndarray)]
-        for name in sorted(set(each.tolist())):
-            here = each == name
-            parts = {field: getattr(doc, field)[here] for field in rows}
-            yield replace(doc, **parts), "/".join(n for n in (label, name) if n)
+        yield [
+            (replace(doc, **{field: getattr(doc, field)[each == name] for field in rows}), name)
+            for name in sorted(set(each.tolist()))
+        ]

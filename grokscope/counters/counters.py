@@ -25,19 +25,20 @@ from grokscope.counters.narrow import WIDTHS, Counts
 from grokscope.counters.shapes import memory
 from grokscope.counters.sparse import SparseCounts, by_key
 from grokscope.counters.spec import FIXED_POINT, LARGEST, CounterSpec
+from grokscope.counters.strata import Strata
 from grokscope.harmless import visible
 from grokscope.trace.trace import Trace
 
 
-class RoutingCounters:
+class RoutingCounters(Strata):
     """Mergeable statistics of routing. Make them with `from_trace` or `add_document`, add them with `+`.
 
-    `table(name)` sums over labels and shards; `by_shard(name)` keeps the shards; `select(label)` keeps one label.
+    `table(name)` sums over labels and shards; `by_shard(name)` keeps the shards; `select(label)` keeps one label. With classes of
+    tokens a part is a label's class: `strata` says which, `by_class()` and `by_label()` add the others up.
     """
 
     def __init__(self, spec: CounterSpec) -> None:
-        self.spec = spec
-        self._tables: dict[str, dict[str, np.ndarray]] = {}
+        super().__init__(spec)
         self._vocabulary: dict[str, SparseCounts] = {}
         self._growing: dict[str, dict[str, Counts]] = {}
 
@@ -57,7 +58,7 @@ class RoutingCounters:
         labels: one for all texts or one for each (domain, language, ...). documents: a name for each text, from which its
         shard follows; without them, its token ids. distances: between layers, for transitions. lags: between tokens.
         contributions: count the norms of experts' outputs too (`y_norm_sum`, after the gate `gy_norm_sum`, largest `y_absmax`).
-        classes: of tokens (`classes.Classes`); those of a class get the label "label/class", and parts of a text one shard.
+        classes: of tokens (`classes.Classes`); those of a class are a part named "label/class", and parts of a text share a shard.
         """
         settings = {"distances": tuple(distances), "lags": tuple(lags), "contributions": contributions}
         made = cls(CounterSpec(**identity_of(trace), **settings))
@@ -85,7 +86,7 @@ class RoutingCounters:
             load, heads = np.asarray(load), None if first is None else np.asarray(first[label])
             counts = {"documents": np.array(1), "tokens": np.array(tokens[label]), "load": load}
             shard = int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little") % SHARDS
-            made._add(label, shard, counts if heads is None else counts | {"load_first": heads})
+            made._add(made._known_as(label, None), shard, counts if heads is None else counts | {"load_first": heads})
         return made
 
     def update(
@@ -94,17 +95,24 @@ class RoutingCounters:
         labels: Sequence[str] | str | None = None,
         documents: Sequence[str] | None = None,
         classes: Classes | None = None,
+        counted: Sequence[set[str]] | None = None,
     ) -> RoutingCounters:
-        """Count a further trace of the same model into this, and return this."""
+        """Count a further trace of the same model into this, and return this. counted: where documents come in pieces, for each
+        text the names under which its document was counted already: one set for all pieces of a document, which is filled.
+        """
         self.spec.refuse(replace(self.spec, **identity_of(trace)))
         named = labels_of(labels, trace.data.sizes["batch"])
         docs = list(documents_of(trace, documents, self.spec.contributions))
-        for part, label in split(docs, named, trace, classes):
-            self.add_document(part, label)
+        counted = [set() for _ in docs] if counted is None else counted
+        for parts, label, names in zip(split(docs, trace, classes), named, counted, strict=True):
+            for part, cls in parts:
+                self.add_document(part, label, cls, names)
         return self
 
-    def add_document(self, doc: RoutingDocument, label: str = "") -> None:
-        """Count one document in."""
+    def add_document(
+        self, doc: RoutingDocument, label: str = "", cls: str | None = None, counted: set[str] | None = None
+    ) -> None:
+        """Count one document in, or its tokens of a class. counted: as in `update`, of this document."""
         spec = self.spec
         had = {"gates": doc.gates is not None, "scores": doc.scores is not None, "token_ids": doc.token_ids is not None}
         had["contributions"] = doc.output_norms is not None
@@ -114,17 +122,19 @@ class RoutingCounters:
             raise ValueError(f"document: wanted {wanted}, got {had | shape}; count it apart")
         if not len(doc.experts):
             return
-        experts = spec.num_experts
-        counts = {"documents": np.array(1), "tokens": np.array(len(doc.experts))}
+        experts, name, counted = spec.num_experts, self._known_as(label, cls), set() if counted is None else counted
+        counts = {"documents": np.array(int(name not in counted)), "tokens": np.array(len(doc.experts))}
+        counts |= {} if cls is None else {"documents_whole": np.array(int(not counted))}
+        counted.add(name)
         counts |= tally.choices(doc, experts) | tally.together(doc, experts)
         counts |= tally.transitions(doc, experts, spec.distances) | tally.repeats(doc, experts, spec.lags)
         if spec.scores:
             counts |= tally.scores(doc, experts)
         if spec.contributions:
             counts |= tally.contributions(doc, experts)
-        self._add(label, doc.shard, counts)
+        self._add(name, doc.shard, counts)
         if spec.token_ids:
-            self._vocabulary.setdefault(label, SparseCounts(2)).add(*tally.vocabulary(doc, experts))
+            self._vocabulary.setdefault(name, SparseCounts(2)).add(*tally.vocabulary(doc, experts))
 
     def _add(self, label: str, shard: int, counts: Mapping[str, np.ndarray]) -> None:
         tables, growing = self._tables.setdefault(label, {}), self._growing.setdefault(label, {})
@@ -158,6 +168,8 @@ class RoutingCounters:
             return NotImplemented
         self.spec.refuse(other.spec)
         made = RoutingCounters(self.spec)
+        for parts in (*self.strata.values(), *other.strata.values()):
+            made._known_as(*parts)
         for label in {**self._tables, **other._tables}:
             mine, theirs = (c._tables.get(label, {}) for c in (self, other))
             made._tables[label] = {
@@ -169,20 +181,6 @@ class RoutingCounters:
             made._vocabulary[label] = both[0].copy()
             if len(both) == 2:
                 made._vocabulary[label].add(*both[1].arrays)
-        return made
-
-    @property
-    def labels(self) -> list[str]:
-        """The labels that have documents, in order."""
-        return sorted(self._tables)
-
-    def select(self, *labels: str) -> RoutingCounters:
-        """The counters of these labels alone; the arrays are shared."""
-        if wrong := [n for n in labels if n not in self._tables]:
-            raise ValueError(f"labels: wanted some of {self.labels}, got {wrong}")
-        made = RoutingCounters(self.spec)
-        made._tables = {n: self._tables[n] for n in labels}
-        made._vocabulary = {n: self._vocabulary[n] for n in labels if n in self._vocabulary}
         return made
 
     def by_shard(self, name: str) -> np.ndarray:
@@ -213,23 +211,18 @@ class RoutingCounters:
         """Tokens counted."""
         return int(self.table("tokens")) if self._tables else 0
 
-    @property
-    def documents(self) -> int:
-        """Documents counted."""
-        return int(self.table("documents")) if self._tables else 0
-
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write one .npz, whole or not at all. The same counters give the same bytes. Raises FileExistsError for a file that is
         there, unless `overwrite`.
         """
-        file.save(Path(path).expanduser(), self.spec, self._tables, self._vocabulary, overwrite=overwrite)
+        file.save(Path(path).expanduser(), self.spec, self._tables, self._vocabulary, self.strata, overwrite=overwrite)
 
     @classmethod
     def open(cls, path: str | Path) -> RoutingCounters:
         """Read what `save` wrote. Raises ValueError for a file that is cut short or not ours."""
-        spec, tables, vocabulary = file.load(Path(path).expanduser())
+        spec, *parts = file.load(Path(path).expanduser())
         made = cls(spec)
-        made._tables, made._vocabulary = tables, vocabulary
+        made._tables, made._vocabulary, made._parts = parts
         return made
 
     def __repr__(self) -> str:
@@ -241,5 +234,5 @@ class RoutingCounters:
 
     def _repr_html_(self) -> str:
         load = self.table("load") if self.has("load") else None
-        sizes = [(label, (part := self.select(label)).documents, part.tokens) for label in self.labels]
+        sizes = [(told, (part := self.select(name)).documents, part.tokens) for name, told in self.strata.items()]
         return as_html(repr(self).partition("; labels")[0], sizes, self.spec.layers, load)

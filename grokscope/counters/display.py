@@ -14,13 +14,17 @@ LABELS = 20
 
 
 def as_html(
-    head: str, counted: Sequence[tuple[str, int, int]], layers: Sequence[int], load: np.ndarray | None
+    head: str, counted: Sequence[tuple[tuple[str, str | None], int, int]], layers: Sequence[int], load: np.ndarray | None
 ) -> str:
-    """Labels with their documents and tokens, and by layer the per cent of slots that each expert took. Labels are shown as
-    text, whatever they hold. load: choices by layer and expert, None where they were not counted.
+    """Labels (and classes) with their documents and tokens, and by layer the per cent of slots that each expert took. Labels are
+    shown as text, whatever they hold. load: choices by layer and expert, None where they were not counted.
     """
-    named = [(label or "(none)", f"{documents:,}", f"{tokens:,}") for label, documents, tokens in counted]
-    tables = [html_table(named[:LABELS], ("label", "documents", "tokens"))]
+    some = any(cls is not None for (_, cls), *_ in counted)
+    named = [
+        (label or "(none)", *([cls or "(none)"] if some else []), f"{documents:,}", f"{tokens:,}")
+        for (label, cls), documents, tokens in counted
+    ]
+    tables = [html_table(named[:LABELS], ("label", *(["class"] if some else []), "documents", "tokens"))]
     if (more := len(named) - LABELS) > 0:
         tables.append(f"<div>and {more} labels more</div>")
     if load is not None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from grokscope.counters.narrow import narrowed
-from grokscope.counters.shapes import shapes
+from grokscope.counters.shapes import OF_CLASSES, shapes
 from grokscope.counters.sparse import SparseCounts
 from grokscope.counters.spec import FIELDS, FIXED_POINT, CounterSpec
+from grokscope.counters.strata import label_of, name_of
 from grokscope.devices.memory import free_memory
 from grokscope.disk.arrays import ZipEntries
 from grokscope.disk.reading import JSON_LIMIT, parse_json
@@ -24,6 +25,8 @@ SCHEMA = 2
 """2: positions by shard, what repeats are in random order for sets that meet too."""
 Tables = dict[str, dict[str, np.ndarray]]
 """Label -> name -> counts."""
+Parts = dict[str, tuple[str, str | None]]
+"""What each of these labels stands for: a label and a class of tokens, None where no classes were counted."""
 HEADER = 4096
 """More bytes than the header of an .npy takes."""
 MOST_SHARDS = 64
@@ -31,7 +34,7 @@ MOST_SHARDS = 64
 
 
 def save(
-    path: Path, spec: CounterSpec, all_tables: Tables, vocabulary: dict[str, SparseCounts], *, overwrite: bool = False
+    path: Path, spec: CounterSpec, all_tables: Tables, vocabulary: dict[str, SparseCounts], parts: Parts, *, overwrite: bool = False
 ) -> None:
     """Write to a scratch beside `path`, then give it its name."""
     labels = sorted(all_tables)
@@ -44,6 +47,8 @@ def save(
         if label in vocabulary:
             arrays[f"{n}/keys"], arrays[f"{n}/counts"] = vocabulary[label].arrays
     about = {"grokscope_counters": SCHEMA, "spec": asdict(spec), "labels": labels, "tables": sorted(arrays)}
+    if classes := {name: cls for name, (_, cls) in parts.items() if cls is not None}:
+        about["classes"] = classes
     arrays = {"about": np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)} | arrays
     try:
         with whole_file(path, replace=overwrite) as file:
@@ -56,7 +61,7 @@ def save(
         ) from error
 
 
-def load(path: Path) -> tuple[CounterSpec, Tables, dict[str, SparseCounts]]:
+def load(path: Path) -> tuple[CounterSpec, Tables, dict[str, SparseCounts], Parts]:
     """What `save` wrote, each table checked against those that counters of this spec have before it is unpacked."""
     try:
         entries = ZipEntries(path, "counters written by RoutingCounters.save")
@@ -67,6 +72,7 @@ def load(path: Path) -> tuple[CounterSpec, Tables, dict[str, SparseCounts]]:
     try:
         about = parse_json(entries.array("about", JSON_LIMIT).tobytes(), "about")
         spec, labels = _about(about)
+        parts = _parts(labels, about.get("classes", {}))
         _check_sizes(entries, spec, len(labels), about.get("tables"))
         tables: Tables = {}
         vocabulary = {}
@@ -80,7 +86,7 @@ def load(path: Path) -> tuple[CounterSpec, Tables, dict[str, SparseCounts]]:
         raise ValueError(f"{path}: {reason or 'wanted counters that fit in memory, got larger ones'}; count again") from error
     finally:
         entries.close()
-    return spec, tables, vocabulary
+    return spec, tables, vocabulary, parts
 
 
 def _about(about: Any) -> tuple[CounterSpec, list[str]]:
@@ -99,9 +105,18 @@ def _about(about: Any) -> tuple[CounterSpec, list[str]]:
     return CounterSpec(**spec), labels
 
 
+def _parts(labels: list[str], classes: Any) -> Parts:
+    """What each label stands for. Raises ValueError for classes that such names have not."""
+    right = isinstance(classes, dict) and all(isinstance(c, str) for c in classes.values()) and classes.keys() <= set(labels)
+    parts = {n: (label_of(n, c := classes.get(n)), c) for n in labels} if right else {}
+    if not right or any(name_of(*part) != n for n, part in parts.items()):
+        raise ValueError(f"classes: wanted classes at the ends of labels, got {told(classes)}; the file was changed")
+    return parts
+
+
 def _check_sizes(entries: ZipEntries, spec: CounterSpec, labels: int, noted: Any) -> None:
     """That every entry is known and as large as such counters make it, and that all of them fit in memory."""
-    known, total = shapes(spec), 0
+    known, total = shapes(spec) | OF_CLASSES, 0
     for entry, size in entries.sizes.items():
         number, _, name = entry.removesuffix(".npy").partition("/")
         of_label = number.isdecimal() and int(number) < labels and str(int(number)) == number
@@ -124,7 +139,7 @@ def _check_sizes(entries: ZipEntries, spec: CounterSpec, labels: int, noted: Any
 
 def _table(entries: ZipEntries, number: int, name: str, spec: CounterSpec) -> np.ndarray:
     """One table, which must be one that such counters could have made, in as few bytes as hold it."""
-    size, wanted = entries.sizes[f"{number}/{name}.npy"], shapes(spec)[name]
+    size, wanted = entries.sizes[f"{number}/{name}.npy"], (shapes(spec) | OF_CLASSES)[name]
     table = _folded(entries.array(f"{number}/{name}", size, most_packed=size), wanted, spec.shards_of(name))
     if table.shape != wanted or table.dtype != np.int64 or (name not in FIXED_POINT and table.min(initial=0) < 0):
         raise ValueError(f"{name}: wanted counts {list(wanted)}, got {table.dtype} {list(table.shape)}; the file was changed")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from math import prod
 
 from grokscope.counters import tally
-from grokscope.counters.spec import FIXED_POINT, CounterSpec
+from grokscope.counters.spec import FIXED_POINT, SHARDS, CounterSpec
+
+OF_CLASSES: dict[str, tuple[int, ...]] = {"documents_whole": (SHARDS,)}
+"""What classes of tokens have besides: documents that count for the whole here, each at one of its classes."""
 
 
 def shapes(spec: CounterSpec) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,27 +58,39 @@ class OverCorpora:
         source: Any,
         labels: Any = None,
         *,
-        classes: Callable[[list[str]], Sequence[Any]] | None = None,
+        classes: Callable[[list[str]], Sequence[Any]] | str | None = None,
+        generate: int | Mapping[str, Any] = 0,
         edits: Any = (),
         rows: tuple[str | Path, float] | None = None,
         resume: str | Path | None = None,
         shard: tuple[int, int] = (0, 1),
         progress: bool = True,
-    ) -> RoutingCounters:
+        plan: bool = False,
+    ) -> RoutingCounters | pd.DataFrame:
         """Routing statistics of a corpus of any size, in constant memory.
 
         source: texts, a table with a column "text", or a file, folder or glob of .jsonl, .parquet or text, packed or not, or
         "-" (see `corpus.read_documents`); documents go one by one, none reads another. labels: the field that groups them
         ("file": the names of files), or a list or Series with a label for each document; a field that no document has is an
         error at once. classes: a function from a text's pieces to a name (or a truth value) for each: tokens are counted by class,
-        under label/class, and the classes of a label add up to it. rows: (folder, share): the routing table of that share of the
-        documents, chosen by a hash, as Parquet by label. resume: a directory; the same call goes on there after an interrupt, and
-        counts nothing twice. shard: (number, of how many): this process takes every so-manyth document; the counters of all add
-        up to the same bytes as one process's.
+        as "label/class", and the classes of a label add up to it (`counters.by_label()`, `counters.by_class()`). rows: (folder,
+        share): the routing table of that share of the documents, chosen by a hash, as Parquet by label. resume: a directory; the
+        same call goes on there after an interrupt, and counts nothing twice. shard: (number, of how many): this process takes
+        every so-manyth document; the counters of all add up to the same bytes as one process's.
+
+        generate: each document is a prompt, and so many tokens are written after it and counted with it, up to the end-of-text
+        token; or a mapping of `generate`'s words, as in {"max_new_tokens": 64, "temperature": 0.7, "seed": 1}. Greedy by default,
+        and then as exact as the rest; drawn answers also depend on the documents that share a call, so that shards draw others
+        than one process. classes="phase" then counts prompt, thinking and answer apart. What is written is later in its text and
+        of another length than what is read: classes="matched" counts "answer" and as many tokens just before it as "prompt" (the
+        rest under ""), so that every document weighs the same on both sides and both stand deep in a text; what is left of
+        position, contrast's `matched_position` takes. plan: the calls, tokens and passes that it would take, as a table, and
+        nothing is run. Raises ValueError for a document that leaves no room to write, which plan finds too.
         """
         from grokscope.sweeps.sweep import Sweep
 
-        return Sweep(self, edits=as_edits(edits), shard=shard, classes=classes).over(source, labels, rows, resume, progress)
+        work = Sweep(self, edits=as_edits(edits), shard=shard, classes=classes, generate=generate)
+        return work.plan(source, labels) if plan else work.over(source, labels, rows, resume, progress)
 
     def atlas(self: Any, source: Any, labels: Any = None, **options: Any) -> Atlas:
         """What each expert of every layer is called for, in one sweep: contexts, tokens, labels, company, nearest, load.

@@ -99,7 +99,7 @@ class Harvest:
         digest, (first, step) = "", self.sweep.shard
         for n, cut in enumerate(self.sweep.pieces(source, label)):
             start = 0
-            for ids, name, key in cut:
+            for ids, name, key, _ in cut:
                 words = f"{digest}{key}{name}".encode("utf-8", "backslashreplace")
                 digest = hashlib.blake2b(words, digest_size=8).hexdigest()
                 kept = share_of(key, self.seed, start, len(ids), self.share)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -16,8 +16,16 @@ from grokscope.counters.counters import RoutingCounters
 from grokscope.harmless import visible
 from grokscope.running.resuming import claim
 
-Piece = tuple[np.ndarray, str, str]
-"""Token ids, label, and the key of the document."""
+
+class Piece(NamedTuple):
+    """A document, or as much of a long one as the context holds. key: of the document, by its ids; number: of the document among
+    those of this process, one for all its pieces.
+    """
+
+    ids: np.ndarray
+    label: str
+    key: str
+    number: int
 
 
 class State:
@@ -51,7 +59,7 @@ class State:
 
     def add(self, pieces: Sequence[Piece]) -> None:
         """Take the pieces of a document, or of several, into the digest of all before it."""
-        for _, label, key in pieces:
+        for _, label, key, _ in pieces:
             words = f"{self._digest}{key}{label}".encode("utf-8", "backslashreplace")
             self._digest = hashlib.blake2b(words, digest_size=8).hexdigest()
 

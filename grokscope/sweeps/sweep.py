@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 from tqdm import tqdm
@@ -21,15 +22,14 @@ from grokscope.counters.counters import RoutingCounters
 from grokscope.counters.documents import identity_of
 from grokscope.counters.spec import CounterSpec
 from grokscope.devices.memory import device_memory, free_memory
-from grokscope.disk.writing import whole_file
-from grokscope.harmless import told
 from grokscope.prompt import Prompt, bucket
 from grokscope.running.resuming import made_by
 from grokscope.running.running import TOKENS_IN_A_CALL, run
 from grokscope.sites import ROUTING, Capture
 from grokscope.sweeps.corpus import Document, labels_of, read_documents
+from grokscope.sweeps.sampled_rows import sampled, write_rows
 from grokscope.sweeps.state import Piece, State
-from grokscope.tables.export import routing_table
+from grokscope.sweeps.writing import CLASSES, Writing
 from grokscope.text.given import is_whole
 from grokscope.text.tokenizer import with_prefix
 from grokscope.trace.recorder import NormRecorder, Recorder
@@ -47,8 +47,6 @@ WINDOW, STREAMED_WINDOW = 16, 64
 """Calls that are counted together; with streamed weights they share one pass over the layers."""
 TOLD = 5 * 10**7
 """Bytes of statistics from which on they are told."""
-LONGEST_NAME = 200
-"""Bytes of a folder's name."""
 
 
 class Sweep:
@@ -56,15 +54,20 @@ class Sweep:
 
     def __init__(
         self, model: Loaded, *, edits: Sequence[Any] = (), shard: tuple[int, int] = (0, 1), classes: Any = None,
-        norms: bool = False,
+        norms: bool = False, generate: Any = 0,
     ) -> None:  # fmt: skip
-        """norms: each call's trace holds "expert.out" too, of which but its norm is kept (`NormRecorder`)."""
+        """norms: each call's trace holds "expert.out" too, of which but its norm is kept (`NormRecorder`). generate: see
+        `Writing`.
+        """
         if not isinstance(shard, tuple | list) or [*map(is_whole, shard)] != [True, True] or not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard: wanted (number, of how many) with 0 <= number < how many, got {shard}")
-        if classes is not None and not callable(classes):
+        self.writing = Writing.of(generate)
+        named = CLASSES if self.writing else ()
+        if classes is not None and not callable(classes) and not (isinstance(classes, str) and classes in named):
+            beside = f", or with generate= one of {', '.join(CLASSES)}" if isinstance(classes, str) else ""
             raise TypeError(
-                "classes: wanted a function from a text's pieces to a name or a truth value for each, got "
-                f"{type(classes).__name__}; an array belongs to a trace (RoutingCounters.from_trace)"
+                f"classes: wanted a function from a text's pieces to a name or a truth value for each{beside}, got "
+                f"{classes!r:.40}; an array belongs to a trace (RoutingCounters.from_trace)"
             )
         self.model, self.edits, self.shard, self.classes = model, edits, shard, classes
         self.config, self.lowered = prepare(edits, model.config)
@@ -76,16 +79,22 @@ class Sweep:
     def pieces(self, source: Any, label: Any) -> Iterator[list[Piece]]:
         """The pieces of each document of this shard."""
         first, step = self.shard
-        for document in islice(read_documents(source, label), first, None, step):
-            yield self._cut(document)
+        for number, document in enumerate(islice(read_documents(source, label), first, None, step)):
+            yield self._cut(document, number)
 
-    def _cut(self, document: Document) -> list[Piece]:
+    def _windows(self, documents: Iterator[list[Piece]]) -> Iterator[tuple[int, list[Piece]]]:
+        tokens = call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
+        return windows(documents, tokens, self.writing.max_new_tokens if self.writing else 0)
+
+    def _cut(self, document: Document, number: int) -> list[Piece]:
         if self.model.tokenizer is None:
             raise ValueError("sweep: wanted a model with a tokenizer, got one without; pass tokenizer= to load")
         before, own = with_prefix(self.model.tokenizer, document.text, self.model.config.bos_id)
         ids = np.array([*before, *own], np.int32)
         key, size = hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest(), self.model.config.max_tokens
-        return [(ids[at : at + size], document.label, key) for at in range(0, len(ids), size)]
+        if self.writing:
+            self.writing.check(len(ids), size)
+        return [Piece(ids[at : at + size], document.label, key, number) for at in range(0, len(ids), size)]
 
     def count(self, pieces: Sequence[Piece]) -> Iterator[tuple[Trace, list[Piece]]]:
         """Count some pieces; each call's trace with its pieces, once it is counted, for those who want rows.
@@ -93,6 +102,21 @@ class Sweep:
         Of what calls leave one's is held beside the one at work, no more: memory must not grow with the window. Streamed
         weights make all calls in one pass over the layers, and hold what all of them leave.
         """
+        counted: dict[int, set[str]] = defaultdict(set)
+        for trace, group in self._traces(pieces):
+            named, keys = [p[1] for p in group], [p[2] for p in group]
+            if self.counters is None:
+                self.counters = RoutingCounters(CounterSpec(**identity_of(trace)))
+            self._check_labels(named)
+            self.counters.update(trace, named, keys, self.classes, [counted[p.number] for p in group])
+            yield trace, group
+
+    def _traces(self, pieces: Sequence[Piece]) -> Iterator[tuple[Trace, list[Piece]]]:
+        if self.writing:
+            for group, size in self.writing.in_calls(pieces, call_tokens()):
+                prompt = filled([p[0] for p in group], size)
+                yield self.writing.run(self.model, group, prompt, self.capture.sites, self.edits), group
+            return
         groups = list(in_calls(pieces))
         together = len(groups) if self.model.is_streamed else 1
         for first in range(0, len(groups), together):
@@ -104,13 +128,7 @@ class Sweep:
         about = self.model.provenance(self.config, self.capture, self.edits)
         for (group, _), prompt in zip(groups, prompts, strict=True):
             whole = as_trace(recorders.pop(), prompt, self.model.pieces(prompt), about)
-            trace = Trace(whole.data.isel(batch=slice(0, len(group))))
-            named, keys = [p[1] for p in group], [p[2] for p in group]
-            if self.counters is None:
-                self.counters = RoutingCounters(CounterSpec(**identity_of(trace)))
-            self._check_labels(named)
-            self.counters.update(trace, named, keys, self.classes)
-            yield trace, group
+            yield Trace(whole.data.isel(batch=slice(0, len(group)))), group
 
     def _check_labels(self, named: Sequence[str]) -> None:
         """Say once what much of statistics takes. Raises ValueError for more labels than half of the free memory holds."""
@@ -141,18 +159,17 @@ class Sweep:
         given = label is not None and not isinstance(label, str)
         label = labels_of(label) if given else label
         about = {"shard": list(self.shard), "labels": "given" if given else label, "source": str(source)[:500]}
-        about |= made_by(self.model, self.edits, self.classes)
+        about |= made_by(self.model, self.edits, self.classes) | ({"generate": asdict(self.writing)} if self.writing else {})
         with State(resume, about) as state, tqdm(
             unit="token", unit_scale=True, desc="sweep", delay=1, disable=None if progress else True
         ) as bar:
             self.documents, self.counters = state.newest()
             documents = state.after(self.pieces(source, label), self.documents)
-            window = call_tokens() * (STREAMED_WINDOW if self.model.is_streamed else WINDOW)
             try:
-                for number, pieces in windows(documents, window):
-                    sampled = [_sampled(*counted, rows[1]) if rows else None for counted in self.count(pieces)]
+                for number, pieces in self._windows(documents):
+                    tables = [sampled(*each, rows[1], self.classes) if rows else None for each in self.count(pieces)]
                     if rows:
-                        _write_rows(sampled, rows[0], f"{self.shard[0]:05d}-{self.documents:012d}")
+                        write_rows(tables, rows[0], f"{self.shard[0]:05d}-{self.documents:012d}")
                     self.documents += number
                     state.add(pieces)
                     bar.update(sum(len(p[0]) for p in pieces))
@@ -164,6 +181,16 @@ class Sweep:
         if self.counters is None:
             raise ValueError("sweep: wanted at least one document, got none; look at the source")
         return self.counters
+
+    def plan(self, source: Any, label: Any) -> pd.DataFrame:
+        """What it would take, a row for each width of calls and one for all; see `planning.table`."""
+        from grokscope.sweeps.planning import table
+
+        given = label is not None and not isinstance(label, str)
+        calls = []
+        for _, pieces in self._windows(self.pieces(source, labels_of(label) if given else label)):
+            calls.append([*self.writing.in_calls(pieces, call_tokens())] if self.writing else [*in_calls(pieces)])
+        return table(self.model, calls, self.writing)
 
 
 def call_tokens() -> int:
@@ -177,12 +204,12 @@ def _largest_load(counters: RoutingCounters | None) -> float:
     return float((load / load.sum(-1, keepdims=True)).max() * load.shape[-1])
 
 
-def windows(documents: Iterator[list[Piece]], tokens: int) -> Iterator[tuple[int, list[Piece]]]:
-    """(documents, their pieces), of about so many tokens together."""
+def windows(documents: Iterator[list[Piece]], tokens: int, more: int = 0) -> Iterator[tuple[int, list[Piece]]]:
+    """(documents, their pieces), of about so many tokens together; more: what is written after each."""
     number, waiting = 0, []
     for pieces in documents:
         number, waiting = number + 1, [*waiting, *pieces]
-        if sum(len(p[0]) for p in waiting) >= tokens:
+        if sum(len(p[0]) + more for p in waiting) >= tokens:
             yield number, waiting
             number, waiting = 0, []
     if waiting:
@@ -209,26 +236,3 @@ def filled(ids: Sequence[np.ndarray], size: int) -> Prompt:
     width = bucket(max(map(len, ids)))
     rows = [*ids, *[ids[0][:1]] * (size - len(ids))]
     return Prompt(np.stack([np.pad(r, (0, width - len(r))) for r in rows]), np.array([len(r) for r in rows]))
-
-
-def _sampled(trace: Trace, group: Sequence[Piece], share: float) -> pd.DataFrame:
-    """The routing table of a sample of a call's documents, chosen by their keys."""
-    table = routing_table(trace)
-    taken = np.array([int(key, 16) % 2**32 < share * 2**32 for _, _, key in group])
-    table.insert(0, "document", [group[p][2] for p in table["prompt"]])
-    table.insert(0, "label", [group[p][1] for p in table["prompt"]])
-    return table[taken[table["prompt"]]].drop(columns="prompt")
-
-
-def _write_rows(tables: Sequence[pd.DataFrame], folder: str | Path, name: str) -> None:
-    """One file of the folder for each label, whole or not there."""
-    import pandas as pd
-
-    for label, table in pd.concat(tables).groupby("label"):
-        place = f"label={quote(str(label), safe=' ')}"
-        if len(place) > LONGEST_NAME:
-            raise ValueError(f"rows: wanted labels that can name a folder, got {told(label)}; give the documents shorter ones")
-        where = Path(folder).expanduser() / place
-        where.mkdir(parents=True, exist_ok=True)
-        with whole_file(where / f"{name}.parquet", replace=True) as file:
-            table.drop(columns="label").to_parquet(file, index=False)

@@ -19,21 +19,22 @@ Columns = dict[str, Any]
 def expert_stats_table(x: Routing) -> pd.DataFrame:
     """One row for each label, layer and expert, over all tokens of a trace, a recording or counters.
 
-    stratum (the label), layer, expert, n_tokens, count (visits), share (of the layer's slots), count_first and share_first (as
-    first choice), gate_sum and gate_squared_sum, gate_mean (over its visits), probability_sum and probability_mean (over all
-    tokens). Columns that x knows nothing of are left out. Raises ValueError where no token was routed.
+    stratum (the label), class (of tokens; None where none were asked for), layer, expert, n_tokens, count (visits), share (of the
+    layer's slots), count_first and share_first (as first choice), gate_sum and gate_squared_sum, gate_mean (over its visits),
+    probability_sum and probability_mean (over all tokens). Columns that x knows nothing of are left out. Raises ValueError where
+    no token was routed.
     """
     return counter_table(counted(x, "export"), "expert_stats").drop(columns="run_id", errors="ignore")
 
 
 def counter_table(counters: RoutingCounters, name: str) -> pd.DataFrame:
-    """One of TABLES, for each label, the columns that were counted."""
+    """One of TABLES, for each label and class, the columns that were counted."""
     made = [
-        pd.DataFrame({"stratum": visible(label), **part})
-        for label in counters.labels
-        for part in TABLES[name](counters.select(label))
+        pd.DataFrame({"stratum": visible(label), "class": None if cls is None else visible(cls), **part})
+        for part_name, (label, cls) in counters.strata.items()
+        for part in TABLES[name](counters.select(part_name))
     ]
-    return pd.concat(made, ignore_index=True) if made else pd.DataFrame({"stratum": np.empty(0, object)})
+    return pd.concat(made, ignore_index=True) if made else pd.DataFrame(dict.fromkeys(("stratum", "class"), np.empty(0, object)))
 
 
 def _grid(c: RoutingCounters, *sizes: int) -> tuple[np.ndarray, ...]:

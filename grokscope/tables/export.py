@@ -93,15 +93,9 @@ def _tables(x: Routing, counters: RoutingCounters, run: dict[str, Any], full: bo
 
 def _visible_labels(counters: RoutingCounters) -> RoutingCounters:
     """Labels as they are shown; those that look the same are one. A label that is no UTF-8 could be no coordinate."""
-    if all(visible(label) == label for label in counters.labels):
+    if all(visible(name) == name for name in counters.labels):
         return counters
-    made = RoutingCounters(counters.spec)
-    for label in counters.labels:
-        one = counters.select(label)
-        one._tables = {visible(label): t for t in one._tables.values()}
-        one._vocabulary = {visible(label): v for v in one._vocabulary.values()}
-        made = made + one
-    return made
+    return counters.renamed(lambda label, cls: (visible(label), None if cls is None else visible(cls)))
 
 
 def _about(x: Routing) -> dict[str, Any]:
@@ -118,6 +112,8 @@ def _about(x: Routing) -> dict[str, Any]:
         parts = [x._tables[label][name] for label in x.labels for name in sorted(x._tables[label])]
         parts += [a for label in sorted(x._vocabulary) for a in x._vocabulary[label].arrays]
         told["labels"], router = x.labels, dict(x.spec.router or {})
+        if any(cls is not None for _, cls in x.strata.values()):
+            told["strata"] = [list(part) for part in x.strata.values()]
     digest = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
     for array in parts:
         digest.update(str(array.shape).encode() + array.tobytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,14 @@ from grokscope.text.visible import visible
 
 @dataclass(frozen=True)
 class Metric:
-    """One analysis. more: further variables that get rows of their own, as a value alone; pairs: of experts, so only in full."""
+    """One analysis. more: further variables that get rows of their own, as a value alone; pairs: of experts, so only in full;
+    parted: by label, and where tokens have classes by class too.
+    """
 
     name: str
     more: tuple[str, ...] = ()
     pairs: bool = False
+    parted: bool = False
 
 
 METRICS = (
@@ -27,7 +31,7 @@ METRICS = (
     Metric("load_imbalance", ("maxvio", "cv", "gini", "entropy_norm", "effective_experts")),
     Metric("dead_experts", ("load_upper95",)),
     Metric("gate_profile", ("gate_mean", "gate_mean_chosen", "gate_top", "gate_share")),
-    Metric("standing_committee", ("coverage", "jaccard")),
+    Metric("standing_committee", ("coverage", "jaccard"), parted=True),
     Metric("routing_entropy", ("normalized", "information", "gap", "mass")),
     Metric("router_margin", ("median", "low", "negative")),
     Metric("consecutive_repeats", ("null_load",)),
@@ -35,8 +39,8 @@ METRICS = (
     Metric("position_effect", ("information",)),
     Metric("context_dependence", ("adjusted", "consistency")),
     Metric("vocabulary_specialization"),
-    Metric("domain_specialization"),
-    Metric("domain_information", ("corrected",)),
+    Metric("domain_specialization", parted=True),
+    Metric("domain_information", ("corrected",), parted=True),
     Metric("coactivation", ("lift",), pairs=True),
     Metric("transitions", pairs=True),
 )
@@ -45,22 +49,36 @@ _KEYS = {"layer": "layer", "expert": "expert", "expert_other": "expert_other", "
 
 
 def metrics_table(counters: RoutingCounters, pairs: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
-    """All METRICS that the counters have the data for, and for the others why not. pairs: also those of pairs of experts."""
+    """All METRICS that the counters have the data for, and for the others why not. pairs: also those of pairs of experts.
+
+    Where tokens have classes those by label are of whole documents, and of the classes too, under names that end in ".class".
+    """
+    classes = {cls for _, cls in counters.strata.values()}
+    made, skipped = _metrics(counters.by_label() if classes - {None} else counters, [m for m in METRICS if pairs or not m.pairs])
+    if classes - {None} and None not in classes:
+        of_classes, why = _metrics(counters.by_class(), [m for m in METRICS if m.parted], ".class")
+        made, skipped = made + of_classes, skipped | why
+    return pd.concat(made, ignore_index=True), skipped
+
+
+def _metrics(counters: RoutingCounters, asked: Sequence[Metric], by: str = "") -> tuple[list[pd.DataFrame], dict[str, str]]:
     made, skipped = [], {}
-    for metric in METRICS:
-        if metric.pairs and not pairs:
-            continue
+    for metric in asked:
+        name = metric.name + by
         try:
             answer = getattr(routing, metric.name)(counters)
         except ValueError as error:
-            skipped[metric.name] = str(error)
+            skipped[name] = str(error)
             continue
-        made.append(_rows(routing.adjust(answer) if "p" in answer else answer, metric.name))
-        made += [_rows(answer[[name]].rename({name: "value"}), f"{metric.name}.{name}") for name in metric.more if name in answer]
+        made.append(_rows(routing.adjust(answer) if "p" in answer else answer, name))
+        there = [m for m in metric.more if m in answer]
+        made += [_rows(answer[[more]].rename({more: "value"}), f"{metric.name}.{more}{by}") for more in there]
         if "layer_value" in answer:
             names = {f"layer_{n}": n for n in ("value", "null_mean", "null_sd", "z")}
-            made.append(_rows(answer[list(names)].rename(names), f"{metric.name}.layer"))
-    return pd.concat(made, ignore_index=True), skipped
+            made.append(_rows(answer[list(names)].rename(names), f"{name}.layer"))
+    if by:
+        made = [rows.rename(columns={"stratum": "class"}) for rows in made]
+    return made, skipped
 
 
 def _rows(answer: xr.Dataset, name: str) -> pd.DataFrame:

@@ -49,6 +49,7 @@ SLOT = C("slot", "int8", "place among the token's choices: 0 has the largest gat
 PROBABILITY = C("probability", "float", "the router's for this expert, as recorded", null=_UNKNOWN)
 LOGIT = C("logit", "float", "the router's for this expert, capped where the rule caps", "logits", _UNKNOWN)
 STRATUM = C("stratum", "string", "the label of the documents; empty text where they have none")
+CLASS = C("class", "string", "the class of the tokens; empty text for those without one", null="counters without classes=")
 TOKENS = C("n_tokens", "int64", "tokens routed: those with an expert at any layer", "tokens")
 COUNT = C("count", "int64", "how often")
 _SCORES = "without router logits or probabilities"
@@ -107,8 +108,8 @@ TABLES: dict[str, Table] = {
         C("logits", "logits", "all E logits; Parquet only, up to 16 experts", "logits", "without router logits"),
     )),
     "expert_stats": Table("one expert of a layer",
-        ("stratum", "layer", "expert"), _BOTH, (
-        RUN, STRATUM, LAYER, EXPERT, TOKENS,
+        ("stratum", "class", "layer", "expert"), _BOTH, (
+        RUN, STRATUM, CLASS, LAYER, EXPERT, TOKENS,
         C("count", "int64", "tokens that chose it"),
         C("share", "float", "count over the layer's slots in use; all experts' add up to 1"),
         C("count_first", "int64", "tokens whose first choice it was", null=_UNKNOWN),
@@ -123,8 +124,8 @@ TABLES: dict[str, Table] = {
         C("y_absmax", "double", "the largest |number| that it wrote before its gate", null=_WRITTEN),
     )),
     "layer_stats": Table("one layer",
-        ("stratum", "layer"), _BOTH, (
-        RUN, STRATUM, LAYER, C("n_documents", "int64", "texts", "texts"), TOKENS,
+        ("stratum", "class", "layer"), _BOTH, (
+        RUN, STRATUM, CLASS, LAYER, C("n_documents", "int64", "texts", "texts"), TOKENS,
         C("entropy_sum", "double", "routing_layer.entropy over tokens", "bits", _SCORES),
         C("entropy_squared_sum", "double", "its square", "bits²", _SCORES),
         C("sel_margin_sum", "double", "routing_layer.sel_margin over tokens; 0 where that is empty", "logits", _SCORES),
@@ -133,14 +134,14 @@ TABLES: dict[str, Table] = {
         C("topk_mass_sum", "double", "routing_layer.topk_mass over tokens", null=_SCORES),
     )),
     "expert_slots": Table("one expert of a layer in one slot; those never taken are left out",
-        ("stratum", "layer", "expert", "slot"), _COUNTED, (
-        RUN, STRATUM, LAYER, EXPERT, SLOT, COUNT,
+        ("stratum", "class", "layer", "expert", "slot"), _COUNTED, (
+        RUN, STRATUM, CLASS, LAYER, EXPERT, SLOT, COUNT,
         C("gate_sum", "double", "gates over these visits", null=_UNKNOWN),
         C("gate_squared_sum", "double", "squares of the gates", null=_UNKNOWN),
     )),
     "repeats": Table("tokens and those `lag` later in their text, at one layer",
-        ("stratum", "layer", "lag"), _COUNTED, (
-        RUN, STRATUM, LAYER, C("lag", "int32", "how much later", "tokens"), C("pairs", "int64", "such pairs of tokens"),
+        ("stratum", "class", "layer", "lag"), _COUNTED, (
+        RUN, STRATUM, CLASS, LAYER, C("lag", "int32", "how much later", "tokens"), C("pairs", "int64", "such pairs of tokens"),
         C("hit_first", "int64", "pairs with the same first choice"),
         C("hit_any", "int64", "pairs with an expert in common"),
         C("overlap_sum", "int64", "experts in common, over pairs"),
@@ -148,39 +149,40 @@ TABLES: dict[str, Table] = {
         C("shuffled_overlap_sum", "double", "overlap_sum as expected in random order"),
     )),
     "layer_hist": Table("one bin of a histogram; empty bins are left out",
-        ("stratum", "layer", "metric", "slot", "expert", "bin_low"), _COUNTED, (
-        RUN, STRATUM, LAYER,
+        ("stratum", "class", "layer", "metric", "slot", "expert", "bin_low"), _COUNTED, (
+        RUN, STRATUM, CLASS, LAYER,
         C("metric", "string", "gate (of a slot), entropy_norm (entropy / log E), sel_margin, or position (of an expert's tokens)"),
         C("slot", "int8", "for gate", null="other metrics"), C("expert", "int16", "for position", null="other metrics"),
         C("bin_low", "double", "values from here on", null="the first bin, below all edges"),
         C("bin_high", "double", "values below this", null="the last bin, from the last edge on"), COUNT,
     )),
     "coactivation": Table("two experts that one token chose; pairs never seen are left out",
-        ("stratum", "layer", "expert", "expert_other"), _COUNTED, (
-        RUN, STRATUM, LAYER, C("expert", "int16", "the lower number of the pair"), C("expert_other", "int16", "the higher"),
+        ("stratum", "class", "layer", "expert", "expert_other"), _COUNTED, (
+        RUN, STRATUM, CLASS, LAYER, C("expert", "int16", "the lower number of the pair"), C("expert_other", "int16", "the higher"),
         C("count", "int64", "tokens that chose both"),
         C("count_before", "int64", "of these, where expert comes directly before expert_other by rank"),
         C("count_after", "int64", "where it comes directly after"),
     )),
     "transitions": Table("an expert and one of a later layer that the same token chose; pairs never seen are left out",
-        ("stratum", "layer", "distance", "choice", "expert", "expert_other"), _COUNTED, (
-        RUN, STRATUM, LAYER, C("layer_other", "int16", "the later layer"),
+        ("stratum", "class", "layer", "distance", "choice", "expert", "expert_other"), _COUNTED, (
+        RUN, STRATUM, CLASS, LAYER, C("layer_other", "int16", "the later layer"),
         C("distance", "int16", "recorded layers between the two, 1: the next"),
         C("choice", "string", "first: first choices alone; any: all k × k pairs"), EXPERT, OTHER, COUNT,
     )),
     "vocab_expert": Table("a token id and an expert that served it; pairs never seen are left out",
-        ("stratum", "layer", "token_id", "expert"), _COUNTED, (
-        RUN, STRATUM, LAYER, C("token_id", "int32", "the token, exactly"), EXPERT,
+        ("stratum", "class", "layer", "token_id", "expert"), _COUNTED, (
+        RUN, STRATUM, CLASS, LAYER, C("token_id", "int32", "the token, exactly"), EXPERT,
         C("count", "int64", "occurrences of this id that chose it"),
         C("count_first", "int64", "as first choice; over all experts: the id's occurrences"),
     )),
     "metrics": Table("one number of an analysis of `grokscope.routing`",
-        ("metric", "layer", "expert", "expert_other", "stratum"), _BOTH, (
+        ("metric", "layer", "expert", "expert_other", "stratum", "class"), _BOTH, (
         RUN,
         C("metric", "string", "the analysis; after a dot, its kind or a further variable of it. Pairs of experts with full=True"),
         LAYER, C("expert", "int16", "the expert", null="of the layer as a whole"),
         C("expert_other", "int16", "the other expert of a pair; for transitions, that of the next layer", null="no pair"),
         C("stratum", "string", "the label that it is about", null="all documents"),
+        C("class", "string", "the class of tokens that it is about, in metrics that end in .class", null="all tokens"),
         C("value", "double", "as the analysis defines it", "the analysis's", "nothing to measure, such as an expert never chosen"),
         C("null_kind", "string", "what null_mean supposes", null="no null"),
         C("null_mean", "double", "expected by chance alone", "as value", "no null"),

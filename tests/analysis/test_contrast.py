@@ -88,3 +88,20 @@ def test_labels_are_crossed_and_halves_are_apart():
     for ask, word in ((lambda: routing.contrast(c, ["a/x"], ["a/x", "b/x"]), "common label"), (lambda: routing.contrast(c, "a", "b"), "wanted some of")):
         with pytest.raises(ValueError, match=word):
             ask()
+
+
+def test_places_alone_are_told_from_phases():
+    """Routing follows where a token stands and nothing else: answers differ from prompts, but not at the same place."""
+    place = np.searchsorted(np.concatenate([[0], 2 ** np.arange(14)]), np.arange(61), side="right")
+    experts = np.broadcast_to((place % 5)[None, :, None, None], (24, 61, 2, 1))
+    cut = 5 + 2 * np.arange(24)[:, None]
+    names = np.where(np.arange(61) < cut, "prompt", "answer")
+    c = RoutingCounters.from_trace(traced(experts), classes=names, documents=[f"{n}" for n in range(24)])
+    made = routing.contrast(c, "answer", "prompt", paired=True)
+    assert abs(made.value).max() > 0.3 and abs(made.matched_position).max() < 1e-12
+    own = np.where((names == "answer")[..., None, None] & (np.arange(61) % 3 == 0)[None, :, None, None], 4, experts)
+    c = RoutingCounters.from_trace(traced(own), classes=names, documents=[f"{n}" for n in range(24)])
+    made = routing.contrast(c, "answer", "prompt").sel(expert=4)
+    low, high = made.matched_position_low, made.matched_position_high
+    assert (low > 0.1).all() and (low < made.matched_position).all() and (made.matched_position < high).all()
+    assert 0.1 < made.attrs["position_share"] < 1

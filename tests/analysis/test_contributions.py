@@ -86,23 +86,28 @@ def test_the_null_is_that_of_permuted_labels(trace):
     known = slots.expert.values[1] >= 0
     values, labels = slots["share"].values[1][known], slots.expert.values[1][known]
     e = int(np.bincount(labels).argmax())
-    text = np.broadcast_to(np.arange(len(known))[:, None, None], known.shape)[known]
-    each = [values[(text != b) & (labels == e)].mean() - values[text != b].mean() for b in range(len(known))]
-    sd = np.sqrt(3 / 4 * ((each - np.mean(each)) ** 2).sum()) * 3.182446 / 1.959964
-    fills = np.unique(text[labels == e])
-    assert got.null_sd[1, e] == pytest.approx(sd if len(fills) == len(known) else np.nan, rel=1e-5, nan_ok=True) and got.null_mean[1, e] == pytest.approx(values.mean())
+    assert got.null_mean[1, e] == pytest.approx(values.mean())
     first, second = (slots["share"].values[1][..., a] for a in (0, 1))
     n = [(slots.expert.values[1][..., a] == e).sum() for a in (0, 1)]
     assert got.by_slot[1, e] == pytest.approx((n[0] * np.nanmean(first) + n[1] * np.nanmean(second)) / sum(n))
 
 
-def test_the_interval_is_the_jackknife_over_texts(trace, tiny):
-    got = expert_contribution(trace)
-    e = int(got["count"].values[0].argmax())
-    each = [expert_contribution(tiny.trace([r for j, r in enumerate(RAGGED) if j != i], SITES)) for i in range(4)]
-    left = np.array([x.value.values[0, e] for x in each])
-    sd = np.sqrt(3 / 4 * ((left - left.mean()) ** 2).sum())
-    assert got.ci_high[0, e] - got.value[0, e] == pytest.approx(3.182 * sd, rel=1e-3)
+def test_the_interval_is_that_of_texts_moderated_by_the_layer(trace, tiny):
+    got, slots = expert_contribution(trace), slot_contributions(trace)
+    shares, experts = slots["share"].values[0], slots.expert.values[0]
+    scatter, alone, seen = np.zeros(E), np.zeros(E), np.zeros(E)
+    for e in range(E):
+        n = np.array([(experts[b] == e).sum() for b in range(4)])
+        total = np.array([shares[b][experts[b] == e].sum() for b in range(4)])
+        w = n / n.sum()
+        scatter[e] = (((total - total.sum() / n.sum() * n) / n.sum()) ** 2 / np.maximum(1 - w, 1e-9)).sum()
+        alone[e], seen[e] = np.nanvar(shares) / n.sum(), (n > 0).sum()
+    told = seen > 1
+    common = max(scatter[told].sum() / alone[told].sum(), 1)
+    for e in np.flatnonzero(seen == 4):
+        effect = max((3 * scatter[e] / alone[e] + 20 * common) / 23, 1)
+        assert got.ci_high[0, e] - got.value[0, e] == pytest.approx(2.068658 * np.sqrt(alone[e] * effect), rel=1e-4)
+    assert (seen == 4).any() and np.isnan(got.ci_low.values[0, seen < 4]).all()
     alone = expert_contribution(tiny.trace(RAGGED[0], SITES))
     assert "ci_low" not in alone and alone.attrs["ci"].startswith("absent")
 
@@ -163,9 +168,9 @@ def test_the_largest_output_is_found_where_it_is(trace):
                 best = max(mine, key=lambda v: np.abs(v[6]).max())
                 assert got.value[layer, e] == pytest.approx(np.abs(best[6]).max())
                 assert (got.text[layer, e], got.token[layer, e], got.channel[layer, e]) == (best[1], best[2], np.abs(best[6]).argmax())
-                all_ = np.stack([v[6] for v in mine])
-                mean, sd = largest_of_normal(np.array(all_.size))
-                assert got.null_mean[layer, e] == pytest.approx(mean * all_.std()) and got.null_sd[layer, e] == pytest.approx(sd * all_.std())
+                parts = [np.stack([v[6] for v in mine if v[1] == b]) for b in sorted({v[1] for v in mine})]
+                wanted = largest_of_normal(np.array([part.std() for part in parts]), np.array([part.size for part in parts]), float(got.value[layer, e]))
+                np.testing.assert_allclose([got[name][layer, e] for name in ("null_mean", "null_sd", "p")], wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [0, 3, 4])
@@ -175,7 +180,7 @@ def test_a_planted_giant_is_super_where_layers_are_early(layer):
     out[layer, 0, 3, 1, 13] = -700
     got = super_experts(changed(trace, **{"expert.out": out}))
     e = chosen[layer, 0, 3, 1]
-    assert got.value[layer, e] == 700 and got.z[layer, e] > 20
+    assert got.value[layer, e] == 700 and got.z[layer, e] > 12 and got.p[layer, e] < 1e-12
     assert got.is_super.values.sum() == got.is_super.values[layer, e] == (layer < 4), "0.75 of 5 layers: the last is late"
 
 
@@ -184,11 +189,14 @@ def test_selected_tokens_keep_their_numbers(tiny):
     assert set(super_experts(some).token.values.ravel()) <= {-1, 2, 5}
 
 
-@pytest.mark.parametrize("n", [1, 7, 5000])
+@pytest.mark.parametrize("n", [[1], [7, 3], [5000, 40]])
 def test_the_largest_of_normal_numbers(n):
-    drawn = np.array([np.abs(np.random.default_rng(s).normal(size=n)).max() for s in range(3000)])
-    mean, sd = largest_of_normal(np.array([n]))
-    assert mean[0] == pytest.approx(drawn.mean(), abs=4 * drawn.std() / 3000**0.5) and sd[0] == pytest.approx(drawn.std(), rel=0.08)
+    sd = np.array([2.0, 9.0])[: len(n)]
+    drawn = np.array([max(np.abs(np.random.default_rng([s, i]).normal(size=m)).max() * sd[i] for i, m in enumerate(n)) for s in range(2000)])
+    mean, spread, p = largest_of_normal(sd, np.array(n), np.quantile(drawn, 0.9))
+    assert mean == pytest.approx(drawn.mean(), abs=4 * drawn.std() / 2000**0.5) and spread == pytest.approx(drawn.std(), rel=0.08)
+    assert p == pytest.approx(0.1, abs=0.03)
+    assert largest_of_normal(np.zeros(1), np.array([5]), 0.0) == (0, 0, 1)
 
 
 # Every expert on every token

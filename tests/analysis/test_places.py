@@ -113,3 +113,14 @@ def test_committees_that_stand_and_those_that_do_not():
     assert made.value.values.tolist() == [[2, 2], [2, 2]] and made.jaccard.values.tolist() == [1, 0]
     assert made.jaccard[0] > made.jaccard_independent[0] and made.jaccard_z[1] < -2 and abs(made.jaccard_z[0]) < 1
     assert (made.z < -3).all()
+
+
+def test_places_that_few_texts_reach_have_no_p():
+    """Three of eleven texts are long, each with experts of its own: that says nothing of late places."""
+    lengths = np.where(np.arange(11) < 3, 97, 13)
+    experts = np.where(np.arange(97) < 13, np.random.default_rng(0).integers(0, 5, (11, 97)), np.arange(11)[:, None] % 5)
+    made = routing.position_effect(traced(experts[..., None, None], lengths=lengths))
+    few = made.position.values >= 16
+    assert few.sum() == 3 and np.isfinite(made.value.values).all() and np.isfinite(made.p.values[:, ~few]).all()
+    for name in ("p", "z", "null_sd", "ci_low", "ci_high"):
+        assert np.isnan(made[name].values[:, few]).all(), name

@@ -89,15 +89,17 @@ def test_weighted_transitions_are_sums_over_pairs():
 def test_permuted_logits():
     entropy, margin = [], []
     for seed in range(25):
-        logits = np.random.default_rng(seed).normal(size=(3, 31, 2, 7)) * np.linspace(0.5, 2, 7)
+        logits = np.random.default_rng(seed).normal(size=(11, 31, 2, 7)) * np.linspace(0.5, 2, 7)
         trace = traced(np.argsort(-logits, -1)[..., :2], logits=logits, num_experts=7)
         entropy.append(routing.routing_entropy(trace, "permuted").z.values)
         margin.append(routing.router_margin(trace, "permuted").z.values)
     for z in (entropy, margin):
         assert abs(np.mean(z)) < 0.5 and 0.7 < rms(z) < 1.4
     rng = np.random.default_rng(0)
-    logits = np.eye(7)[rng.integers(0, 7, (3, 31, 2))] * 5 + rng.normal(size=(3, 31, 2, 7)) * 0.1
+    logits = np.eye(7)[rng.integers(0, 7, (11, 31, 2))] * 5 + rng.normal(size=(11, 31, 2, 7)) * 0.1
     trace = traced(np.argsort(-logits, -1)[..., :1], logits=logits, num_experts=7)
+    few = routing.routing_entropy(Trace(trace.data.isel(batch=[0])), "permuted")
+    assert np.isnan(few.z).all() and "1 shards" in few.attrs["p"] and np.isfinite(few.null_mean).all()
     assert (routing.routing_entropy(trace, "permuted").z < -5).all()
     assert (routing.router_margin(trace, "permuted").z > 5).all()
     plain = routing.routing_entropy(trace)

@@ -21,12 +21,15 @@ import numpy as np
 import grokscope as gs
 from grokscope.analysis.load import MEASURES
 from tests.analysis.made import traced
+from tests.bench import calibration_classes, calibration_outputs, calibration_scores
 
 R = gs.routing
 LAYERS = 6
 COVER = (0.90, 0.98)
-EDGE = ("transition_information", "domain_information", "load_imbalance")
-"""Whose truth here is 0, or even use, beyond which nothing is: an interval then fails to one side alone, and may cover all."""
+EDGE = ("transition_information", "domain_information", "load_imbalance", "routing_agreement of counters", "transitions")
+"""Whose truth here is 0, even use or equal loads, beyond which nothing is, or one in 256 of a dozen independent trials, which hold
+none of it: an interval then fails to one side alone, and may cover all.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,9 @@ class Population:
 
 def routes(p: Population, lengths: np.ndarray, layers: int, rng: np.random.Generator) -> list[np.ndarray]:
     """[T, L, k] for each document, best first."""
-    out = []
+    out, common = [], p.preferences
     for t in lengths:
-        own = p.preferences + p.topic * rng.normal(size=(layers, p.experts))
+        own = common + p.topic * rng.normal(size=(layers, p.experts))
         score = own + rng.gumbel(size=(t, layers, p.experts))
         top = np.argpartition(-score, p.k - 1, -1)[..., : p.k] if p.k < p.experts else np.argsort(-score, -1)
         top = np.take_along_axis(top, np.argsort(-np.take_along_axis(score, top, -1), -1), -1)
@@ -79,9 +82,9 @@ def corpus(p: Population, rng: np.random.Generator, ids: bool = False) -> gs.Tra
 def truths(p: Population) -> dict[str, np.ndarray]:
     """What the population has, from many documents of two tokens that copy nothing."""
     rng = np.random.default_rng(0)
-    calm = Population(p.experts, p.k, 0, p.topic, 0.0, p.skew)
     many = 20_000 if p.experts <= 64 else 6_000
-    x = np.stack(routes(calm, np.full(many, 2), 6, rng))  # N 2 L k
+    own = p.preferences + p.topic * rng.normal(size=(many, 1, 6, p.experts))
+    x = np.argsort(-own - rng.gumbel(size=(many, 2, 6, p.experts)), -1)[..., : p.k]  # N 2 L k
     hot = np.zeros((*x.shape[:3], p.experts), np.float32)
     np.put_along_axis(hot, x, 1, -1)
     load, flat = hot.mean((0, 1, 2), dtype=float), hot.reshape(-1, p.experts)
@@ -156,9 +159,6 @@ def nulls(p: Population, c: gs.RoutingCounters, t: gs.Trace, words: gs.Trace) ->
     yield of("context_information position", R.context_information(words, of="position"))
     yield of("vocabulary_specialization", a := R.vocabulary_specialization(words))
     yield of("vocabulary_specialization layer", a, "layer_z", "layer_p")
-    other = corpus(Population(p.experts, p.k, p.documents, p.topic, p.bursts, p.skew), np.random.default_rng(t.data.sizes["token"]))
-    if t.data["length"].values.tolist() == other.data["length"].values.tolist():
-        yield of("routing_agreement", R.routing_agreement(t, other))
 
 
 FULL = (
@@ -170,8 +170,8 @@ FULL = (
 QUICK = (Population(8, 2, 30, 0.5, 0.5), Population(8, 2, 6, 0.5, 0.0, 0.7), Population(64, 6, 12, 0.0, 0.3))
 
 
-def tried(p: Population, repeats: int, seed: int = 0, only: str = "") -> dict[tuple[str, str], list[float]]:
-    """(what, kind) -> [cells that hit, cells there were, replications]; kind: covered, z, p."""
+def tried(p: Population, repeats: int, seed: int = 0, further: bool = True) -> dict[tuple[str, str], list[float]]:
+    """(what, kind) -> [cells that hit, cells there were, replications]; kind: covered, z, p. further: logits and outputs too."""
     true, found = truths(p), defaultdict(lambda: [0.0, 0.0, 0.0, []])
     labels = ["a" if n % 3 else "b" for n in range(p.documents)] if p.documents >= 12 else None
     for n in range(repeats):
@@ -184,9 +184,44 @@ def tried(p: Population, repeats: int, seed: int = 0, only: str = "") -> dict[tu
             there = np.isfinite(low) & np.isfinite(truth)
             _add(found[what, "covered"], ((low <= truth + 1e-12) & (truth - 1e-12 <= high))[there], there.size)
         for what, z, value in nulls(p, c, t, words):
-            _add(found[what, "z"], np.abs(z[~np.isnan(z)]) > 1.96, z.size)
-            _add(found[what, "p"], value[~np.isnan(value)] < 0.05, value.size)
+            _tested(found, what, z, value)
+        _said(found, calibration_classes.tried(c, t, rng))
+        _said(found, calibration_classes.agreement(t, again(p, t, rng)))
+        if further:
+            _said(found, _further(p, rng, true))
     return found
+
+
+def again(p: Population, t: gs.Trace, rng: np.random.Generator) -> gs.Trace:
+    """Other routing of documents as long as these."""
+    lengths, experts = t.data["length"].values, np.full(t["router.experts"].transpose("batch", "token", "layer", "slot").shape, -1)
+    for n, doc in enumerate(routes(p, lengths, LAYERS, rng)):
+        experts[n, : len(doc)] = doc
+    return traced(experts, num_experts=p.experts, lengths=lengths)
+
+
+def _further(p: Population, rng: np.random.Generator, true: dict) -> Iterator[tuple]:
+    """What is said of logits and of outputs, whose populations are modules of their own."""
+    if p.experts > 64 or p.documents > 100:
+        return  # outputs of so many experts, or texts, would take hours
+    if "scores" not in true:
+        true |= {"scores": calibration_scores.truths(p), "alike": calibration_outputs.likeness(p)}
+    yield from calibration_scores.tried(p, rng, true["scores"])
+    yield from calibration_outputs.tried(p, rng, true["alike"])
+
+
+def _said(found: dict, told: Iterator[tuple]) -> None:
+    for what, kind, a, b, truth in told:
+        if kind == "null":
+            _tested(found, what, a, b)
+        else:
+            there = np.isfinite(a)
+            _add(found[what, "covered"], ((a <= truth + 1e-12) & (truth - 1e-12 <= b))[there], there.size)
+
+
+def _tested(found: dict, what: str, z: np.ndarray, value: np.ndarray) -> None:
+    _add(found[what, "z"], np.abs(z[~np.isnan(z)]) > 1.96, z.size)
+    _add(found[what, "p"], value[~np.isnan(value)] < 0.05, value.size)
 
 
 def _add(entry: list, hits: np.ndarray, size: int) -> None:
@@ -217,17 +252,33 @@ def main() -> int:
     parser.add_argument("--of", default="")
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
-    wrong = 0
+    wrong, by_kind = 0, defaultdict(list)
     for p in QUICK if asked.quick else FULL:
         print(f"\n{p}")
         for (what, kind), entry in sorted(tried(p, asked.repeats).items()):
             if asked.of in what:
                 rate, said = verdict(p, what, kind, entry)
                 wrong += bool(said)
+                by_kind[what, kind].append(entry)
                 shown = "refused" if np.isnan(rate) else f"{rate:.3f}"
                 print(f"  {what:46s} {kind:8s} {shown:8s} told {entry[1] / max(entry[2], 1):4.0%} of {entry[2]:9.0f}  {said}", flush=True)
-    print(f"\n{wrong} lines out of bounds")
+    print(f"\n{summary(by_kind)}\n\n{wrong} lines out of bounds")
     return bool(wrong)
+
+
+def summary(by_kind: dict[tuple[str, str], list[list]]) -> str:
+    """The table of notes.md: of each analysis the rate over all cells, then of populations the least and the most, or the most."""
+    lines = ["| analysis | interval covers (all; least to most) | z beyond 1.96 (all; to) | p under 0.05 (all; to) |", "|---|---|---|---|"]
+    for what in sorted({what for what, _ in by_kind}):
+        cells = []
+        for kind in ("covered", "z", "p"):
+            there = [e for e in by_kind.get((what, kind), ()) if e[1]]
+            rates, n = [e[0] / e[1] for e in there], sum(e[1] for e in there)
+            whole = sum(e[0] for e in there) / n if n else 0
+            span = f"{min(rates):.3f} to {max(rates):.3f}" if n and kind == "covered" else f"{max(rates):.3f}" if n else ""
+            cells.append(f"{whole:.3f}; {span}" if n else "")
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ OF_WEIGHTS = {"expert_weight_similarity", "router_expert_coupling", "router_geom
 
 @pytest.mark.parametrize("name", sorted(set(gs.routing.__all__) - {"adjust", "contrast", "mismatch"}))
 def test_every_answer_can_be_drawn(name, trace, pocket):
-    of = pocket if name in OF_WEIGHTS else trace
+    of = pocket if name in OF_WEIGHTS else {1: trace, 2: trace} if name == "router_saturation" else trace
     extra = {"layers": [2, 5]} if name == "expert_weight_similarity" else ARGUMENTS.get(name, {})
     other = [trace] if name == "routing_agreement" else []
     data = getattr(gs.routing, name)(of, *other, **extra)
