@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,9 @@ import numpy as np
 from grokscope.disk.writing import whole_file
 from grokscope.sweeps.corpus import read_documents
 from grokscope.train.recipe import Recipe
+
+MOST_PIECES = 1 << 16
+"""Of a tokenizer: ids are kept as uint16."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ def tokenize_corpus(folder: str | Path, tokenizer: str | Path, cache: str | Path
     cache.mkdir(parents=True, exist_ok=True)
     files = corpus_files(folder)
     kept = {f: cache / f"{f.name}.{_digest(f, Path(tokenizer))}.npz" for f in files}
-    missing = [f for f in files if not kept[f].exists()]
-    with ProcessPoolExecutor(min(len(missing) or 1, os.cpu_count() or 1)) as pool:
-        list(pool.map(partial(_tokenize_file, tokenizer=str(tokenizer)), missing, [kept[f] for f in missing]))
+    for f in files:
+        if not kept[f].exists():
+            _tokenize_file(f, kept[f], open_tokenizer(tokenizer))
     made = []
     for f in files:
         with np.load(kept[f]) as arrays:
@@ -67,10 +68,10 @@ def open_tokenizer(path: str | Path) -> Any:
             f"{path}: wanted a SentencePiece model, got something else ({str(error)[:80]}); `grokscope train tokenizer` makes one"
         ) from None
     size, marks = model.get_piece_size(), (model.bos_id(), model.eos_id())
-    if marks != (1, 2) or size > 1 << 16:
+    if marks != (1, 2) or size > MOST_PIECES:
         raise ValueError(
-            f"{path}: wanted up to 65,536 pieces, BOS at 1 and EOS at 2, got {size:,} pieces, {marks[0]} and {marks[1]}; make one "
-            "with `grokscope train tokenizer`"
+            f"{path}: wanted up to {MOST_PIECES:,} pieces, BOS at 1 and EOS at 2, got {size:,} pieces, {marks[0]} and "
+            f"{marks[1]}; make one with `grokscope train tokenizer`"
         )
     return model
 
@@ -83,9 +84,11 @@ def _digest(*paths: Path) -> str:
     return made.hexdigest()
 
 
-def _tokenize_file(path: Path, kept: Path, tokenizer: str) -> None:
-    model = open_tokenizer(tokenizer)
-    documents = [np.array(model.encode(d.text, add_bos=True, add_eos=True), np.uint16) for d in read_documents(path)]
+def _tokenize_file(path: Path, kept: Path, model: Any) -> None:
+    texts, documents = (d.text for d in read_documents(path)), []
+    while some := list(islice(texts, 1024)):  # shared out over the cores
+        made = model.encode(some, add_bos=True, add_eos=True, num_threads=os.cpu_count() or 1)
+        documents += [np.array(ids, np.uint16) for ids in made]
     if not documents:
         raise ValueError(f"{path}: wanted at least one document, got none; leave the file out")
     starts = np.cumsum([0, *(len(d) for d in documents)])
