@@ -9,6 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grokscope.arguments import check_arguments
 from grokscope.devices.memory import check_memory, plan
 from grokscope.model.elsewhere import ELSEWHERE
 from grokscope.model.over_corpora import OverCorpora
@@ -16,7 +17,7 @@ from grokscope.model.transformer_lens import InTheirWords
 from grokscope.prompt import Prompt
 from grokscope.running.chatting import chat
 from grokscope.running.generation import Generation, generate
-from grokscope.running.loaded import Loaded, check_arguments
+from grokscope.running.loaded import Loaded
 from grokscope.running.running import run
 from grokscope.sites import near
 from grokscope.text.given import is_whole
