@@ -1,4 +1,5 @@
-"""What a call wants and did not get: names of arguments that a function has not are answered with the nearest that it has.
+"""What a call wants and did not get: names of arguments that a function has not are answered with the nearest that it has, and
+no error brings a terminal anything that it would obey.
 
 What users call passes here once, where it is handed out: the names of `grokscope` and of its modules (`offered`), and the classes
 of what these give back. Signatures and docs stay what they were; a call that is right costs a comparison.
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
+from grokscope.harmless import visible_lines
 from grokscope.sites import near
 
 _ELSEWHERE = {
@@ -82,12 +84,21 @@ def _answer_in(kind: type) -> None:
 
 
 def _answering(function: Callable[..., Any], who: str) -> Callable[..., Any]:
+    switches = [n for n, p in inspect.signature(function).parameters.items() if p.annotation in (bool, "bool")]
+
     @wraps(function)
     def call(*given: Any, **named: Any) -> Any:
+        for name in switches:
+            if isinstance(named.get(name), str):  # every word, "no" too, would be taken for a yes
+                raise TypeError(f"{who}: {name}: wanted True or False, got {named[name]!r:.40}; give one of the two")
         try:
             made = function(*given, **named)
         except TypeError:
             _check(function, who, given, named)
+            raise
+        except (ValueError, OSError) as error:
+            if len(error.args) == 1 and isinstance(error.args[0], str):
+                error.args = (visible_lines(error.args[0]),)  # the name of a file may be a stranger's too
             raise
         if type(made).__module__.startswith(_OURS):
             answering(type(made))

@@ -165,8 +165,8 @@ def _checksums(path: Path) -> dict[str, list[str]]:
         if odd := [name for name in sums if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII)]:
             raise ValueError(f"{told(odd[0])} is not the name of a file beside it")
     except (OSError, ValueError) as error:
-        reason = "missing" if isinstance(error, FileNotFoundError) else f"unreadable ({error})"
-        raise CheckpointError(f"{path / CHECKSUMS}: {reason}; copy or convert the checkpoint again") from error
+        got = "no such file" if isinstance(error, FileNotFoundError) else f"something else ({error})"
+        raise CheckpointError(f"{path / CHECKSUMS}: wanted digests, got {got}; copy or convert the checkpoint again") from error
     return sums
 
 

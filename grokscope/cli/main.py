@@ -121,7 +121,7 @@ def generate(
 
     loaded = load(model, dtype=dtype)
     write = sys.stdout.write
-    write(words)
+    write(_terminal_safe(words))
 
     def show(new: str) -> None:
         write(_terminal_safe(new))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from grokscope.arguments import check_arguments
 from grokscope.devices.memory import check_memory, plan
+from grokscope.harmless import told
 from grokscope.model.elsewhere import ELSEWHERE
 from grokscope.model.over_corpora import OverCorpora
 from grokscope.model.transformer_lens import InTheirWords
@@ -150,6 +151,8 @@ class Model(OverCorpora, InTheirWords, Loaded):
         for name, value in {"max_new_tokens": max_new_tokens, "seed": seed}.items():
             if not is_whole(value):
                 raise TypeError(f"{name}: wanted a whole number, got {type(value).__name__} {str(value)[:40]!r}; give one")
+        if not 0 <= seed < 1 << 32:
+            raise ValueError(f"seed: wanted a whole number from 0 to {(1 << 32) - 1}, got {told(int(seed))}; give one")
         for name, value in {"temperature": temperature, "top_p": top_p}.items():
             if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
                 raise TypeError(f"{name}: wanted a number, got {type(value).__name__} {str(value)[:40]!r}; give one")

@@ -169,6 +169,8 @@ def _given(item: Any, label: str | None) -> _Found:
 
 
 def _of_file(path: Path, label: str | None) -> Iterator[_Found]:
+    if _kind(path) == ".json":
+        raise ValueError(f'{path}: wanted one document a line, {{"text": ...}}, in a .jsonl, got .json; write it so (jq -c ".[]")')
     if _kind(path) == ".parquet":
         yield from _of_parquet(path, label)
         return

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from grokscope.disk.reading import opened
 from grokscope.disk.writing import whole_file
 from grokscope.sweeps.corpus import read_documents
 from grokscope.train.recipe import Recipe
@@ -80,7 +81,9 @@ def _digest(*paths: Path) -> str:
     """Of what the ids follow from: others of the same name must not pass for them."""
     made = hashlib.blake2b(digest_size=8)
     for path in paths:
-        made.update(path.read_bytes())
+        with opened(path) as file:
+            while part := file.read(1 << 20):
+                made.update(part)
     return made.hexdigest()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from grokscope.config import ModelConfig, RouterConfig
+from grokscope.disk.reading import read_json
 from grokscope.fields import Count, NotNegative, Positive, Range, Tokens, check_fields
 from grokscope.harmless import told
 from grokscope.sites import near
@@ -91,8 +92,7 @@ class Recipe:
     def from_file(cls, path: str | Path, **changes: Any) -> Recipe:
         """The inverse of `to_json`, with some values changed."""
         try:
-            read = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
-            values = {**read, **changes}
+            values = {**read_json(Path(path).expanduser()), **changes}
         except (ValueError, TypeError) as error:
             line = f"{path}: wanted a recipe in JSON, got something else ({error}); `grokscope train recipe` writes one"
             raise ValueError(line) from None

@@ -84,12 +84,19 @@ class Edit:
         if self.value is None or callable(self.value):
             raise TypeError(f"{self}: value: wanted a number, an array or a trace, got none; give what to {self.kind}, or use Map")
         held = numbers_of(self.value, self)
+        if not hasattr(held, "dims") and held.ndim < 2 and not self._can_be(held):
+            raise ValueError(f"{self}: value: wanted finite numbers, got {held[~np.isfinite(held)].flat[0]}; mend them")
         if self.site == "router.experts" and self.kind == "replace":
             check_choice(held, config, len(indices(self.slots, config.router.top_k, "slot", self)), self)
         if "layer" in getattr(held, "dims", ()) and SITES[self.site].in_block:
             kept = [int(n) for n in held["layer"].values]
             if missing := [n for n in layers if n not in kept and n in config.layers_with(self.site)]:
                 raise ValueError(f"{self}: value: wanted layers {missing[:8]}, got {kept[:8]} alone; name its layers in layers=")
+
+    def _can_be(self, value: np.ndarray) -> bool:
+        """Whether these numbers make sense there: minus infinity is how a score, or a logit, is ruled out."""
+        ruled_out = np.isneginf(value) if self.site in ("attn.scores", "router.logits", "router.choice", "logits") else False
+        return bool(np.all(np.isfinite(value) | ruled_out))
 
     def lower(self, place: Place, layer: int | None) -> Primitive | None:
         """This edit for one layer (None: outside the blocks) of one call; None where it has nothing to do there."""

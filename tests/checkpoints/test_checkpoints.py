@@ -191,7 +191,7 @@ def test_damage_to_our_format(saved, damage):
         "cut": "layer-001.*truncated",
         "longer": "layer-001.*wanted [0-9,]+ bytes, got",
         "remove": "missing",
-        "sums": "checksums.json: unreadable .*not a list",
+        "sums": "checksums.json: wanted digests, got something else .*not a list",
         "future": "update grokscope",
         "foreign config": "unknown fields",
         "two formats": "wanted one checkpoint",

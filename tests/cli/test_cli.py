@@ -69,10 +69,10 @@ def test_parquet_and_a_file_and_standard_input(tmp_path):
 
 
 def test_generate_prints_text():
-    done = grokscope("generate", "Once upon a time", "-n", "8")
+    done = grokscope("generate", "Once \x1b[2Jupon a time", "-n", "8")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Once upon a time")
-    assert len(done.stdout) > len("Once upon a time") + 5
+    assert done.stdout.startswith("Once \\u{1b}[2Jupon a time")
+    assert len(done.stdout) > len("Once \\u{1b}[2Jupon a time") + 5
 
 
 def test_inspect():

@@ -108,3 +108,9 @@ def test_a_line_that_is_no_document_is_named(tmp_path, line):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' + line + "\n")
     with pytest.raises(ValueError, match="a.jsonl, line 2: wanted a JSON object"):
         list(read_documents(tmp_path / "a.jsonl"))
+
+
+def test_json_in_one_piece_is_no_text(tmp_path):
+    (tmp_path / "a.json").write_text('[{"text": "good"}]')
+    with pytest.raises(ValueError, match="a.json: wanted one document a line"):
+        list(read_documents(tmp_path / "a.json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -114,6 +115,12 @@ def test_every_document_is_seen_as_often_as_its_domain_needs():
 def test_a_recipe_survives_its_file(tmp_path):
     (tmp_path / "r.json").write_text(RECIPE.to_json())
     assert Recipe.from_file(tmp_path / "r.json") == RECIPE
+
+
+def test_a_pipe_is_no_recipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe: wanted a plain file, got a pipe"):
+        Recipe.from_file(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(("written", "said"), [
