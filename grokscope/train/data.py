@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from grokscope.disk.arrays import DAMAGED
 from grokscope.disk.reading import opened
 from grokscope.disk.writing import whole_file
 from grokscope.sweeps.corpus import read_documents
@@ -48,14 +50,18 @@ def tokenize_corpus(folder: str | Path, tokenizer: str | Path, cache: str | Path
     cache.mkdir(parents=True, exist_ok=True)
     files = corpus_files(folder)
     kept = {f: cache / f"{f.name}.{_digest(f, Path(tokenizer))}.npz" for f in files}
-    for f in files:
-        if not kept[f].exists():
-            _tokenize_file(f, kept[f], open_tokenizer(tokenizer))
-    made = []
-    for f in files:
-        with np.load(kept[f]) as arrays:
-            made.append(Corpus(f.name.split(".")[0].removeprefix("train-"), arrays["ids"], arrays["starts"]))
-    return made
+    return [_kept(f, kept[f]) or _tokenize_file(f, kept[f], open_tokenizer(tokenizer)) for f in files]
+
+
+def _kept(path: Path, kept: Path) -> Corpus | None:
+    """A domain as it was kept; None where it was not, or is damaged."""
+    with suppress(*DAMAGED), np.load(kept) as arrays:
+        return Corpus(_domain(path), arrays["ids"], arrays["starts"])
+    return None
+
+
+def _domain(path: Path) -> str:
+    return path.name.split(".")[0].removeprefix("train-")
 
 
 def open_tokenizer(path: str | Path) -> Any:
@@ -87,7 +93,7 @@ def _digest(*paths: Path) -> str:
     return made.hexdigest()
 
 
-def _tokenize_file(path: Path, kept: Path, model: Any) -> None:
+def _tokenize_file(path: Path, kept: Path, model: Any) -> Corpus:
     texts, documents = (d.text for d in read_documents(path)), []
     while some := list(islice(texts, 1024)):  # shared out over the cores
         made = model.encode(some, add_bos=True, add_eos=True, num_threads=os.cpu_count() or 1)
@@ -96,7 +102,8 @@ def _tokenize_file(path: Path, kept: Path, model: Any) -> None:
         raise ValueError(f"{path}: wanted at least one document, got none; leave the file out")
     starts = np.cumsum([0, *(len(d) for d in documents)])
     with whole_file(kept, replace=True) as file:
-        np.savez(file, ids=np.concatenate(documents), starts=starts)
+        np.savez(file, ids=(ids := np.concatenate(documents)), starts=starts)
+    return Corpus(_domain(path), ids, starts)
 
 
 def plan(corpora: list[Corpus], tokens: int, power: float, seed: int) -> tuple[np.ndarray, dict[str, float]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -20,6 +18,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from grokscope.disk.arrays import DAMAGED
 from grokscope.disk.writing import whole_file, write_whole
 from grokscope.harmless import told
 from grokscope.train.data import Corpus, batches
@@ -212,5 +211,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             yield arrays
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+    except DAMAGED as error:
+        if str(path.parent) in str(error):  # said already
+            raise
         raise ValueError(f"{path}: wanted a training checkpoint, got a damaged one ({error}); remove it to begin anew") from error

@@ -136,6 +136,10 @@ def test_a_recipe_that_cannot_be_run_is_refused_by_its_field(tmp_path, written, 
 
 def test_a_run_goes_on_by_the_recipe_that_it_was_begun_with(tmp_path):
     (tmp_path / "recipe.json").write_text(RECIPE.to_json())
+    for damaged in (b"", b"foreign", b"PK\x03\x04"):
+        (tmp_path / "state.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="state.npz: wanted a training checkpoint, got a damaged one"):
+            loop.steps_done(tmp_path)
     np.savez(tmp_path / "state.npz", step=3)
     assert loop.steps_done(tmp_path) == 3 and not loop.is_complete(tmp_path)
     with pytest.raises(ValueError, match=r"wanted the recipe that was begun here, got another in seed \(0 there, 1 here\)"):
