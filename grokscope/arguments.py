@@ -8,9 +8,11 @@ of what these give back. Signatures and docs stay what they were; a call that is
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
+from numbers import Integral, Real
 from typing import Any
 
 from grokscope.harmless import visible_lines
@@ -24,6 +26,12 @@ _ELSEWHERE = {
 """Other libraries' words for an argument."""
 _NOT_HERE = {"device": "JAX chooses the device (JAX_PLATFORMS=cpu in the environment); mesh= takes several"}
 """Their words for what is said elsewhere."""
+_KINDS: dict[str, tuple[type | None, str]] = {
+    "None": (type(None), "None"), "str": (str, "a text"), "Path": (os.PathLike, "a path"), "int": (Integral, "a whole number"),
+    "float": (Real, "a number"), "bool": (int, "True or False"), "Mesh": (None, "a mesh of gs.mesh"),
+    **{name: (None, f"a {name}") for name in ("Trace", "Model", "ModelConfig", "RouterConfig", "RoutingCounters")},
+}  # fmt: skip
+"""Names in annotations -> what they are (None: a class of that name) and how they are said."""
 _OURS = "grokscope."
 
 
@@ -93,8 +101,9 @@ def _answering(function: Callable[..., Any], who: str) -> Callable[..., Any]:
                 raise TypeError(f"{who}: {name}: wanted True or False, got {named[name]!r:.40}; give one of the two")
         try:
             made = function(*given, **named)
-        except TypeError:
-            _check(function, who, given, named)
+        except (TypeError, AttributeError) as error:
+            if "wanted" not in str(error):  # else it is in our words
+                _check(function, who, given, named)
             raise
         except (ValueError, OSError) as error:
             if len(error.args) == 1 and isinstance(error.args[0], str):
@@ -112,7 +121,7 @@ def _check(function: Callable[..., Any], who: str, given: tuple[Any, ...], named
     """Raise TypeError where a function cannot be called so, in words that say how it can."""
     signature = inspect.signature(function)
     try:
-        signature.bind(*given, **named)
+        bound = signature.bind(*given, **named).arguments
     except TypeError as error:
         kinds = {n: p for n, p in signature.parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         names = [n for n in kinds if n not in ("self", "cls")]
@@ -121,3 +130,20 @@ def _check(function: Callable[..., Any], who: str, given: tuple[Any, ...], named
         wanted = [n for n, p in kinds.items() if p.default is p.empty and n not in named][len(given) :]
         got = f"none for {', '.join(wanted)}" if wanted else str(error)
         raise TypeError(f"{who}: wanted arguments of {', '.join(names)}, got {got}; its help says what they are") from None
+    for name, value in bound.items():
+        if wanted := _unlike(value, signature.parameters[name].annotation):
+            got = "None" if value is None else f"{type(value).__name__} {visible_lines(str(value))[:40]!r}"
+            raise TypeError(f"{who}: {name}: wanted {wanted}, got {got}; give one")
+
+
+def _unlike(value: Any, annotation: Any) -> str:
+    """What an annotation says, where it is plain (`Trace`, `str | Path | None`) and the value is something else; else nothing."""
+    names = [n.rsplit(".", 1)[-1] for n in str(annotation).split(" | ")]
+    if not set(names) <= _KINDS.keys() or any(_is(value, name) for name in names):
+        return ""
+    return " or ".join(_KINDS[n][1] for n in names if n not in ("None", "str" if "Path" in names else ""))
+
+
+def _is(value: Any, name: str) -> bool:
+    kind = _KINDS[name][0]
+    return name in (k.__name__ for k in type(value).__mro__) if kind is None else isinstance(value, kind)

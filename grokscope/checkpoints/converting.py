@@ -54,6 +54,7 @@ def convert(
     work, where the disk has too little room.
     """
     out = Path(out).expanduser()
+    out = out if out.name else out.absolute()  # the work lies beside it
     kind, folder = recognise(found(str(path)))
     config = config or FORMATS[kind].read_config(folder)
     if quantize not in (None, "int8"):

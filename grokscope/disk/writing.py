@@ -34,7 +34,7 @@ def whole_file(path: str | Path, *, replace: bool = False) -> Iterator[IO[bytes]
 
     replace: put it in the place of one that is there. Raises FileExistsError for one that is, else; OSError.
     """
-    path = Path(path)
+    path = _named(path)
     if not replace and os.path.lexists(path):
         raise _exists(path)
     with _scratch(path, folder=False) as (scratch, handle), os.fdopen(handle, "wb", closefd=False) as file:
@@ -54,7 +54,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
     `path` may be an empty folder. Raises FileExistsError for anything else that is there.
     """
-    path = Path(path)
+    path = _named(path)
     if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(
             f"{path}: wanted a new or an empty directory, got one that already holds something; name another"
@@ -89,6 +89,11 @@ def force_all(folder: Path) -> None:
         for name in names:
             force(Path(where) / name)
         force(Path(where))
+
+
+def _named(path: str | Path) -> Path:
+    """A path with a name, beside which a scratch has its own: `.` has none."""
+    return Path(path) if Path(path).name else Path(path).absolute()
 
 
 def clear_stale(path: Path) -> None:

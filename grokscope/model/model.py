@@ -109,8 +109,8 @@ class Model(OverCorpora, InTheirWords, Loaded):
     ) -> tuple[Recorder, Prompt]:
         """What `trace` makes a trace of: the bare arrays, and the prompt as ids. For programs that must start at once."""
         check_arguments(select, _OF_TRACE, "trace")
-        if max_bytes is not None and not isinstance(max_bytes, Real):
-            raise TypeError(f"max_bytes: wanted a number of bytes, got {str(max_bytes)[:40]!r}; as in 2e9")
+        if max_bytes is not None and not (isinstance(max_bytes, Real) and max_bytes >= 0):
+            raise TypeError(f"max_bytes: wanted a number of bytes from 0, got {str(max_bytes)[:40]!r}; as in 2e9")
         encoded, edits = self.encode(prompt, truncate), as_edits(edits)
         config, single = prepare(edits, self.config)
         check_texts(edits, encoded.rows)

@@ -81,6 +81,8 @@ class Workbench(anywidget.AnyWidget, Bench):
                 made = "a workbench holds one, as its .trace" if isinstance(given, Workbench) else "model.trace(text) makes one"
                 what = f"; {made}" if isinstance(given, str) or hasattr(given, "trace") else ""
                 raise TypeError(f"explore: {name}: wanted a Trace, got {type(given).__name__}{what or '; give what a run left'}")
+        if isinstance(model, str):
+            raise TypeError(f"explore: model: wanted a Model, got str {model[:40]!r}; gs.load({model[:40]!r}) makes one")
         panels = panels_of(panels or ())
         self.trace, self.other, self.model, self.values = trace, other, model, dict(values or {})
         self.given = other

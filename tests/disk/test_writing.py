@@ -107,6 +107,17 @@ def test_scratches_of_earlier_versions_go_when_no_process_and_no_day_old_change_
     ]  # fmt: skip
 
 
+def test_a_dot_is_a_folder_with_a_name(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    with whole_folder(".") as folder:
+        (folder / "x").touch()
+    monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "a" / "x").exists() and [p.name for p in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(FileExistsError):
+        write_whole(".", b"x")
+
+
 def test_names_as_long_as_the_disk_takes(tmp_path):
     write_whole(tmp_path / ("a" * 255), b"x")
     write_whole(tmp_path / ("ä" * 127), b"x")
