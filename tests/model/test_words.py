@@ -53,7 +53,7 @@ def test_one_line_that_helps(call, message):
     (lambda: gs.experiments.logit_lens(MODEL, IDS, site=["x"]), "did you mean 'sites'"), (lambda: gs.plots.lines(gs.routing.load_imbalance(TRACE), variabel="z"), "did you mean 'variable'"), (lambda: gs.Capture.of("logits", layer=1), "did you mean 'layers'"),
     (lambda: gs.edits.BanExperts([1], reroute="no"), "reroute: wanted True or False, got 'no'"), (lambda: MODEL.trace(IDS, truncate="no"), "truncate: wanted True or False"), (lambda: gs.open_trace("no\x1b[2J"), r"no.u\{1b\}\[2J: wanted a trace"),
     (lambda: gs.open_trace(None), "open_trace: path: wanted a path, got None"), (lambda: gs.load(config={"a": 1}), "load: config: wanted a ModelConfig, got dict"), (lambda: gs.visible(5), "visible: text: wanted a text, got int '5'"),
-    (lambda: MODEL.trace(IDS, resume=5), "trace: resume: wanted a path, got int"), (lambda: gs.explore(TRACE, model="pocket"), "model: wanted a Model, got str 'pocket'"), (lambda: MODEL.trace(IDS, max_bytes=-1), "number of bytes from 0"),
+    (lambda: MODEL.trace(IDS, resume=5), "resume: wanted a path, got int"), (lambda: gs.explore(TRACE, model="pocket"), "model: wanted a Model, got str 'pocket'"), (lambda: MODEL.trace(IDS, max_bytes=-1), "number of bytes from 0"),
     (lambda: TRACE.save(), "save: wanted arguments of path, got none for path"), (lambda: gs.metrics.logprob(), "logprob: .*got none for"),
 ])  # fmt: skip
 def test_names_of_arguments_are_answered_with_the_nearest(call, message):
