@@ -38,14 +38,15 @@ def parquet_file(path: Path) -> ParquetFile:
             raise ValueError(f"two columns {told(twice[0])}")
         kinds = {n: file.schema_arrow.field(n).type for n in names}
         texts = [n for n, kind in kinds.items() if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)]
-        return parquet.ParquetFile(path, read_dictionary=[n for n in texts if not _is_by_prefix(file, n)])
+        plain = _by_prefix(file)
+        return parquet.ParquetFile(path, read_dictionary=[n for n in texts if n not in plain])
 
 
-def _is_by_prefix(file: ParquetFile, name: str) -> bool:
-    """Whether some of a column's texts are stored as what they share with the one before: those Arrow does not keep once."""
+def _by_prefix(file: ParquetFile) -> set[str]:
+    """The columns of which texts are stored as what they share with the one before: those Arrow does not keep once."""
     groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
     parts = (group.column(at) for group in groups for at in range(group.num_columns))
-    return any("DELTA_BYTE_ARRAY" in part.encodings for part in parts if part.path_in_schema == name)
+    return {part.path_in_schema for part in parts if "DELTA_BYTE_ARRAY" in part.encodings}
 
 
 def parquet_rows(file: ParquetFile, path: Path, columns: Sequence[str], longest: int) -> Iterator[dict[str, Any]]:
