@@ -104,7 +104,9 @@ def problems(path: Path, config: ModelConfig) -> Iterator[str]:
         except CheckpointError as error:
             yield str(error).removeprefix(f"{path}/")
     read = ("config.json", *TOKENIZERS, *BESIDE)
-    yield from (f"{name}: {CHECKSUMS} does not know it" for name in read if sums and name in present and name not in sums)
+    unknown = [name for name in read if sums and name in present and name not in sums]
+    put_there = ", which was put there later; give it as tokenizer=, or lay it beside the directory"
+    yield from (f"{name}: {CHECKSUMS} does not know it{'' if name == read[0] else put_there}" for name in unknown)
     foreign = sorted(n for n in present - set(files) if n.endswith(".safetensors"))
     yield from (f"{name}: not part of this model ({config.num_layers} layers)" for name in foreign)
     for name in (n for n in files if n in present):
