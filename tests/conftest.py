@@ -25,10 +25,19 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 GOLDENS = ROOT / "tests" / "goldens"
 
+QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+if not Path("/dev/nvidia0").exists():  # JAX reads it at the first program; what tests start takes it over
+    os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "programs")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+AS_XLA_DOES = {
+    "xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32,
+}  # fmt: skip
+"""The defaults of what QUICK changes."""
 
 TINY = ModelConfig(
     vocab_size=97, d_model=40, num_layers=3, num_heads=6, num_kv_heads=2, d_head=14, d_expert=24, max_tokens=67,
@@ -52,9 +61,13 @@ def make(config: ModelConfig = TINY, seed: int = 0, dtype: str = "float32") -> M
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Those of one file at a time; compiled in a hurry, but for files that say AS_USERS_HAVE_IT (those that compute much, and those that compare to the bit), and on a GPU."""
-    if jax.default_backend() == "cpu" and not getattr(request.module, "AS_USERS_HAVE_IT", False):
-        programs.COMPILER["xla_backend_optimization_level"] = 0
+    """Those of one file at a time, on a CPU compiled in a hurry: LLVM's level 0, or for files that say COMPUTES_MUCH its level 1,
+    as all that tests start; for those that say AS_USERS_HAVE_IT as XLA does it by itself.
+    """
+    if jax.default_backend() == "cpu":
+        whole = getattr(request.module, "AS_USERS_HAVE_IT", False)
+        some = getattr(request.module, "COMPUTES_MUCH", False)
+        programs.COMPILER |= AS_XLA_DOES if whole else {} if some else {"xla_backend_optimization_level": 0}
     yield
     programs.COMPILER.clear()
     programs.let_go()

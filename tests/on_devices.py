@@ -14,7 +14,7 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 WHAT, FOLDER, *REST = sys.argv[1:]
 DEVICES = 8 if WHAT != "two" else 4
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

@@ -14,6 +14,7 @@ from grokscope.block_config import BlockConfig
 from grokscope.checkpoints import native
 from grokscope.router_config import RouterConfig
 from grokscope.transformer import experts as experts_module
+from grokscope.transformer import to_host
 from grokscope.transformer.attention import Sequence, attend
 from grokscope.transformer.experts import apply_experts
 from grokscope.transformer.forms import Mxfp4, OutputFirst, Scaled, plain
@@ -183,6 +184,24 @@ def test_attention_and_its_derivative(case):
     for got, wanted in zip(values(False), right, strict=True):
         got, wanted = np.asarray(got, np.float32), np.asarray(wanted, np.float32)
         assert np.linalg.norm(got - wanted) <= 1.5e-2 * np.linalg.norm(wanted)
+
+
+def test_what_is_kept_comes_home_and_what_is_remembered_stays(monkeypatch):
+    """Large, small and remembered arrays at once, against those that nobody sent on."""
+    made = gs.ModelConfig(
+        vocab_size=214, d_model=D, num_layers=3, num_heads=8, num_kv_heads=4, d_head=64, d_expert=F, max_tokens=137,
+        router=RouterConfig(num_experts=6, top_k=2), attention_scale=0.125,
+    )  # fmt: skip
+    model = gs.Model(made, random_weights(made, 0, jnp.bfloat16), None, "bfloat16", "made")
+    ids = np.random.default_rng(0).integers(3, 214, (3, 131))
+    sites = ["router.logits", "router.experts", "resid_post", "attn.k", "logits"]
+    home = to_host.gathered({"a": jnp.ones((211, 307))})["a"]
+    assert home.sharding.memory_kind == "pinned_host" and (np.asarray(home) == 1).all()
+    trace, grown = model.trace(ids, sites), model.generate(ids[:, :17], 5, capture=sites).trace
+    monkeypatch.setattr(to_host, "gathered", lambda kept: kept)
+    for site in sites:
+        np.testing.assert_array_equal(trace[site], model.trace(ids, sites)[site])
+        np.testing.assert_array_equal(grown[site], model.generate(ids[:, :17], 5, capture=sites).trace[site])
 
 
 @pytest.mark.skipif(len(jax.devices()) < 2, reason="needs two devices")

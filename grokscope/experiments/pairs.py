@@ -25,8 +25,9 @@ from grokscope.sites import Capture
 from grokscope.trace.recorder import Recorder
 from grokscope.transformer import kv_cache
 from grokscope.transformer.attention import Past
-from grokscope.transformer.forward import Call, Kept, run_layers
+from grokscope.transformer.forward import Call, run_layers
 from grokscope.transformer.programs import Program
+from grokscope.transformer.to_host import Kept
 from grokscope.transformer.unembed import End
 
 LOGITS = 2**25

@@ -24,8 +24,9 @@ from grokscope.running.gradients import read_at
 from grokscope.sites import Capture
 from grokscope.transformer.attention import Past
 from grokscope.transformer.attention import Sequence as Tokens
-from grokscope.transformer.forward import Call, Kept, Run, Streams, run_layers
+from grokscope.transformer.forward import Call, Run, Streams, run_layers
 from grokscope.transformer.tap import Selection
+from grokscope.transformer.to_host import Kept
 
 TOKENS_IN_A_CALL = 2048
 """Of all rows of a call."""

@@ -10,7 +10,8 @@ import xarray as xr
 from jaxtyping import Array
 
 from grokscope.trace.recorder import Recorder
-from grokscope.transformer.forward import Call, Kept, Streams
+from grokscope.transformer.forward import Call, Streams
+from grokscope.transformer.to_host import Kept
 
 
 def _level(layer: int | None) -> int:

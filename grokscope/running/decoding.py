@@ -26,11 +26,12 @@ from grokscope.transformer import kv_cache
 from grokscope.transformer.attention import Past
 from grokscope.transformer.attention import Sequence as Tokens
 from grokscope.transformer.edits import prepare
-from grokscope.transformer.forward import Call, Kept, Run, gathered, run_embed, run_end, run_layers
+from grokscope.transformer.forward import Call, Run, run_embed, run_end, run_layers
 from grokscope.transformer.primitives import NOWHERE, LoweredEdits, Place, Primitive
 from grokscope.transformer.programs import Program
 from grokscope.transformer.step import State, run_group, run_next
 from grokscope.transformer.tap import Selection
+from grokscope.transformer.to_host import Kept, gathered
 from grokscope.transformer.unembed import End
 from grokscope.transformer.weights import BlockWeights
 

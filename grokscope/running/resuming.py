@@ -21,7 +21,8 @@ from grokscope.checkpoints.pickle_machine import CheckpointError
 from grokscope.disk.reading import read_json
 from grokscope.disk.writing import is_scratch, whole_file, write_whole
 from grokscope.harmless import told, visible
-from grokscope.transformer.forward import Kept, Streams
+from grokscope.transformer.forward import Streams
+from grokscope.transformer.to_host import Kept
 
 if TYPE_CHECKING:
     from grokscope.running.loaded import Loaded

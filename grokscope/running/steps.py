@@ -8,7 +8,7 @@ import numpy as np
 from grokscope.config import ModelConfig
 from grokscope.sites import SITES, Capture
 from grokscope.trace.recorder import Recorder
-from grokscope.transformer.forward import Kept, gathered
+from grokscope.transformer.to_host import Kept, gathered
 
 KEPT_ON_DEVICE = 2**28
 """Bytes of kept arrays that wait on the device; more are brought home."""

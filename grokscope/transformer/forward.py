@@ -7,10 +7,10 @@ So weights may come from memory or from a stream, and an edit moved to another l
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,10 +26,10 @@ from grokscope.transformer.forms import Scaled, Weight
 from grokscope.transformer.programs import Program
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.tap import Selection, Tap
+from grokscope.transformer.to_host import Kept, Late, gathered
 from grokscope.transformer.unembed import End
 from grokscope.transformer.weights import BlockWeights, ModelWeights
 
-Kept = dict[str, Array]
 Record = Callable[[int | None, Kept], None]
 Seen = tuple[Any, Selection]
 """The edits of a call and what of each site it keeps."""
@@ -137,16 +137,16 @@ def run_layers(weights: ModelWeights, calls: Sequence_[Call], streams: Streams |
     recorded while the next one runs.
     """
     streams = streams or Streams()
-    late = _Late()
+    late = Late()
     for batch, call in enumerate(calls):
         kept = streams.recall(None, batch)
         if kept is None:
             x, kept = _embedded(weights, call)
             streams.keep(None, batch, x, kept)
-        late(call, None, kept)
+        late(partial(call.record, None), kept)
     for layer in range(streams.first_layer):
         for batch, call in enumerate(calls):
-            late(call, layer, streams.recall(layer, batch))
+            late(partial(call.record, layer), streams.recall(layer, batch), call.run.remembers)
     blocks = iter(weights.blocks[streams.first_layer :] if streams.first_layer else weights.blocks)
     try:
         for layer in range(streams.first_layer, len(weights.blocks)):
@@ -156,7 +156,7 @@ def run_layers(weights: ModelWeights, calls: Sequence_[Call], streams: Streams |
                 if kept is None:
                     x, kept = _through(w, streams.get(batch), layer, call)
                     streams.keep(layer, batch, x, kept)
-                late(call, layer, kept)
+                late(partial(call.record, layer), kept, call.run.remembers)
             del w  # a streamed layer leaves before the one after the next is sent
             if isinstance(weights.blocks, Streamed):
                 jax.block_until_ready(x)
@@ -166,55 +166,6 @@ def run_layers(weights: ModelWeights, calls: Sequence_[Call], streams: Streams |
     late.finish()
     streams.finish()
     return streams
-
-
-LARGE = 2**24
-"""Bytes from which on a detour of a kept array pays."""
-
-
-WAITING = 2**28
-"""Bytes of kept arrays that may wait for their copies home while the next layers run."""
-
-
-class _Late:
-    """Records a call's outcome when later ones are under way; its copy to the host has begun by then."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[Call, int | None, Kept, int]] = deque()
-
-    def __call__(self, call: Call, layer: int | None, kept: Kept) -> None:
-        kept = gathered(kept)
-        self._waiting.append((call, layer, kept, sum(x.nbytes for x in kept.values())))
-        while len(self._waiting) > 1 and sum(waiting[-1] for waiting in self._waiting) > WAITING:
-            self._record()
-
-    def _record(self) -> None:
-        call, layer, kept, _ = self._waiting.popleft()
-        call.record(layer, kept)
-
-    def finish(self) -> None:
-        while self._waiting:
-            self._record()
-
-
-def gathered(kept: Kept) -> Kept:
-    """Whole arrays, on their way to the host, also of those whose parts lie on other hosts; large ones of a GPU by way of memory
-    that it can write.
-    """
-
-    def whole(x: Array) -> Array:
-        if getattr(x, "is_fully_addressable", True):
-            if isinstance(x, jax.Array) and x.nbytes > LARGE and len(x.devices()) == 1 and jax.default_backend() == "gpu":
-                (device,) = x.devices()
-                return jax.device_put(x, jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host"))
-            if isinstance(x, jax.Array):
-                x.copy_to_host_async()
-            return x
-        from jax.experimental.multihost_utils import process_allgather
-
-        return process_allgather(x, tiled=True)
-
-    return {site: whole(x) for site, x in kept.items()}
 
 
 def _embedded(weights: ModelWeights, call: Call) -> tuple[Array, Kept]:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from grokscope.config import ModelConfig
 from grokscope.transformer.attention import Past
-from grokscope.transformer.forward import Kept
 from grokscope.transformer.latent_attention import LATENT, SHARED_KEY
+from grokscope.transformer.to_host import Kept
 
 SITES = ("attn.k", "attn.v")
 

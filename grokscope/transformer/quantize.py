@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ml_dtypes
@@ -13,8 +14,10 @@ from grokscope.transformer.forms import Quantised, Scaled
 from grokscope.transformer.weights import CONTRACTED, OUTER, BlockWeights, ModelWeights, block_from, field_of
 
 ROW_GROUPS = {"attn.o": 8, "moe.down": 8}
-"""How many groups of input rows have scales of their own, where they divide evenly; 1 elsewhere. In the release each is
-the shard of one of 8 devices."""
+"""How many groups of input rows have scales of their own at the most; 1 elsewhere. In the release each is the shard of one of
+8 devices."""
+STEP = 64
+"""Rows that a GPU's kernels take at a time (`kernels.grouped`): with less than that to a scale they would not read the weights."""
 
 
 def quantize(weights: ModelWeights) -> ModelWeights:
@@ -64,16 +67,27 @@ def _int8(name: str, value: Any) -> Any:
 def to_int8(name: str, array: Any) -> Scaled:
     """One array by its field name: symmetric, the largest of a group at 127, scales rounded to bfloat16 first."""
     lead, rows = CONTRACTED[name]
-    array = np.asarray(array, np.float32)
+    array = np.asarray(array)
     shape = array.shape
-    groups = ROW_GROUPS.get(name, 1)
-    if np.prod(shape[lead : lead + rows]) % groups:
-        groups = 1
-    grouped = array.reshape(*shape[:lead], groups, -1, *shape[lead + rows :])
-    largest = np.abs(grouped).max(axis=lead + 1)
-    scales = np.maximum(largest / 127, 1e-12).astype(ml_dtypes.bfloat16)
-    values = np.rint(grouped / np.expand_dims(scales.astype(np.float32), lead + 1))
-    return Scaled(np.clip(values, -127, 127).astype(np.int8).reshape(shape), scales, lead, rows)
+    groups = row_groups(name, int(np.prod(shape[lead : lead + rows])))
+    values = np.empty(shape, np.int8)
+    scales = np.empty((*shape[:lead], groups, *shape[lead + rows :]), ml_dtypes.bfloat16)
+
+    def fill(expert: tuple[int, ...]) -> None:
+        grouped = array[expert].astype(np.float32).reshape(groups, -1, *shape[lead + rows :])
+        scales[expert] = np.maximum(np.abs(grouped).max(axis=1) / 127, 1e-12).astype(ml_dtypes.bfloat16)
+        grouped /= scales[expert].astype(np.float32)[:, None]
+        values[expert] = np.clip(np.rint(grouped), -127, 127).reshape(shape[lead:])
+
+    with ThreadPoolExecutor() as pool:  # NumPy lets threads run beside each other
+        list(pool.map(fill, np.ndindex(shape[:lead])))
+    return Scaled(values, scales, lead, rows)
+
+
+def row_groups(name: str, rows: int) -> int:
+    """How many groups these rows fall into: as many as leave whole steps to each, or else as divide them evenly."""
+    most = ROW_GROUPS.get(name, 1)
+    return next((n for n in range(most, 1, -1) if rows % (n * STEP) == 0), most if rows % most == 0 and rows % STEP else 1)
 
 
 def dequantize(weights: ModelWeights, dtype: Any) -> ModelWeights:

@@ -16,10 +16,11 @@ from grokscope.config import ModelConfig
 from grokscope.transformer.attention import PAST, Past, Sequence
 from grokscope.transformer.block import block
 from grokscope.transformer.forms import pytree
-from grokscope.transformer.forward import Kept, Seen
+from grokscope.transformer.forward import Seen
 from grokscope.transformer.programs import Program
 from grokscope.transformer.sampling import draw
 from grokscope.transformer.tap import Tap
+from grokscope.transformer.to_host import Kept
 from grokscope.transformer.unembed import End
 from grokscope.transformer.weights import BlockWeights
 

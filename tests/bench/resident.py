@@ -1,7 +1,7 @@
-"""Grok-1's true shapes resident on the devices that are here, random int8 weights made part by part on each: memory, forward
-passes with all routing captured, collectives, decoding, and the same numbers as one device on a small model.
+"""True shapes resident on the devices that are here, random int8 weights made part by part on each: memory, forward passes
+with all routing captured, collectives, decoding, and the same numbers as one device on a small model.
 
-    python tests/bench/resident.py [--layers 64] [--small] [none | model=8 | expert=8 | ...]
+    python tests/bench/resident.py [--shape grok-1 | olmoe | mixtral | qwen3] [--layers 64] [--small] [none | model=8 | expert=8 | ...]
 
 Without a mesh named: over all devices by width and by expert; on one device none, with the kernel where it is a Hopper's.
 --small: a small model, for any machine; eight CPU devices by XLA_FLAGS=--xla_force_host_platform_device_count=8.
@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +25,7 @@ import numpy as np
 from grok1_gpu import GROK, _timed, say  # first: it puts the checkout on the path
 
 import grokscope as gs
+from grokscope.checkpoints.huggingface.checkpoint import read_config
 from grokscope.devices.placement import _for_hopper, placement
 from grokscope.devices.sharding import Layout
 from grokscope.model.model import Model
@@ -29,10 +33,11 @@ from grokscope.transformer.attention import Sequence
 from grokscope.transformer.forms import Scaled
 from grokscope.transformer.forward import run_block
 from grokscope.transformer.kernels import hopper
-from grokscope.transformer.quantize import quantize
+from grokscope.transformer.quantize import quantize, row_groups
 from grokscope.transformer.stream import Streamed
 from grokscope.transformer.tap import Selection
 from grokscope.transformer.weights import CONTRACTED, BlockWeights, ModelWeights, block_from, random_weights
+from tests.bench.passes_gpu import MODELS
 
 SMALL = dataclasses.replace(
     GROK, vocab_size=1024, d_model=256, num_layers=4, num_heads=16, num_kv_heads=8, d_head=32, d_expert=512, max_tokens=512,
@@ -77,7 +82,7 @@ def wanted(name: str, shape: tuple[int, ...] | None) -> Any:
     if shape is None or name not in CONTRACTED:
         return None if shape is None else jax.ShapeDtypeStruct(shape, jnp.float32)
     lead, rows = CONTRACTED[name]
-    groups = 8 if name in ("attn.o", "moe.down") else 1
+    groups = row_groups(name, int(np.prod(shape[lead : lead + rows])))
     scales = (*shape[:lead], groups, *shape[lead + rows :])
     return Scaled(jax.ShapeDtypeStruct(shape, jnp.int8), jax.ShapeDtypeStruct(scales, jnp.bfloat16), lead, rows)
 
@@ -92,9 +97,22 @@ def made(config: gs.ModelConfig, mesh: Any) -> Model:
         whole = whole if mesh is None else layout.spread(whole)
         return _for_hopper(whole) if hopper.is_there() else whole
 
-    table = layout.array("embed", jax.ShapeDtypeStruct((config.vocab_size, config.d_model), jnp.bfloat16))
+    tables = {n: s for n, s in config.outer_shapes.items() if n in ("embed", "unembed")}
+    outer = {name: layout.array(name, jax.ShapeDtypeStruct(shape, jnp.bfloat16)) for name, shape in tables.items()}
     blocks = [block(n) for n in range(config.num_layers)]
-    return Model(config, ModelWeights(table, blocks, jnp.ones(config.d_model)), None, "bfloat16", "random", None, mesh)
+    weights = ModelWeights(blocks=blocks, final_norm=jnp.ones(config.d_model), **outer)
+    return Model(config, weights, None, "bfloat16", "random", None, mesh)
+
+
+def released(shape: str) -> gs.ModelConfig:
+    """A release's config, from the numbers that `passes_gpu` has of it."""
+    kind, _, numbers = MODELS[shape]
+    name, layers = {"olmoe": ("olmoe", 16), "mixtral": ("mixtral", 32), "qwen3": ("qwen3_moe", 48)}[shape]
+    values = {"architectures": [kind.replace("Config", "ForCausalLM")], "model_type": name, "num_hidden_layers": layers,
+              "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 8192, **numbers}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(values))
+        return read_config(Path(folder))
 
 
 def held() -> list[int]:
@@ -105,7 +123,7 @@ def held() -> list[int]:
 def forward(model: Model, devices: int) -> None:
     """Passes with all routing captured, against the arithmetic floor."""
     longest = model.config.max_tokens
-    for batch, tokens in ((1, min(1024, longest)), (8, min(1024, longest)), (1, longest)):
+    for batch, tokens in ((1, min(1024, longest)), (8, min(1024, longest)), (1, longest), (64, min(1024, longest))):
         ids = np.random.default_rng(0).integers(3, model.config.vocab_size, (batch, tokens))
         first = _timed(lambda ids=ids: model.record(ids, ["router.*"]))
         t = min(_timed(lambda ids=ids: model.record(ids, ["router.*"])) for _ in range(2))
@@ -163,12 +181,13 @@ def same_numbers(mesh: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("meshes", nargs="*")
+    parser.add_argument("--shape", choices=("grok-1", *MODELS), default="grok-1")
     parser.add_argument("--layers", type=int, default=None)
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
     devices = len(jax.devices())
     say(f"{devices} x {jax.devices()[0].device_kind}, JAX {jax.__version__}")
-    config = SMALL if given.small else GROK
+    config = SMALL if given.small else GROK if given.shape == "grok-1" else released(given.shape)
     config = dataclasses.replace(config, num_layers=given.layers or config.num_layers)
     for name in given.meshes or (["none"] if devices == 1 else [f"model={devices}", f"expert={devices}"]):
         mesh = None if name == "none" else gs.mesh(**{k: int(v) for k, v in (part.split("=") for part in name.split(","))})

@@ -16,19 +16,29 @@ import numpy as np
 import pytest
 
 import grokscope as gs
+from grokscope.block_config import RopeConfig
 from grokscope.checkpoints import CheckpointError
 from grokscope.checkpoints.huggingface import read_config
 from grokscope.checkpoints.native_writer import Writer
 from grokscope.transformer import attention
 from grokscope.transformer.forward import embed
+from grokscope.transformer.rope import frequencies
 from grokscope.transformer.unit import gated, kernel_act
 from tests.checkpoints import grok2
 from tests.checkpoints.families import folder, model
 from tests.checkpoints.hub_server import hub
-from tests.reference.grok2_numpy import Readings, forward
+from tests.reference.grok2_numpy import Readings, forward, slowed
 
 IDS = np.random.default_rng(1).integers(3, 97, (2, 13))
 EXPERT = "model.layers.{}.block_sparse_moe.experts.{}.{}.weight"
+STRETCHED = (16.0, 83, 8.0, 1.0)
+"""YaRN's reading of "original": 16 times, a first context at which one of the seven pairs stays, two are mixed, four slowed."""
+
+
+def yarn(base, context):
+    return RopeConfig(base=base, scaling="yarn", factor=16.0, original_tokens=context, turns=(8.0, 1.0), magnitude=1 + 0.1 * float(np.log(16)))
+
+
 FILE = "pytorch_model-{:05d}-TP-{}.safetensors"
 
 
@@ -87,6 +97,7 @@ def test_a_temperature_in_chunks_of_queries_and_in_no_kernel(wanted, monkeypatch
         ({"temperature": "never"}, {"attention_temperature": None}),
         ({"renormalise": True}, {"router": {"renormalize": True}}),
         ({"router_capped": False}, {"router": {"logit_cap": None}}),
+        ({"stretched": STRETCHED}, {"rope": yarn(1234.5, 83)}),
         ({"capped_first": True}, {"final_cap": grok2.TINY["final_logit_softcapping"] * grok2.TINY["output_multiplier_scale"]}),
     ],
 )
@@ -99,6 +110,13 @@ def test_each_disputed_point_is_data(tensors, wanted, reading, fields):
     for site in trace.sites:
         assert_close(trace, other, site)
     assert np.abs(other["logits"] - wanted["logits"]).max() > (1e-4 if "gelu" in reading else 1e-3)
+
+
+def test_what_yarn_would_slow_in_the_release():
+    """llama.cpp's reading of `rope_type: original` at true size (grok2.md, section 5): pairs from 24 on 16 times, 17 to 23 mixed."""
+    of_pair = frequencies(yarn(208533496.0, 8192), 128) / frequencies(RopeConfig(base=208533496.0), 128)
+    np.testing.assert_allclose(of_pair, [slowed(n, 128, 208533496, (16.0, 8192, 8.0, 1.0)) for n in range(64)], rtol=1e-6)
+    assert (of_pair[:18] == 1).all() and (np.diff(of_pair[17:25]) < 0).all() and of_pair[24:] == pytest.approx(1 / 16)
 
 
 def test_a_temperature_is_seen_in_a_panel_too(trace, wanted):

@@ -13,7 +13,7 @@ from tests.conftest import ROOT, shared
 
 FOLDER = ROOT / "grokscope" / "data" / "pocket"
 
-AS_USERS_HAVE_IT = True
+COMPUTES_MUCH = True
 
 
 def test_size_and_shape(pocket):

@@ -27,6 +27,7 @@ class Readings:
     renormalise: bool = False
     router_capped: bool = True
     capped_first: bool = False  # the logits: capped, then scaled
+    stretched: tuple[float, int, float, float] | None = None  # YaRN: times slower, first context, turns that stay, turns that do not
 
 
 def softmax_last(x: np.ndarray) -> np.ndarray:
@@ -54,13 +55,29 @@ def gelu(x: np.ndarray, kind: str) -> np.ndarray:
     raise ValueError(f"unknown GELU {kind!r}")
 
 
-def rope(x: np.ndarray, theta: float) -> np.ndarray:
+def slowed(pair: int, width: int, theta: float, stretched: tuple[float, int, float, float]) -> float:
+    """Give the share of a pair's frequency that YaRN leaves, as llama.cpp's rope_yarn computes it."""
+    factor, context, fast, slow = stretched
+
+    def pair_with(turns: float) -> float:
+        return width * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = max(0, math.floor(pair_with(fast))), min(width - 1, math.ceil(pair_with(slow)))
+    ramp = min(1.0, max(0.0, (pair - first) / max(0.001, last - first)))
+    return ramp / factor + (1 - ramp)
+
+
+def rope(x: np.ndarray, theta: float, readings: Readings = Readings()) -> np.ndarray:
     """Rotate coordinate pair (i, i + K/2) of every head of x [B,T,heads,K] by its position * theta^(-2i/K)."""
-    width, out = x.shape[-1], np.empty_like(x)
+    width, out, size = x.shape[-1], np.empty_like(x), 1.0
+    if readings.stretched is not None:
+        size = 1 + 0.1 * math.log(readings.stretched[0])
     for t in range(x.shape[1]):
         for i in range(width // 2):
             angle = t * theta ** (-2.0 * i / width)
-            first, second = x[:, t, :, i], x[:, t, :, i + width // 2]
+            if readings.stretched is not None:
+                angle *= slowed(i, width, theta, readings.stretched)
+            first, second = x[:, t, :, i] * size, x[:, t, :, i + width // 2] * size
             out[:, t, :, i] = first * math.cos(angle) - second * math.sin(angle)
             out[:, t, :, i + width // 2] = first * math.sin(angle) + second * math.cos(angle)
     return out
@@ -85,8 +102,8 @@ def scores_of(config: dict[str, Any], q: np.ndarray, k: np.ndarray, readings: Re
 def attention(config: dict[str, Any], tensors: Tensors, name: str, a: np.ndarray, readings: Readings) -> Captures:
     """Run grouped-query attention on the normed a [B,T,D]; "out" is before the post-norm."""
     (B, T, _), H, G, K = a.shape, config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
-    q = rope((a @ tensors(f"{name}.q_proj.weight").T).reshape(B, T, H, K), config["rope_theta"])
-    k = rope((a @ tensors(f"{name}.k_proj.weight").T).reshape(B, T, G, K), config["rope_theta"])
+    q = rope((a @ tensors(f"{name}.q_proj.weight").T).reshape(B, T, H, K), config["rope_theta"], readings)
+    k = rope((a @ tensors(f"{name}.k_proj.weight").T).reshape(B, T, G, K), config["rope_theta"], readings)
     v = (a @ tensors(f"{name}.v_proj.weight").T).reshape(B, T, G, K)
     scores, pattern, z = np.zeros((B, H, T, T)), np.zeros((B, H, T, T)), np.zeros((B, T, H, K))
     for b in range(B):

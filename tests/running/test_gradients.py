@@ -9,6 +9,7 @@ import pytest
 
 import grokscope as gs
 from grokscope.transformer.stream import Streamed
+from tests.checkpoints.families import model as family
 
 E = gs.edits
 IDS = np.random.default_rng(7).integers(3, 97, (3, 11))
@@ -50,6 +51,22 @@ def test_derivatives_agree_with_finite_differences(tiny, found, site):
 
     wanted = (at(step) - at(-step)) / (2 * step)
     np.testing.assert_allclose(np.nansum((slope.values * way).reshape(3, -1), 1), wanted, atol=3e-4, rtol=3e-3)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3/hub", "gpt_oss/hub"])
+def test_other_families(name):
+    """Latent keys, groups and a shared unit; sinks, windows, biases and clamps."""
+    m, way = family(name), np.random.default_rng(11)
+    ids = np.random.default_rng(7).integers(3, m.config.vocab_size, (3, 11))
+    slopes = m.gradients(ids, of=METRIC, at=["resid_pre", "router.gates", "moe.out"])
+    for site in ("resid_pre", "router.gates", "moe.out"):
+        slope = slopes[site].sel({slopes[site].dims[0]: 1})
+        move = way.standard_normal(slope.shape).astype(np.float32) * (0.1 if site == "router.gates" else 1)
+        move[:, :-1] = 0  # of the last token alone: every token more is an edge more that a choice may cross
+        up, down = (measured(m, [E.Add(site, h * move, layers=1)], ids) for h in (1e-3, -1e-3))
+        found = (slope.values * move).reshape(3, -1).sum(1)
+        assert np.abs(found).min() > 1e-3 * np.abs(found).max() > 0
+        np.testing.assert_allclose(found, (up - down) / 2e-3, atol=3e-3 * np.abs(found).max(), rtol=5e-3)
 
 
 def test_held_routing_cuts_what_flows_by_way_of_the_router(tiny, found):

@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 WORDS = ["The moon is bright.", "床前明月光", "def moon(): return 42", "la lune, la mer", "0123456789 " * 7]
 TEXTS = [Document(f"{WORDS[n % 5]} {n} " * (1 + n % 7), "even" if n % 2 == 0 else "odd") for n in range(43)]
 
-AS_USERS_HAVE_IT = True
+COMPUTES_MUCH = True
 
 
 def written(counters: RoutingCounters, folder) -> bytes:

@@ -33,7 +33,7 @@ RECIPE = Recipe(
     dropout=0.1,
 )
 
-AS_USERS_HAVE_IT = True
+COMPUTES_MUCH = True
 
 
 def corpus(seed: int, count: int, domain: str) -> Corpus:

@@ -26,7 +26,7 @@ experts = st.integers(0, 4)
 stream = st.sampled_from(["resid_pre", "resid_mid", "resid_post", "attn.out", "moe.out"])
 few = settings(max_examples=12, deadline=None)
 
-AS_USERS_HAVE_IT = True
+COMPUTES_MUCH = True
 
 
 def run(*edits, capture=("*",)):

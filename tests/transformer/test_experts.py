@@ -16,7 +16,7 @@ import grokscope as gs
 from grokscope.checkpoints import native
 from grokscope.transformer.experts import apply_experts, unit
 from grokscope.transformer.forms import PerExpert, plain
-from grokscope.transformer.quantize import to_int8
+from grokscope.transformer.quantize import STEP, row_groups, to_int8
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.weights import MoEWeights
 from tests.conftest import TINY
@@ -128,3 +128,16 @@ def test_loading_for_a_cpu_changes_no_number(dtype):
         np.testing.assert_array_equal(a["router.experts"], b["router.experts"])
     assert np.abs(a["logits"] - b["logits"]).max() < {"float32": 1e-4, "bfloat16": 0.7}[dtype]
     assert np.abs(a["logits"] - b["logits"]).mean() < {"float32": 1e-5, "bfloat16": 0.05}[dtype]
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(32768, 8), (14336, 8), (1024, 8), (768, 6), (2880, 5), (1408, 2), (640, 5), (24, 8), (100, 1)])
+def test_scales_leave_the_kernels_whole_steps(rows, groups):
+    """Grok-1, Mixtral, OLMoE, Qwen3, gpt-oss, DeepSeek, and widths of no release; a matrix that has no groups has none."""
+    assert row_groups("moe.down", rows) == groups and row_groups("moe.up", rows) == 1
+    assert rows % STEP or rows // groups % STEP == 0
+    w = np.random.default_rng(0).standard_normal((2, rows, 3)).astype(np.float32)
+    stored = to_int8("moe.down", w)
+    assert stored.scales.shape == (2, groups, 3)
+    apart = np.abs(w.reshape(2, groups, -1, 3)).max(2)
+    off = np.abs(np.asarray(stored.to("float32")) - w).reshape(2, groups, -1, 3).max(2)
+    assert (off <= apart / 127).all()  # half a step, and what bfloat16 rounds off the scale
