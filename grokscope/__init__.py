@@ -87,7 +87,9 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(_MODULES[name])
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        from grokscope.arguments import answering
+
+        return answering(getattr(import_module(_HOMES[name]), name))
     from grokscope.sites import near
 
     raise AttributeError(f"module 'grokscope' has no attribute {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from grokscope.sites import near
+from grokscope.arguments import offered
 from grokscope.text.naming import id_of, ids_of
 
 __all__ = ["Metric", "kl", "logit_difference", "logprob"]
@@ -191,5 +191,4 @@ def _last_logits(trace: Any, texts: int) -> np.ndarray:
     return np.stack([row[i[0]] for row, i in zip(logits, last, strict=True)])
 
 
-def __getattr__(name: str) -> Any:
-    raise AttributeError(f"grokscope.metrics has no {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")
+__getattr__ = offered(globals(), "grokscope.metrics")

@@ -166,6 +166,9 @@ def _corpus(suffix: str) -> Format:
         path = folder / f"x.{suffix}"
         if suffix == "parquet":
             pd.DataFrame(rows).to_parquet(path)
+        elif suffix == "packed.parquet":
+            table = pd.DataFrame([{**row, "text": row["text"] * 10_000} for row in rows])
+            table.to_parquet(path, compression="zstd", use_dictionary=False, column_encoding={"text": "DELTA_BYTE_ARRAY"})
         else:
             import gzip
 
@@ -189,7 +192,7 @@ READERS: dict[str, Format] = {
     "native": Format(_native, _checkpoint, is_ours=True), "huggingface": Format(_hub, _checkpoint), "grok1": Format(_grok1, _checkpoint),
     "zarr": Format(_trace, _read_trace, is_ours=True), "counters": Format(_counters, _read_counters, is_ours=True),
     **{suffix: _recording(suffix) for suffix in ("json", "npy", "npz", "csv", "pt")},
-    "sentencepiece": Format(_tokenizer, _read_tokenizer), **{suffix: _corpus(suffix) for suffix in ("jsonl", "jsonl.gz", "parquet")},
+    "sentencepiece": Format(_tokenizer, _read_tokenizer), **{suffix: _corpus(suffix) for suffix in ("jsonl", "jsonl.gz", "parquet", "packed.parquet")},
 }  # fmt: skip
 
 
@@ -197,7 +200,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     """One change, of the kinds that disks, copies and strangers make."""
     made, at = bytearray(data), rng.randrange(max(1, len(data)))
     end = min(len(data), at + rng.choice([1, 2, 8, 64, 4096]))
-    kind = rng.randrange(9)
+    kind = rng.randrange(10)
     if kind <= 1 and made:
         made[at] ^= 1 << rng.randrange(8)
     elif kind == 2:

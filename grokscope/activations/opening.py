@@ -25,11 +25,13 @@ from grokscope.activations.layout import (
     routing_column,
 )  # fmt: skip
 from grokscope.checkpoints.mapped_safetensors import map_arrays, read_header
-from grokscope.disk.parquet import check_unpacked, parquet_file
+from grokscope.disk.parquet import parquet_file, read_columns
 from grokscope.disk.reading import read_json
 from grokscope.harmless import told, visible
 from grokscope.sites import SITES
 
+TABLE_LIMIT = 1 << 32
+"""Bytes in memory of the table of one part: a harvest puts some 262,144 tokens into one, each of a few kB."""
 _STORED = {"bfloat16": "BF16", "float32": "F32"}
 _NUMBERS = {"read": r"\d{1,15}", "documents": r"\d{1,15}", "digest": r"[0-9a-f]{16}"}
 
@@ -218,8 +220,7 @@ def table_of(process: Process, number: int) -> tuple[pd.DataFrame, np.ndarray, n
     if wrong := [n for n, kind in kinds.items() if kind not in wanted[n]]:
         raise ValueError(f"{path}: wanted {wrong[0]} as a harvest writes it, got {kinds[wrong[0]]}; harvest again")
     try:
-        check_unpacked(file, [*names, *(f"{n}.list.element" for n in lists)])
-        read = file.read([*names, *lists])
+        read = read_columns([path], [*names, *lists], TABLE_LIMIT)
         of = {name: [routing_column(name, layer) for layer in routed] for name in ROUTING}
         experts, gates = (_stacked(read, of[name], (len(read), slots), kind) for name, kind in ROUTING.items())
         table = read.select(names).to_pandas(ignore_metadata=True)

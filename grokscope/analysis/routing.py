@@ -26,7 +26,7 @@ from grokscope.analysis.super_experts import super_experts
 from grokscope.analysis.transitions import transition_information, transitions
 from grokscope.analysis.vocabulary import context_dependence, vocabulary_specialization
 from grokscope.analysis.weight_similarity import expert_weight_similarity
-from grokscope.sites import near
+from grokscope.arguments import offered
 
 __all__ = [
     "adjust",
@@ -62,6 +62,4 @@ __all__ = [
     "vocabulary_specialization",
 ]
 
-
-def __getattr__(name: str) -> object:
-    raise AttributeError(f"grokscope.routing has no {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")
+__getattr__ = offered(globals(), "grokscope.routing")

@@ -5,6 +5,7 @@
 May import sweeps, tables, analysis and what is below them. Read atlas.py first.
 """
 
+from grokscope.arguments import offered
 from grokscope.atlas.atlas import Atlas
 from grokscope.atlas.collecting import from_recording
 from grokscope.atlas.file import open_atlas, save
@@ -12,10 +13,7 @@ from grokscope.atlas.labelling import Context, label
 from grokscope.atlas.neighbours import neighbours
 from grokscope.atlas.page import page
 from grokscope.atlas.tables import table, tables
-from grokscope.sites import near
 
 __all__ = ["Atlas", "Context", "from_recording", "label", "neighbours", "open_atlas", "page", "save", "table", "tables"]
 
-
-def __getattr__(name: str) -> object:
-    raise AttributeError(f"grokscope.atlas has no {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")
+__getattr__ = offered(globals(), "grokscope.atlas")

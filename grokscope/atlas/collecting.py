@@ -12,9 +12,8 @@ from grokscope.atlas.atlas import Atlas
 from grokscope.atlas.neighbours import neighbours
 from grokscope.counters.classes import labels_of
 from grokscope.counters.counters import RoutingCounters
-from grokscope.sweeps.corpus import labels_of as given_labels
 from grokscope.sweeps.sweep import WINDOW, Sweep, call_tokens, windows
-from grokscope.text.given import is_whole
+from grokscope.text.given import is_whole, labels_in
 from grokscope.trace.trace import Trace
 
 MOST_CONTEXTS, MOST_SAMPLED = 1000, 2**20
@@ -41,7 +40,7 @@ class Asked:
 def collect(model: Any, source: Any, labels: Any, asked: Asked) -> Atlas:
     """What `Model.atlas` gives; see there."""
     sweep = Sweep(model, shard=asked.shard, norms=asked.norms)
-    labels = labels if labels is None or isinstance(labels, str) else given_labels(labels)
+    labels = labels if labels is None or isinstance(labels, str) else labels_in(labels)
     kinds, made = ("gate", "gate_norm")[: 1 + asked.norms], None
     with tqdm(unit="token", unit_scale=True, desc="atlas", delay=1, disable=None) as bar:
         for _, pieces in windows(sweep.pieces(source, labels), call_tokens() * WINDOW):

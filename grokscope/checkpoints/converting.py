@@ -19,14 +19,14 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from grokscope.checkpoints import FORMATS, CheckpointError, native, recognise
-from grokscope.checkpoints.finding import BESIDE, found, tokenizer_files
+from grokscope.checkpoints.finding import found, tokenizer_files
 from grokscope.checkpoints.native_writer import CHECKSUMS, Writer, arrays_of, file_of
 from grokscope.checkpoints.source import Source
 from grokscope.config import ModelConfig
 from grokscope.disk.reading import read_json
 from grokscope.disk.writing import clear_stale, force, is_scratch, write_whole
 from grokscope.harmless import told
-from grokscope.text.opening import TOKENIZERS
+from grokscope.text.opening import BESIDE, TOKENIZERS
 from grokscope.transformer.quantize import quantize_lazily
 from grokscope.transformer.weights import ModelWeights
 
@@ -54,11 +54,14 @@ def convert(
     work, where the disk has too little room.
     """
     out = Path(out).expanduser()
+    out = out if out.name else out.absolute()  # the work lies beside it
     kind, folder = recognise(found(str(path)))
     config = config or FORMATS[kind].read_config(folder)
     if quantize not in (None, "int8"):
         raise ValueError(f'quantize: wanted "int8" or None, got {quantize!r}')
     source = Source(kind, folder, config)
+    if quantize:
+        source.say_what_quantizes("convert")
     weights = quantize_lazily(source.weights) if quantize else source.weights
     about = {"path": str(folder.resolve()), "format": kind, "model": config.to_dict(), "quantize": quantize}
     about |= {"files": _state(folder), "version": native.VERSION}

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from grokscope.checkpoints import huggingface
-from grokscope.text.opening import tokenizer_file
+from grokscope.text.opening import BESIDE, tokenizer_file
 
 
 def found(name: str, weights: bool = True) -> Path:
@@ -20,9 +20,6 @@ def found(name: str, weights: bool = True) -> Path:
     if not Path(name).parent.is_dir() and huggingface.is_hub_id(name):
         return huggingface.download(name, weights)
     return Path(name)
-
-
-BESIDE = ("tokenizer_config.json", "chat_template.jinja")
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from grokscope.config import ModelConfig
 from grokscope.disk.reading import read_json
 from grokscope.disk.writing import whole_folder
 from grokscope.harmless import listed, told, visible
+from grokscope.text.opening import BESIDE, TOKENIZERS
 from grokscope.transformer.weights import CONTRACTED, ModelWeights, block_from
 from grokscope.transformer.weights import OUTER as OUTER_ARRAYS
 
@@ -55,7 +56,7 @@ def read_config(path: Path) -> ModelConfig:
         raise
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: wanted a model's config, got something else ({error})") from error
-    if (path / CHECKSUMS).exists() and file.name in _checksums(path):  # `problems` says it where they are missing
+    if (path / CHECKSUMS).exists() and file.name in _checksums(path):  # `problems` says it where either is missing
         verify(path, file.name)
     return config
 
@@ -102,6 +103,10 @@ def problems(path: Path, config: ModelConfig) -> Iterator[str]:
             verify(path, name)
         except CheckpointError as error:
             yield str(error).removeprefix(f"{path}/")
+    read = ("config.json", *TOKENIZERS, *BESIDE)
+    unknown = [name for name in read if sums and name in present and name not in sums]
+    put_there = ", which was put there later; give it as tokenizer=, or lay it beside the directory"
+    yield from (f"{name}: {CHECKSUMS} does not know it{'' if name == read[0] else put_there}" for name in unknown)
     foreign = sorted(n for n in present - set(files) if n.endswith(".safetensors"))
     yield from (f"{name}: not part of this model ({config.num_layers} layers)" for name in foreign)
     for name in (n for n in files if n in present):
@@ -162,8 +167,8 @@ def _checksums(path: Path) -> dict[str, list[str]]:
         if odd := [name for name in sums if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII)]:
             raise ValueError(f"{told(odd[0])} is not the name of a file beside it")
     except (OSError, ValueError) as error:
-        reason = "missing" if isinstance(error, FileNotFoundError) else f"unreadable ({error})"
-        raise CheckpointError(f"{path / CHECKSUMS}: {reason}; copy or convert the checkpoint again") from error
+        got = "no such file" if isinstance(error, FileNotFoundError) else f"something else ({error})"
+        raise CheckpointError(f"{path / CHECKSUMS}: wanted digests, got {got}; copy or convert the checkpoint again") from error
     return sums
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from grokscope.checkpoints import FORMATS, CheckpointError
 from grokscope.config import ModelConfig
-from grokscope.transformer.weights import OUTER, BlockWeights
+from grokscope.transformer.forms import Quantised
+from grokscope.transformer.weights import CONTRACTED, OUTER, BlockWeights, field_of
 
 OURS = (".safetensors", ".json", ".model")
 """Endings of a checkpoint's own files, besides the release's `tensor...`; what else is written beside them is not ours."""
@@ -53,6 +56,15 @@ class Source:
         arrays = {name: getattr(self.weights, name) for name in OUTER}
         self._check(None, "", arrays)
         return arrays
+
+    def say_what_quantizes(self, who: str) -> None:
+        """Say it where no matrix (of the first layer, the last and outside) is plain, so that quantize= changes nothing."""
+        blocks = [self.weights.blocks[n] for n in {0, len(self.weights.blocks) - 1}]
+        inside = [field_of(block, name) for block in blocks for name in CONTRACTED if "." in name]
+        stored = [a for a in (*inside, *(getattr(self.weights, name) for name in OUTER if name in CONTRACTED)) if a is not None]
+        if all(isinstance(array, Quantised) for array in stored):
+            kinds = ", ".join(sorted({type(a).__name__ if not hasattr(a, "values") else str(a.values.dtype) for a in stored}))
+            tqdm.write(f"{who}: its matrices are stored as {kinds} already, quantize changes nothing", file=sys.stderr)
 
     def _check(self, layer: int | None, name: str, arrays: Any) -> None:
         self.check_unchanged()

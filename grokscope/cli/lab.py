@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import webbrowser
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -93,7 +95,25 @@ def open_lab(folder: Path, port: int, browser: bool = True) -> int:
         except webbrowser.Error:
             browser = False
             print("no browser on this machine: open the address below in one that can reach it", flush=True)
-    try:
-        return subprocess.call(command(folder.resolve(), port, browser))
-    except KeyboardInterrupt:
-        return 0
+    return serve(command(folder.resolve(), port, browser))
+
+
+def serve(command: list[str]) -> int:
+    """Run a server until it ends, by Ctrl-C in the terminal (which it hears too) or by a SIGTERM to this process, which ends both;
+    its exit status, 0 where it was ended so.
+    """
+    with subprocess.Popen(command) as server:
+
+        def end(*_: object) -> None:
+            server.terminate()
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGTERM, end)
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            with suppress(KeyboardInterrupt):  # a second Ctrl-C is the server's, which asks for it
+                server.wait()
+            return 0
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -121,7 +121,7 @@ def generate(
 
     loaded = load(model, dtype=dtype)
     write = sys.stdout.write
-    write(words)
+    write(_terminal_safe(words))
 
     def show(new: str) -> None:
         write(_terminal_safe(new))
@@ -179,7 +179,10 @@ def convert(
     if not (out / SOURCE).is_file():  # else its last step was cut off
         _check_free(out)
 
-    made = work(path, out, quantize="int8" if int8 else None, check=check)
+    try:
+        made = work(path, out, quantize="int8" if int8 else None, check=check)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; what is whole is kept in {out}.part, and the same command goes on there") from None
     files = [p.stat().st_size for p in made.iterdir()]
     print(f"wrote {len(files)} files, {sum(files):,} bytes, to {out}")
     if text:

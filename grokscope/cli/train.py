@@ -70,7 +70,7 @@ def model(
     vocabulary is the tokenizer's, and on a CPU the model is small and the arithmetic float32.
     """
     from grokscope.train.data import corpus_files, open_tokenizer, tokenize_corpus
-    from grokscope.train.loop import is_complete, num_steps, train
+    from grokscope.train.loop import is_complete, num_steps, steps_done, train
     from grokscope.train.pocket import export, heldout_documents
     from grokscope.train.recipe import Recipe
 
@@ -86,9 +86,14 @@ def model(
     texts = tokenize_corpus(corpora, tokenizer, out / "tokens")
     files = sorted(corpora.glob("heldout_dev.jsonl*"))
     heldout = heldout_documents(files[0], tokenizer) if files else []
-    weights = train(made, texts, out, heldout, minutes=minutes)
+    try:
+        weights = train(made, texts, out, heldout, minutes=minutes)
+    except KeyboardInterrupt:
+        where = f"step {steps_done(out):,} of {num_steps(made):,}"
+        raise KeyboardInterrupt(f"interrupted; the same command goes on at {where}") from None
     if is_complete(out):
-        export(weights, made, out / "int8", tokenizer, heldout)
+        if not (out / "int8").exists():  # else the run was complete before
+            export(weights, made, out / "int8", tokenizer, heldout)
         print(f'the model lies in {out / "int8"}: gs.load("{out / "int8"}"), or grokscope trace TEXT --model {out / "int8"}')
     else:
         print(f"stopped with a checkpoint in {out}: the same command goes on there, and writes the model at its end")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from grokscope.counters.documents import RoutingDocument
+from grokscope.harmless import told
+from grokscope.text.given import LabelError, label_of, labels_in
 from grokscope.trace.trace import Trace
 
 Classes = np.ndarray | Sequence[Sequence[Any]] | Callable[[list[str]], Sequence[Any]] | str
@@ -17,13 +19,19 @@ MASK = {True: "inside", False: "outside"}
 """What the two sides of a mask are called."""
 
 
-def labels_of(labels: Sequence[str] | str | None, texts: int) -> list[str]:
-    """A label for each text. Raises ValueError where there is not one for each."""
-    named = [labels or ""] * texts if labels is None or isinstance(labels, str) else list(labels)
-    if len(named) != texts or not all(isinstance(n, str) for n in named):
-        raise ValueError(
-            f"labels: wanted a string for each of {texts} texts, got {named[:8]}; give '' to those without one"
-        )
+def labels_of(labels: Any, texts: int) -> list[str]:
+    """A label for each text, as `model.sweep` takes them; one may stand for all. Raises ValueError where there is not one for each,
+    TypeError for what is no label.
+    """
+    if labels is None or isinstance(labels, str):
+        return [labels or ""] * texts
+    given = labels_in(labels)
+    try:
+        named: list[Any] = [label_of(label) for label in given]
+    except LabelError:
+        named = []
+    if len(named) != texts or None in named:
+        raise ValueError(f"labels: wanted a string for each of {texts} texts, got {told(given)}; give '' to those without one")
     return named
 
 

@@ -50,7 +50,7 @@ def parse_json(data: bytes | str, what: str) -> Any:
             "take it in parts, or as arrays (.npy)"
         )
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_once)  # some programs put a mark before it
     except RecursionError:
         reason = "lists in lists without end"
     except ValueError as error:

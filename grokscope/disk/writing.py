@@ -2,7 +2,9 @@
 
 The work goes to a scratch beside the place, under a name that nobody can predict, opened so that no link is followed. It
 is forced to the disk, renamed, and the folder with the new name is forced too. While it is written the scratch is locked:
-what lies there unlocked is of a process that died, and the next writer of the same place clears it away.
+what lies there unlocked is of a process that died, and the next writer of the same place clears it away. Earlier versions named
+a scratch by the process and did not lock it: such a one goes when no process has that number and nothing in it has changed for
+a day, for it may be another machine's. What has any other name stays.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import IO
 
 _AT_CWD, _NO_REPLACE = -100, 1
 """Of Linux's renameat2."""
+_DAY = 86_400.0
 
 
 @contextmanager
@@ -30,7 +34,7 @@ def whole_file(path: str | Path, *, replace: bool = False) -> Iterator[IO[bytes]
 
     replace: put it in the place of one that is there. Raises FileExistsError for one that is, else; OSError.
     """
-    path = Path(path)
+    path = _named(path)
     if not replace and os.path.lexists(path):
         raise _exists(path)
     with _scratch(path, folder=False) as (scratch, handle), os.fdopen(handle, "wb", closefd=False) as file:
@@ -50,7 +54,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
     `path` may be an empty folder. Raises FileExistsError for anything else that is there.
     """
-    path = Path(path)
+    path = _named(path)
     if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(
             f"{path}: wanted a new or an empty directory, got one that already holds something; name another"
@@ -87,18 +91,37 @@ def force_all(folder: Path) -> None:
         force(Path(where))
 
 
+def _named(path: str | Path) -> Path:
+    """A path with a name, beside which a scratch has its own: `.` has none."""
+    return Path(path) if Path(path).name else Path(path).absolute()
+
+
 def clear_stale(path: Path) -> None:
     """Remove what writers of `path` that died have left beside it."""
-    pattern = re.compile(rf"\.{re.escape(_short(path.name))}\.[0-9a-f]{{16}}\.part")
+    pattern = re.compile(rf"\.{re.escape(_short(path.name))}\.(?:[0-9a-f]{{16}}|(\d{{1,10}}))\.part")
     with suppress(FileNotFoundError, NotADirectoryError):
         for name in os.listdir(path.parent):
-            if pattern.fullmatch(name):
+            found = pattern.fullmatch(name)
+            if found and (found[1] is None or _is_abandoned(path.parent / name, int(found[1]))):
                 _remove_unlocked(path.parent / name)
 
 
 def is_scratch(path: Path, name: str) -> bool:
-    """Whether this is what a writer of `name` has left, or is at work on."""
-    return bool(re.fullmatch(rf"\.{re.escape(_short(name))}\.[0-9a-f]{{16}}\.part", path.name))
+    """Whether this is what a writer of `name`, of an earlier version too, has left, or is at work on."""
+    return bool(re.fullmatch(rf"\.?{re.escape(_short(name))}\.([0-9a-f]{{16}}|\d{{1,10}})\.part", path.name))
+
+
+def _is_abandoned(scratch: Path, process: int) -> bool:
+    """Whether a scratch that nobody locks is of a process that is no more."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        inside = (os.path.join(where, name) for where, folders, names in os.walk(scratch) for name in (*folders, *names))
+        with suppress(FileNotFoundError):
+            return time.time() - max(os.lstat(p).st_mtime for p in (scratch, *inside)) > _DAY
+    except PermissionError:  # another user's lives too
+        pass
+    return False
 
 
 def _short(name: str) -> str:

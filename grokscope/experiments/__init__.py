@@ -7,6 +7,7 @@ May import model and what is below it. Read effect.py first.
 """
 
 from grokscope.analysis.output_similarity import expert_output_similarity, norm_rank
+from grokscope.arguments import offered
 from grokscope.experiments.attribution import attribution_table, logit_attribution, router_attribution
 from grokscope.experiments.attribution_patching import attribution_patch
 from grokscope.experiments.counterfactual import counterfactual_experts
@@ -21,7 +22,6 @@ from grokscope.experiments.precision import precision
 from grokscope.experiments.probe import probe
 from grokscope.experiments.rounding import within_rounding
 from grokscope.experiments.routes import swap_runner_up, top_k_sweep
-from grokscope.sites import near
 
 __all__ = ["effect", "knock_out", "swap_runner_up", "top_k_sweep"]
 __all__ += ["attribution_table", "counterfactual_experts", "gate_gradients", "logit_attribution", "logit_lens"]
@@ -29,6 +29,4 @@ __all__ += ["head_scores", "router_attribution"]
 __all__ += ["attribution_patch", "patch", "patch_path"]
 __all__ += ["expert_output_similarity", "norm_rank", "precision", "probe", "within_rounding"]
 
-
-def __getattr__(name: str) -> object:
-    raise AttributeError(f"grokscope.experiments has no {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")
+__getattr__ = offered(globals(), "grokscope.experiments")

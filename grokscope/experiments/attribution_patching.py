@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from grokscope.arguments import check_arguments
 from grokscope.experiments.cells import Asked, tokens_of
 from grokscope.experiments.pairs import BothRuns, Pairs
 from grokscope.experiments.patching import OVER, patch
@@ -15,7 +16,6 @@ from grokscope.experiments.site_values import SiteValues
 from grokscope.experiments.sweeping import Sweep
 from grokscope.model.model import Model
 from grokscope.running.gradients import check_derivative, derivatives
-from grokscope.running.loaded import check_arguments
 from grokscope.sites import Capture
 
 

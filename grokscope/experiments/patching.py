@@ -6,6 +6,7 @@ from typing import Any
 
 import xarray as xr
 
+from grokscope.arguments import check_arguments
 from grokscope.experiments.asked import need_experts
 from grokscope.experiments.cells import Asked, tokens_of
 from grokscope.experiments.pairs import BothRuns, Pairs
@@ -13,7 +14,6 @@ from grokscope.experiments.recovered import recovered
 from grokscope.experiments.site_values import STREAMS, values_of
 from grokscope.experiments.sweeping import ROUTING, Sweep
 from grokscope.model.model import Model
-from grokscope.running.loaded import check_arguments
 
 OVER = ("layers", "tokens", "heads", "slots", "experts", "draws")
 

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
+from grokscope.arguments import check_arguments
 from grokscope.experiments.asked import need_experts, one_index
 from grokscope.experiments.cells import Asked, tokens_of
 from grokscope.experiments.pairs import BothRuns, Pairs
@@ -19,7 +20,6 @@ from grokscope.experiments.rows import Batch, Row, Through, batches, last_stream
 from grokscope.experiments.site_values import STREAMS, SiteValues, cut
 from grokscope.experiments.sweeping import Sweep
 from grokscope.model.model import Model
-from grokscope.running.loaded import check_arguments
 from grokscope.sites import DIMS, SITES, parse_site
 from grokscope.transformer.primitives import Primitive
 from grokscope.transformer.selecting import hot, indices

@@ -43,8 +43,8 @@ def load(
     SentencePiece's) or an object with encode and decode (transformers' too), else the one in the directory or beside it.
     dtype: of the arithmetic. weights: "resident" copies them to the device, "streamed" brings each layer when it is its
     turn, two at a time, "auto" takes the first where they fit. quantize: "int8" keeps every matrix that is plain as int8
-    (`grokscope.experiments.precision` measures what that costs). mesh: from `gs.mesh`, to lay the weights over several
-    devices.
+    (`grokscope.experiments.precision` measures what that costs; where none is plain, a line on standard error says so).
+    mesh: from `gs.mesh`, to lay the weights over several devices.
 
     Raises CheckpointError (a ValueError) with every missing, truncated, mis-shaped or hostile file: nothing is unpickled.
     A layer is checked (checksums, no NaN, no infinity) when it is first read, which for streamed weights is during a run.
@@ -62,6 +62,8 @@ def load(
     if quantize not in (None, "int8"):
         raise ValueError(f'quantize: wanted "int8" or None, got {quantize!r}')
     source = Source(kind, folder, config)
+    if quantize:
+        source.say_what_quantizes("load")
     place = placement(config, dtype, mesh)
     brought = (lambda n: quantize_block(source.block(n))) if quantize else source.block
     size = config.bytes("int8") if quantize else source.bytes

@@ -9,14 +9,16 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grokscope.arguments import check_arguments
 from grokscope.devices.memory import check_memory, plan
+from grokscope.harmless import told
 from grokscope.model.elsewhere import ELSEWHERE
 from grokscope.model.over_corpora import OverCorpora
 from grokscope.model.transformer_lens import InTheirWords
 from grokscope.prompt import Prompt
 from grokscope.running.chatting import chat
 from grokscope.running.generation import Generation, generate
-from grokscope.running.loaded import Loaded, check_arguments
+from grokscope.running.loaded import Loaded
 from grokscope.running.running import run
 from grokscope.sites import near
 from grokscope.text.given import is_whole
@@ -107,8 +109,8 @@ class Model(OverCorpora, InTheirWords, Loaded):
     ) -> tuple[Recorder, Prompt]:
         """What `trace` makes a trace of: the bare arrays, and the prompt as ids. For programs that must start at once."""
         check_arguments(select, _OF_TRACE, "trace")
-        if max_bytes is not None and not isinstance(max_bytes, Real):
-            raise TypeError(f"max_bytes: wanted a number of bytes, got {str(max_bytes)[:40]!r}; as in 2e9")
+        if max_bytes is not None and not (isinstance(max_bytes, Real) and max_bytes >= 0):
+            raise TypeError(f"max_bytes: wanted a number of bytes from 0, got {str(max_bytes)[:40]!r}; as in 2e9")
         encoded, edits = self.encode(prompt, truncate), as_edits(edits)
         config, single = prepare(edits, self.config)
         check_texts(edits, encoded.rows)
@@ -149,6 +151,8 @@ class Model(OverCorpora, InTheirWords, Loaded):
         for name, value in {"max_new_tokens": max_new_tokens, "seed": seed}.items():
             if not is_whole(value):
                 raise TypeError(f"{name}: wanted a whole number, got {type(value).__name__} {str(value)[:40]!r}; give one")
+        if not 0 <= seed < 1 << 32:
+            raise ValueError(f"seed: wanted a whole number from 0 to {(1 << 32) - 1}, got {told(int(seed))}; give one")
         for name, value in {"temperature": temperature, "top_p": top_p}.items():
             if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
                 raise TypeError(f"{name}: wanted a number, got {type(value).__name__} {str(value)[:40]!r}; give one")

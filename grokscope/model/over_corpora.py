@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grokscope.running.loaded import check_arguments
+from grokscope.arguments import check_arguments
 from grokscope.transformer.edits import as_edits
 
 if TYPE_CHECKING:

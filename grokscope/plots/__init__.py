@@ -15,12 +15,10 @@ needs neither.
 May import analysis and what is below it. Read charts.py first.
 """
 
+from grokscope.arguments import offered
 from grokscope.plots.charts import bars, lines, ranking
 from grokscope.plots.maps import flow, heatmap
-from grokscope.sites import near
 
 __all__ = ["bars", "flow", "heatmap", "lines", "ranking"]
 
-
-def __getattr__(name: str) -> object:
-    raise AttributeError(f"grokscope.plots has no {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")
+__getattr__ = offered(globals(), "grokscope.plots")

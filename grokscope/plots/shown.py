@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from grokscope.analysis.adjusting import adjust
+from grokscope.sites import near
 from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
 
@@ -143,11 +144,16 @@ def _null(data: xr.Dataset, variable: str) -> tuple[str | None, str | None]:
     return None, None
 
 
+_NAMED = ("variable", "over", "name")
+"""Arguments of figures: a misspelt one would be taken for a dimension."""
+
+
 def _chosen(data: xr.Dataset, figure: str, at: Mapping[str, Any]) -> xr.Dataset:
     for dim, label in at.items():
         if dim not in data.dims:
             have = ", ".join(map(str, data.dims)) or "no dims"
-            raise ValueError(f"{figure}: wanted to choose along {dim!r}, got a dataset of {have}; choose along these")
+            hint = near(dim, [*map(str, data.dims), *_NAMED]) or "; choose along these"
+            raise ValueError(f"{figure}: wanted to choose along {dim!r}, got a dataset of {have}{hint}")
         try:
             data = data.sel({dim: label}) if dim in data.indexes else data.isel({dim: label})
         except (KeyError, IndexError, TypeError, ValueError) as error:

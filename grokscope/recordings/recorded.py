@@ -109,6 +109,7 @@ def as_array(values: Any, what: str) -> np.ndarray:
     """An array of numbers, of an array of another library too. Raises ValueError for ragged lists and for text."""
     try:
         array = np.asarray(values)
+        array = array.astype(np.float32) if array.dtype.kind == "V" and array.dtype.names is None else array  # bfloat16
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise ValueError(
             f"{what}: wanted an array of numbers, got {type(values).__name__} ({error}); make it even"

@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from grokscope.config import ModelConfig, RouterConfig
+from grokscope.harmless import told
 from grokscope.recordings.anything import read_anything
 from grokscope.recordings.checks import (
     check_gates,
@@ -32,6 +33,7 @@ from grokscope.recordings.checks import (
 from grokscope.recordings.recorded import LIMIT, Hint, Recorded, names_its_file, whole_numbers
 from grokscope.recordings.words import with_words
 from grokscope.sites import SITES, Capture
+from grokscope.text.given import is_whole
 from grokscope.trace.trace import PROVENANCE, Trace
 from grokscope.versions import versions
 
@@ -103,7 +105,10 @@ def _given(experts: Any, gates: Any, sequence_lengths: Any, layers: Any, router:
     )
     made = read_anything(experts, hint)
     if gates is not None:
-        made.gates = read_anything(gates, hint).texts
+        try:
+            made.gates = read_anything(gates, hint).texts
+        except ValueError as error:
+            raise ValueError(str(error).replace("experts: ", "gates: ", 1)) from None
     made.layers = made.layers if numbers is None else numbers
     made.sequence_lengths = made.sequence_lengths if lengths is None else lengths
     split(made)
@@ -135,8 +140,9 @@ def _best_first(sites: dict[str, np.ndarray]) -> None:
 
 
 def _check_number(num_experts: int | None, router: RouterConfig | None) -> None:
-    if num_experts is not None and num_experts < 1:
-        raise ValueError(f"num_experts: wanted 1 or more, got {num_experts}; leave it out if it is not known")
+    if num_experts is not None and (not is_whole(num_experts) or num_experts < 1):
+        got = told(num_experts)
+        raise ValueError(f"num_experts: wanted a whole number of 1 or more, got {got}; leave it out if it is not known")
     if router is not None and num_experts is not None and router.num_experts != num_experts:
         raise ValueError(
             f"num_experts: wanted the router's {router.num_experts}, got {num_experts}; give one of the two, or both alike"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grokscope.arguments import check_arguments
 from grokscope.config import ModelConfig
 from grokscope.devices.sharding import Layout
 from grokscope.prompt import Encoder, Prompt
-from grokscope.sites import SITES, Capture, names_of, near, parse_site
+from grokscope.sites import SITES, Capture, names_of, parse_site
 from grokscope.text.tokenizer import Tokenizer
 from grokscope.trace.recorder import kept_layers
 from grokscope.transformer.selecting import indices
@@ -23,21 +24,6 @@ from grokscope.transformer.weights import ModelWeights
 from grokscope.versions import versions
 
 _LIMITS = ("tokens", "heads", "experts")
-_ELSEWHERE = {
-    "max_length": "max_new_tokens", "max_tokens": "max_new_tokens", "n_tokens": "max_new_tokens", "do_sample": "temperature",
-    "names_filter": "capture", "sites": "capture", "hooks": "edits", "fwd_hooks": "edits", "layer": "layers",
-}  # fmt: skip
-"""Other libraries' words for an argument."""
-
-
-def check_arguments(given: Iterable[str], known: Iterable[str], who: str) -> None:
-    """Raise TypeError for an argument that is none of the known ones, with the nearest."""
-    known = list(known)
-    for name in given:
-        if name not in known:
-            other = _ELSEWHERE.get(name)
-            hint = f"; did you mean {other!r}?" if other in known else near(name, known)
-            raise TypeError(f"{who}: wanted arguments of {', '.join(known)}, got {name!r}{hint}")
 
 
 def _kept_tokens(selected: Any, most: int, lengths: Sequence[int] | None) -> list[int]:

@@ -5,16 +5,14 @@
 May import experiments and what is below it. Read sae.py first.
 """
 
+from grokscope.arguments import offered
 from grokscope.sae.choice import predict_choice
 from grokscope.sae.contexts import score, top_contexts
 from grokscope.sae.loading import load, save
 from grokscope.sae.pushes import router_push
 from grokscope.sae.sae import Sae
 from grokscope.sae.train import train
-from grokscope.sites import near
 
 __all__ = ["Sae", "load", "predict_choice", "router_push", "save", "score", "top_contexts", "train"]
 
-
-def __getattr__(name: str) -> object:
-    raise AttributeError(f"grokscope.sae has no {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")
+__getattr__ = offered(globals(), "grokscope.sae")

@@ -6,7 +6,7 @@ beside its controls, `save` and `load` exchange it.
 May import experiments and what is below it. Read steers.py first.
 """
 
-from grokscope.sites import near
+from grokscope.arguments import offered
 from grokscope.steering.dose import dose
 from grokscope.steering.exchange import load, save
 from grokscope.steering.finding import difference, experts
@@ -14,6 +14,4 @@ from grokscope.steering.steers import Direction, Experts
 
 __all__ = ["Direction", "Experts", "difference", "dose", "experts", "load", "save"]
 
-
-def __getattr__(name: str) -> object:
-    raise AttributeError(f"grokscope.steering has no {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")
+__getattr__ = offered(globals(), "grokscope.steering")

@@ -20,7 +20,7 @@ from grokscope.disk.reading import parse_json
 from grokscope.harmless import told
 from grokscope.sites import near
 from grokscope.sweeps.bounded import DOCUMENT_LIMIT, BoundedText
-from grokscope.text.given import columns_of, items_of
+from grokscope.text.given import LabelError, columns_of, items_of, label_of, labels_in
 
 OPENERS = {".xz": lzma.open, ".bz2": bz2.open, ".gz": gzip.open}
 ROWS = (".jsonl", ".ndjson")
@@ -68,7 +68,7 @@ def read_documents(source: Any, label: Any = None) -> Iterator[Document]:
     elif isinstance(label, str):
         yield from _with_field(source, label)
     else:
-        yield from _labelled(source, labels_of(label))
+        yield from _labelled(source, labels_in(label))
 
 
 def _documents(source: Any, label: str | None) -> Iterator[_Found]:
@@ -130,13 +130,6 @@ def _no_field(label: str, fields: Iterable[str], who: str = "the documents") -> 
     )
 
 
-def labels_of(given: Any) -> list[Any]:
-    """Labels that are given themselves, as a list. Raises TypeError for a table, a mapping, a number."""
-    if columns_of(given) is not None:
-        raise TypeError(f'labels: wanted one column, got a table ({type(given).__name__}); name it, as in table["domain"]')
-    return list(items_of(given, "labels"))
-
-
 def _labelled(source: Any, labels: list[Any]) -> Iterator[Document]:
     number = len(labels) if is_once(source) else sum(1 for _ in _documents(source, None))
     for at, (document, label) in enumerate(zip_longest(_documents(source, None), labels)):
@@ -176,6 +169,8 @@ def _given(item: Any, label: str | None) -> _Found:
 
 
 def _of_file(path: Path, label: str | None) -> Iterator[_Found]:
+    if _kind(path) == ".json":
+        raise ValueError(f'{path}: wanted one document a line, {{"text": ...}}, in a .jsonl, got .json; write it so (jq -c ".[]")')
     if _kind(path) == ".parquet":
         yield from _of_parquet(path, label)
         return
@@ -224,14 +219,14 @@ def _group(row: Mapping[str, Any], label: str | None, where: str, default: str) 
     """The document's label, a text, a number or a truth value as text, and whether it is its own: `default` where it has none,
     null or NaN.
     """
-    value = None if label is None else row.get(label)
-    value = value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
-    if value is None or value != value:
-        return "" if label is None else default, label == FILE and default != ""
-    if not isinstance(value, str | int | float):
+    try:
+        value = None if label is None else label_of(row.get(label))
+    except LabelError as error:
         field = f" in {label!r}" if label else ""
-        raise ValueError(f"{where}: wanted a name{field}, got {told(value)}; give each document one text or number")
-    return str(value), True
+        raise ValueError(f"{where}: wanted a name{field}, got {error}; give each document one text or number") from None
+    if value is None:
+        return "" if label is None else default, label == FILE and default != ""
+    return value, True
 
 
 def _name(path: Path) -> str:

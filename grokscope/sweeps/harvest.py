@@ -25,11 +25,11 @@ from grokscope.disk.writing import write_whole
 from grokscope.running.resuming import claim, made_by
 from grokscope.running.running import calls_of
 from grokscope.sites import DIMS, SITES, Capture
-from grokscope.sweeps.corpus import is_once, labels_of
+from grokscope.sweeps.corpus import is_once
 from grokscope.sweeps.harvest_part import IN_TABLE, KINDS, Chunk, Piece, Rows, share_of, token_columns, write
 from grokscope.sweeps.harvest_room import check_disk, check_folder
 from grokscope.sweeps.sweep import Sweep, filled, in_calls
-from grokscope.text.given import is_whole
+from grokscope.text.given import is_whole, labels_in
 from grokscope.trace.recorder import kept_layers, shape_of
 from grokscope.transformer.edits import as_edits
 from grokscope.transformer.forward import run_end, run_layers
@@ -142,7 +142,7 @@ class Harvest:
     def into(self, source: Any, labels: Any, out: str | Path, progress: bool = True) -> Activations:
         """Write all of it; see `Model.harvest`."""
         given = labels is not None and not isinstance(labels, str)
-        labels = labels_of(labels) if given else labels
+        labels = labels_in(labels) if given else labels
         out = Path(out).expanduser()
         check_folder(out, self.sweep.shard[1])
         folder = out / process_folder(*self.sweep.shard)

@@ -26,11 +26,11 @@ from grokscope.prompt import Prompt, bucket
 from grokscope.running.resuming import made_by
 from grokscope.running.running import TOKENS_IN_A_CALL, run
 from grokscope.sites import ROUTING, Capture
-from grokscope.sweeps.corpus import Document, labels_of, read_documents
+from grokscope.sweeps.corpus import Document, read_documents
 from grokscope.sweeps.sampled_rows import sampled, write_rows
 from grokscope.sweeps.state import Piece, State
 from grokscope.sweeps.writing import CLASSES, Writing
-from grokscope.text.given import is_whole
+from grokscope.text.given import is_whole, labels_in
 from grokscope.text.tokenizer import with_prefix
 from grokscope.trace.recorder import NormRecorder, Recorder
 from grokscope.trace.trace import Trace, as_trace
@@ -157,7 +157,7 @@ class Sweep:
         if rows is not None and not (pair and 0 < rows[1] <= 1):
             raise ValueError(f"rows: wanted (folder, share of the documents above 0, up to 1), got {rows!r:.60}; give both")
         given = label is not None and not isinstance(label, str)
-        label = labels_of(label) if given else label
+        label = labels_in(label) if given else label
         about = {"shard": list(self.shard), "labels": "given" if given else label, "source": str(source)[:500]}
         about |= made_by(self.model, self.edits, self.classes) | ({"generate": asdict(self.writing)} if self.writing else {})
         with State(resume, about) as state, tqdm(

@@ -15,7 +15,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from grokscope.devices.memory import free_memory
-from grokscope.disk.parquet import check_unpacked, parquet_file
+from grokscope.disk.parquet import read_columns, with_texts
 from grokscope.disk.reading import opened, read_json
 from grokscope.harmless import told, visible
 from grokscope.tables import schema
@@ -149,18 +149,10 @@ def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
             found[name] = read_csv(csv)
         elif one.is_file() or parts.is_dir():
             try:
-                for file in [one] if one.is_file() else sorted(parts.glob("*.parquet")):
-                    _check_size(parquet_file(file))
-                found[name] = _frame(pq.read_table(one if one.is_file() else parts))
+                paths = [one] if one.is_file() else sorted(parts.glob("*.parquet"))
+                most = free_memory() // 2
+                found[name] = _frame(with_texts(read_columns(paths, None, most), most))
             except (pa.ArrowException, OSError, ValueError) as error:
                 said = visible(str(error))
                 raise ValueError(f"{one}: wanted a whole table, got a damaged one ({said}); export it again") from error
     return found
-
-
-def _check_size(file: pq.ParquetFile) -> None:
-    """Raise ValueError for more cells than half of the free memory holds, and for what no export packs so well."""
-    check_unpacked(file, file.schema_arrow.names)
-    cells = file.metadata.num_rows * file.metadata.num_columns
-    if 8 * cells > free_memory() // 2:
-        raise ValueError(f"{cells:,} cells, more than half of the free memory holds")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from grokscope.disk.reading import read_bytes, read_json
+from grokscope.harmless import told
+from grokscope.text.given import decoded
+
+TEMPLATE_LIMIT = 1 << 22
+"""Bytes of a chat template."""
 
 
 class Beside:
@@ -16,11 +22,14 @@ class Beside:
 
     @cached_property
     def _config(self) -> dict[str, Any]:
+        path = self._folder / "tokenizer_config.json"
         try:
-            found = json.loads((self._folder / "tokenizer_config.json").read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError):
+            found = read_json(path)
+        except (FileNotFoundError, NotADirectoryError):
             return {}
-        return found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}: wanted names with values, got {told(found)}; remove it, or copy it again")
+        return found
 
     @property
     def adds_bos(self) -> bool | None:
@@ -43,9 +52,10 @@ class Beside:
     @property
     def chat_template(self) -> str | None:
         """Jinja source: chat_template.jinja, else the config's own (of several the one named default), else the format's."""
+        path = self._folder / "chat_template.jinja"
         try:
-            return (self._folder / "chat_template.jinja").read_text(encoding="utf-8-sig")
-        except (OSError, ValueError):
+            return decoded(read_bytes(path, TEMPLATE_LIMIT), str(path))
+        except (FileNotFoundError, NotADirectoryError):
             said = self._config.get("chat_template")
         if isinstance(said, list):
             said = {t.get("name"): t.get("template") for t in said if isinstance(t, dict)}.get("default")

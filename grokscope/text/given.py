@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from grokscope.harmless import told
+
 _LISTS = ("tolist", "to_list", "to_pylist")
 _WANTED = {
     "prompt": "a text, several texts or token ids", "documents": "texts, or a file's name",
@@ -77,6 +79,27 @@ def _named(given: Any) -> str:
     """What was given, for an error: the kind, and the value where it is short."""
     shown = "" if given is None else f" {str(given)[:40]!r}" if isinstance(given, str | int | float | os.PathLike) else ""
     return f"{'None' if given is None else type(given).__name__}{shown}"
+
+
+class LabelError(TypeError):
+    """Of what is no label; says what it is."""
+
+
+def labels_in(given: Any) -> list[Any]:
+    """Labels that are given themselves, as a list. Raises TypeError for a table, a mapping, a number."""
+    if columns_of(given) is not None:
+        raise TypeError(f'labels: wanted one column, got a table ({type(given).__name__}); name it, as in table["domain"]')
+    return list(items_of(given, "labels"))
+
+
+def label_of(value: Any) -> str | None:
+    """A label (a text, a number, a truth value) as text; None where there is none (null, NaN). Raises LabelError."""
+    value = value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
+    if value is None or value != value:
+        return None
+    if not isinstance(value, str | int | float):
+        raise LabelError(told(value))
+    return str(value)
 
 
 def texts_of(given: Any, what: str) -> list[str]:

@@ -10,6 +10,8 @@ from grokscope.text.tokenizer import SentencePiece, Tokenizer, TokenizerJson
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.tok.json", "tokenizer.model")
 """What a tokenizer is called in a model's directory; those that know added tokens too before SentencePiece's."""
+BESIDE = ("tokenizer_config.json", "chat_template.jinja")
+"""What belongs to a tokenizer."""
 
 
 def tokenizer_file(folder: Path) -> Path | None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from grokscope.disk.reading import read_bytes
 from grokscope.text import tok_json
 from grokscope.text.beside import Beside
 from grokscope.text.visible import in_runs, of_bytes, unicode, visible
@@ -28,6 +29,10 @@ class Tokenizer(Protocol):
         """What a reader sees of each id."""
 
 
+LIMIT = 1 << 28
+"""Bytes of a tokenizer's file, of which the largest have a tenth."""
+
+
 class SentencePiece:
     """A SentencePiece model behind the three methods.
 
@@ -41,10 +46,13 @@ class SentencePiece:
 
         self.path, self.beside = Path(path), Beside(Path(path))
         try:
-            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            if not (data := read_bytes(path, LIMIT)):
+                raise ValueError("an empty file")  # which the library takes for none
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
             self._model.id_to_piece(list(range(self.vocab_size)))  # damage may be in a piece that no text asks for today
-        except (OSError, RuntimeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: wanted a SentencePiece model, got something else ({str(error)[:80]})") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            said = visible(str(error))[:160]
+            raise ValueError(f"{path}: wanted a SentencePiece model, got something else ({said}); copy it again") from error
 
     @property
     def vocab_size(self) -> int:
@@ -83,7 +91,7 @@ class TokenizerJson:
         self.beside = Beside(self.path, tok_json.CHAT if is_xai else None)
         hidden: dict[int, str] = {}
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = read_bytes(self.path, LIMIT).decode("utf-8-sig")
             layout = json.loads(text)
             if is_xai:
                 layout, hidden = tok_json.layout_of(layout)
@@ -91,7 +99,7 @@ class TokenizerJson:
             self._model = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises no class of its own
             kind = "tokenizer.tok.json" if is_xai else "tokenizer.json"
-            raise ValueError(f"{path}: wanted a {kind}, got something else ({str(error)[:160]})") from error
+            raise ValueError(f"{path}: wanted a {kind}, got something else ({visible(str(error))[:160]}); copy it again") from error
         self._model.no_truncation()
         self._model.no_padding()
         self._in_bytes = "ByteLevel" in json.dumps(layout.get("decoder"))

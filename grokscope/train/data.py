@@ -9,18 +9,22 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from grokscope.disk.arrays import DAMAGED
+from grokscope.disk.reading import opened
 from grokscope.disk.writing import whole_file
 from grokscope.sweeps.corpus import read_documents
 from grokscope.train.recipe import Recipe
+
+MOST_PIECES = 1 << 16
+"""Of a tokenizer: ids are kept as uint16."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,18 @@ def tokenize_corpus(folder: str | Path, tokenizer: str | Path, cache: str | Path
     cache.mkdir(parents=True, exist_ok=True)
     files = corpus_files(folder)
     kept = {f: cache / f"{f.name}.{_digest(f, Path(tokenizer))}.npz" for f in files}
-    missing = [f for f in files if not kept[f].exists()]
-    with ProcessPoolExecutor(min(len(missing) or 1, os.cpu_count() or 1)) as pool:
-        list(pool.map(partial(_tokenize_file, tokenizer=str(tokenizer)), missing, [kept[f] for f in missing]))
-    made = []
-    for f in files:
-        with np.load(kept[f]) as arrays:
-            made.append(Corpus(f.name.split(".")[0].removeprefix("train-"), arrays["ids"], arrays["starts"]))
-    return made
+    return [_kept(f, kept[f]) or _tokenize_file(f, kept[f], open_tokenizer(tokenizer)) for f in files]
+
+
+def _kept(path: Path, kept: Path) -> Corpus | None:
+    """A domain as it was kept; None where it was not, or is damaged."""
+    with suppress(*DAMAGED), np.load(kept) as arrays:
+        return Corpus(_domain(path), arrays["ids"], arrays["starts"])
+    return None
+
+
+def _domain(path: Path) -> str:
+    return path.name.split(".")[0].removeprefix("train-")
 
 
 def open_tokenizer(path: str | Path) -> Any:
@@ -67,10 +75,10 @@ def open_tokenizer(path: str | Path) -> Any:
             f"{path}: wanted a SentencePiece model, got something else ({str(error)[:80]}); `grokscope train tokenizer` makes one"
         ) from None
     size, marks = model.get_piece_size(), (model.bos_id(), model.eos_id())
-    if marks != (1, 2) or size > 1 << 16:
+    if marks != (1, 2) or size > MOST_PIECES:
         raise ValueError(
-            f"{path}: wanted up to 65,536 pieces, BOS at 1 and EOS at 2, got {size:,} pieces, {marks[0]} and {marks[1]}; make one "
-            "with `grokscope train tokenizer`"
+            f"{path}: wanted up to {MOST_PIECES:,} pieces, BOS at 1 and EOS at 2, got {size:,} pieces, {marks[0]} and "
+            f"{marks[1]}; make one with `grokscope train tokenizer`"
         )
     return model
 
@@ -79,18 +87,23 @@ def _digest(*paths: Path) -> str:
     """Of what the ids follow from: others of the same name must not pass for them."""
     made = hashlib.blake2b(digest_size=8)
     for path in paths:
-        made.update(path.read_bytes())
+        with opened(path) as file:
+            while part := file.read(1 << 20):
+                made.update(part)
     return made.hexdigest()
 
 
-def _tokenize_file(path: Path, kept: Path, tokenizer: str) -> None:
-    model = open_tokenizer(tokenizer)
-    documents = [np.array(model.encode(d.text, add_bos=True, add_eos=True), np.uint16) for d in read_documents(path)]
+def _tokenize_file(path: Path, kept: Path, model: Any) -> Corpus:
+    texts, documents = (d.text for d in read_documents(path)), []
+    while some := list(islice(texts, 1024)):  # shared out over the cores
+        made = model.encode(some, add_bos=True, add_eos=True, num_threads=os.cpu_count() or 1)
+        documents += [np.array(ids, np.uint16) for ids in made]
     if not documents:
         raise ValueError(f"{path}: wanted at least one document, got none; leave the file out")
     starts = np.cumsum([0, *(len(d) for d in documents)])
     with whole_file(kept, replace=True) as file:
-        np.savez(file, ids=np.concatenate(documents), starts=starts)
+        np.savez(file, ids=(ids := np.concatenate(documents)), starts=starts)
+    return Corpus(_domain(path), ids, starts)
 
 
 def plan(corpora: list[Corpus], tokens: int, power: float, seed: int) -> tuple[np.ndarray, dict[str, float]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,13 @@ import optax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from grokscope.disk.arrays import DAMAGED
 from grokscope.disk.writing import whole_file, write_whole
+from grokscope.harmless import told
 from grokscope.train.data import Corpus, batches
-from grokscope.train.loss import Teacher, bits_per_byte, initial_weights, loss
+from grokscope.train.loss import Teacher, initial_weights, loss
 from grokscope.train.optimizer import make_optimizer
+from grokscope.train.progress import Documents, Progress
 from grokscope.train.recipe import Recipe
 from grokscope.transformer.weights import ModelWeights
 
@@ -31,8 +33,6 @@ EVERY = 100
 
 SAVE_EVERY = 300.0
 """Seconds between checkpoints: what a kill may cost."""
-
-Documents = list[tuple[np.ndarray, int, str]]
 
 
 def num_steps(recipe: Recipe) -> int:
@@ -103,33 +103,21 @@ def train(
     taught = [rounded(w, recipe.dtype) for w, _ in teachers]
     how = {"recipe": recipe, "teachers": tuple(r for _, r in teachers), "optimizer": optimizer, "mesh": mesh}
     state = optimizer.init(weights)
+    _check_recipe(folder, recipe)
     first, (weights, state) = _restore(folder, (weights, state))
-    write_whole(folder / "recipe.json", recipe.to_json().encode(), replace=True)  # of another recipe the folder has been refused
+    write_whole(folder / "recipe.json", recipe.to_json().encode(), replace=True)
     _cut_log(folder / "log.jsonl", first)
-    started = clock = saved = time.monotonic()
-    tokens = 0
+    saved = time.monotonic()
     with open(folder / "log.jsonl", "a") as log:
+        progress = Progress(log, recipe, first, heldout)
         for step, (ids, segments) in enumerate(batches(corpora, recipe, first), first):
             with _unsupported(recipe):
                 weights, state, report = train_step(weights, state, (ids, segments), np.int32(step), taught, **how)
-                if step == first:
-                    jax.block_until_ready(report)
-            tokens += ids.shape[0] * (ids.shape[1] - 1)
+                progress.after(step, steps, ids.shape[0] * (ids.shape[1] - 1), report)
             last = step + 1 == steps
             if (step + 1) % EVERY == 0 or last:
-                row = {"step": step + 1, "of": steps, "nats": float(report["nats"]), "soft": float(report["soft"])}
-                row |= {"least": float(report["load"].min()), "most": float(report["load"].max())}
-                now = time.monotonic()
-                row["tokens_per_second"], tokens, clock = tokens / (now - clock), 0, now
-                if heldout and ((step + 1) % (10 * EVERY) == 0 or last):
-                    by_domain = bits_per_byte(weights, heldout, recipe)
-                    row |= {"bits_per_byte": float(np.mean(list(by_domain.values()))), "by_domain": by_domain}
-                    clock = time.monotonic()
-                left = {"minutes_left": (steps - step - 1) * (now - started) / (step + 1 - first) / 60}
-                print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in (row | left).items()}), flush=True)
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-            if minutes and time.monotonic() - started > 60 * minutes and not last:
+                progress.line(step, steps, report, weights if last or (step + 1) % (10 * EVERY) == 0 else None)
+            if minutes and progress.minutes > minutes and not last:
                 _save(folder, step + 1, (weights, state))
                 return weights
             if time.monotonic() - saved > SAVE_EVERY and not last:
@@ -153,6 +141,16 @@ def _unsupported(recipe: Recipe) -> Iterator[None]:
         ) from None
 
 
+def _check_recipe(folder: Path, recipe: Recipe) -> None:
+    """Raise ValueError where a checkpoint is of a run by another recipe: it would go on as neither of the two."""
+    if not all((folder / name).exists() for name in ("state.npz", "recipe.json")):
+        return
+    begun = Recipe.from_file(folder / "recipe.json")
+    if differ := [f.name for f in fields(Recipe) if getattr(begun, f.name) != getattr(recipe, f.name)]:
+        got = ", ".join(f"{n} ({told(getattr(begun, n))} there, {told(getattr(recipe, n))} here)" for n in differ)
+        raise ValueError(f"{folder}: wanted the recipe that was begun here, got another in {got}; name another folder")
+
+
 def _save(folder: Path, step: int, state: Any) -> None:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
     with whole_file(folder / "state.npz", replace=True) as file:
@@ -170,13 +168,19 @@ def _cut_log(path: Path, step: int) -> None:
     write_whole(path, "".join(kept).encode(), replace=True)
 
 
+def steps_done(folder: str | Path) -> int:
+    """The step of a run's checkpoint; 0 where there is none."""
+    path = Path(folder) / "state.npz"
+    if not path.exists():
+        return 0
+    with _opened(path) as arrays:
+        return int(arrays["step"])
+
+
 def is_complete(folder: str | Path) -> bool:
     """Whether a run has come to its last step."""
-    folder = Path(folder)
-    if not (folder / "state.npz").exists():
-        return False
-    with _opened(folder / "state.npz") as arrays:
-        return int(arrays["step"]) == num_steps(Recipe.from_file(folder / "recipe.json"))
+    done = steps_done(folder)
+    return done > 0 and done == num_steps(Recipe.from_file(Path(folder) / "recipe.json"))
 
 
 def load_run(folder: str | Path) -> Teacher:
@@ -207,5 +211,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             yield arrays
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+    except DAMAGED as error:
+        if str(path.parent) in str(error):  # said already
+            raise
         raise ValueError(f"{path}: wanted a training checkpoint, got a damaged one ({error}); remove it to begin anew") from error

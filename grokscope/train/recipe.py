@@ -6,9 +6,15 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from grokscope.config import ModelConfig, RouterConfig
+from grokscope.disk.reading import read_json
+from grokscope.fields import Count, NotNegative, Positive, Range, Tokens, check_fields
+from grokscope.harmless import told
+from grokscope.sites import near
+
+Share = Annotated[float, Range(0, 0.999, "a share from 0 to below 1")]
 
 
 def pocket_config(**changes: Any) -> ModelConfig:
@@ -38,35 +44,38 @@ class Recipe:
     """Every number of a run. Lengths are in tokens, rates per step."""
 
     config: ModelConfig = field(default_factory=pocket_config)
-    seed: int = 0
-    dtype: str = "bfloat16"
+    seed: Count = 0
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the arithmetic; the weights are float32. On a CPU "float32" is the faster."""
-    tokens: int = 500_000_000
-    batch_tokens: int = 131_072
+    tokens: Tokens = 500_000_000
+    batch_tokens: Tokens = 131_072
     contexts: tuple[tuple[int, float], ...] = ((2048, 0.9), (8192, 0.1))
     """(context, share of the tokens), in the order of training."""
-    domain_power: float = 0.6
+    domain_power: NotNegative = 0.6
     """A domain is drawn by its size to this power: 1 as the text is, 0 all alike."""
-    learning_rate: float = 0.02
+    learning_rate: Positive = 0.02
     """Of the matrices (Muon)."""
-    adam_rate: float = 0.003
+    adam_rate: Positive = 0.003
     """Of the embedding, the routers and the norms (Adam)."""
-    warmup: int = 100
-    weight_decay: float = 0.1
+    warmup: Count = 100
+    weight_decay: NotNegative = 0.1
     """Of the matrices; times the learning rate each step."""
-    embed_decay: float = 0.1
-    dropout: float = 0.1
+    embed_decay: NotNegative = 0.1
+    dropout: Share = 0.1
     """Of what each branch adds to the residual stream, and of the embedding."""
-    distill: float = 0.0
+    distill: Share = 0.0
     """The share of the loss that is against the teachers' probabilities instead of the text."""
-    balance_loss: float = 0.01
-    router_z_loss: float = 0.001
-    logit_z_loss: float = 1e-5
+    balance_loss: NotNegative = 0.01
+    router_z_loss: NotNegative = 0.001
+    logit_z_loss: NotNegative = 1e-5
 
     def __post_init__(self) -> None:
+        try:
+            check_fields(self)
+        except ValueError as error:
+            raise ValueError(f"recipe: {error}; change it in the recipe") from None
         most, steps = self.config.max_tokens, [round(self.tokens * share / self.batch_tokens) for _, share in self.contexts]
         checks = (
-            ("dtype", self.dtype in ("bfloat16", "float32"), '"bfloat16" or "float32"', self.dtype),
             ("tokens", sum(steps) >= 1, f"enough for a step of batch_tokens ({self.batch_tokens:,})", self.tokens),
             ("contexts", all(1 <= n <= most for n, _ in self.contexts), f"lengths up to max_tokens ({most})", self.contexts),
             ("contexts", abs(sum(share for _, share in self.contexts) - 1) < 1e-6, "shares that add up to 1", self.contexts),
@@ -83,14 +92,14 @@ class Recipe:
     def from_file(cls, path: str | Path, **changes: Any) -> Recipe:
         """The inverse of `to_json`, with some values changed."""
         try:
-            read = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
-            values = {**read, **changes}
+            values = {**read_json(Path(path).expanduser()), **changes}
         except (ValueError, TypeError) as error:
             line = f"{path}: wanted a recipe in JSON, got something else ({error}); `grokscope train recipe` writes one"
             raise ValueError(line) from None
         config = values.pop("config", None)
-        values["contexts"] = tuple((int(n), float(share)) for n, share in values.get("contexts", cls.contexts))
         unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
-            raise ValueError(f"{path}: unknown fields {unknown}; known are {[f.name for f in dataclasses.fields(cls)]}")
+            known = [f.name for f in dataclasses.fields(cls)]
+            which = f"wanted fields of a recipe ({', '.join(known)})"
+            raise ValueError(f"{path}: {which}, got {told(unknown)}{near(unknown[0], known)}")
         return cls(**values, **({"config": ModelConfig.from_dict(config)} if config else {}))

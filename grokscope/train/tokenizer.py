@@ -15,7 +15,7 @@ from pathlib import Path
 
 from grokscope.disk.writing import write_whole
 from grokscope.sweeps.corpus import read_documents
-from grokscope.train.data import corpus_files
+from grokscope.train.data import MOST_PIECES, corpus_files
 
 SPECIAL_PIECES = (
     ["\n" * n for n in range(1, 11)]
@@ -41,6 +41,8 @@ def train_tokenizer(
     model, out = io.BytesIO(), Path(out).expanduser()
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"{out}: wanted a folder to write in, {out.absolute().parent} is not there; make it first")
+    if vocab_size > MOST_PIECES:
+        raise ValueError(f"vocab_size: wanted up to {MOST_PIECES:,} pieces, as training reads them, got {vocab_size:,}; take fewer")
     settings = dict(
         model_type="bpe",
         vocab_size=vocab_size,
@@ -76,7 +78,8 @@ def _sample(folder: str | Path, num_bytes: int, seed: int, piece: int = 3000) ->
     """Passages of at most `piece` characters, domain by domain, until each domain has had its share of `num_bytes`."""
     domains = {path: [d.text for d in read_documents(path)] for path in corpus_files(folder)}
     sizes = {path: sum(len(t.encode()) for t in texts) for path, texts in domains.items()}
-    total = sum(size**0.5 for size in sizes.values())
+    if not (total := sum(size**0.5 for size in sizes.values())):
+        raise ValueError(f"{folder}: wanted some text in the training files, got none; write a document on each line")
     rng = random.Random(seed)
     for path, texts in domains.items():
         left = min(sizes[path], int(num_bytes * sizes[path] ** 0.5 / total))

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from grokscope.arguments import offered
 from grokscope.config import ModelConfig
-from grokscope.sites import near
 from grokscope.text.given import is_whole
 from grokscope.transformer.primitives import Place, Primitive
 from grokscope.transformer.recorded_edits import ReplaceExpert, Replay
@@ -191,8 +191,7 @@ def check_texts(edits: Sequence[Any], rows: Sequence[Sequence[int]]) -> None:
             edit.check_texts(rows)
 
 
-def __getattr__(name: str) -> Any:
-    raise AttributeError(f"grokscope.edits has no {name!r}; it has {', '.join(__all__)}{near(name, __all__)}")
+__getattr__ = offered(globals(), "grokscope.edits")
 
 
 def __dir__() -> list[str]:

@@ -72,9 +72,9 @@ class Primitive:
             mask = mask & hit.reshape(hit.shape + (1,) * (x.ndim - hit.ndim))
         if self.fn is not None:
             new = jnp.asarray(self.fn(x, *self.constants))
-            fits = new.ndim <= x.ndim and all(n in (1, m) for n, m in zip(new.shape[::-1], x.shape[::-1], strict=False))
-            if not fits:
-                raise ValueError(f"Map at {self.site}: wanted a function that keeps the shape {x.shape}, got {new.shape}; mend it")
+            if new.shape != x.shape:
+                got = f"got {new.shape}, which would be spread over it; mend it, or use jnp.broadcast_to(made, x.shape)"
+                raise ValueError(f"Map at {self.site}: wanted a function that keeps the shape {x.shape}, {got}")
         else:
             value = self.value[jnp.maximum(experts, 0)] if self.by_expert else self.value
             new = {"add": lambda: x + value, "scale": lambda: x * value, "replace": lambda: value}[self.kind]()

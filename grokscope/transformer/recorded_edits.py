@@ -12,7 +12,7 @@ from grokscope.config import ModelConfig
 from grokscope.transformer.primitives import Place
 from grokscope.transformer.selecting import Indices, indices
 from grokscope.transformer.site_edits import Edit, Replace, concise
-from grokscope.transformer.values import Placed, is_trace, numbers_of
+from grokscope.transformer.values import Placed, check_texts, is_trace, numbers_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +41,11 @@ class ReplaceExpert:
             answer = out.where(there).sum("slot", skipna=True).where(there.any("slot"))
             made.append(_WhereKnown("expert.out", answer, self.layers, self.tokens, experts=expert))
         return made
+
+    def check_texts(self, rows: Sequence[Sequence[int]]) -> None:
+        """As `Replace` does."""
+        if is_trace(self.value):
+            check_texts(self.value, self.tokens, rows, self)
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,6 +7,7 @@ cannot take effect raises.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from grokscope.config import ModelConfig
 from grokscope.sites import DIMS, SITES, parse_site
 from grokscope.transformer.primitives import Place, Primitive
 from grokscope.transformer.selecting import Indices, chosen, hot, indices
-from grokscope.transformer.values import Placed, check_choice, is_trace, numbers_of, placed
+from grokscope.transformer.values import Placed, check_choice, check_texts, is_trace, numbers_of, placed
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +42,8 @@ class Edit:
     slots: Indices = None
 
     kind: ClassVar[str] = "replace"
+    _trace: ClassVar[Any] = None
+    """What the value is of, where a whole trace was given."""
     verb: ClassVar[Any] = None
     """What the user wrote, where this edit stands for it; errors speak of that."""
 
@@ -50,6 +53,7 @@ class Edit:
         if layer is not None and self.layers is None:
             object.__setattr__(self, "layers", layer)
         if is_trace(self.value):  # a trace: what it kept of this site
+            object.__setattr__(self, "_trace", self.value)
             object.__setattr__(self, "value", self.value[site])
 
     def __repr__(self) -> str:
@@ -58,6 +62,11 @@ class Edit:
     def primitives(self, config: ModelConfig) -> list[Edit]:
         """The single-site edits that this one stands for."""
         return [self]
+
+    def check_texts(self, rows: Sequence[Sequence[int]]) -> None:
+        """Raise ValueError for a trace of which it is not clear what would stand where among these token ids."""
+        if self._trace is not None:
+            check_texts(self._trace, self.tokens, rows, self)
 
     def check(self, config: ModelConfig) -> None:
         """Raise ValueError where this model has nothing that the edit could change."""
@@ -75,12 +84,19 @@ class Edit:
         if self.value is None or callable(self.value):
             raise TypeError(f"{self}: value: wanted a number, an array or a trace, got none; give what to {self.kind}, or use Map")
         held = numbers_of(self.value, self)
+        if not hasattr(held, "dims") and held.ndim < 2 and not self._can_be(held):
+            raise ValueError(f"{self}: value: wanted finite numbers, got {held[~np.isfinite(held)].flat[0]}; mend them")
         if self.site == "router.experts" and self.kind == "replace":
             check_choice(held, config, len(indices(self.slots, config.router.top_k, "slot", self)), self)
         if "layer" in getattr(held, "dims", ()) and SITES[self.site].in_block:
             kept = [int(n) for n in held["layer"].values]
             if missing := [n for n in layers if n not in kept and n in config.layers_with(self.site)]:
                 raise ValueError(f"{self}: value: wanted layers {missing[:8]}, got {kept[:8]} alone; name its layers in layers=")
+
+    def _can_be(self, value: np.ndarray) -> bool:
+        """Whether these numbers make sense there: minus infinity is how a score, or a logit, is ruled out."""
+        ruled_out = np.isneginf(value) if self.site in ("attn.scores", "router.logits", "router.choice", "logits") else False
+        return bool(np.all(np.isfinite(value) | ruled_out))
 
     def lower(self, place: Place, layer: int | None) -> Primitive | None:
         """This edit for one layer (None: outside the blocks) of one call; None where it has nothing to do there."""
@@ -163,7 +179,8 @@ class Scale(Edit):
 @dataclass(frozen=True, repr=False)
 class Replace(Edit):
     """Put `value` in place: an array that broadcasts against the site, or a trace or an array of one (patching), which is
-    matched by layer and by position; tokens that it does not hold keep what the run computes.
+    matched by layer and by position; tokens that it does not hold keep what the run computes. A trace of texts of another length
+    needs tokens=, which says what is meant; its array is taken from the first token on.
     """
 
 

@@ -3,6 +3,7 @@
 May import everything but cli. Read workbench.py first, then panel.py.
 """
 
+from grokscope.arguments import offered
 from grokscope.widgets.workbench import (
     Attention,
     Compare,
@@ -19,3 +20,5 @@ from grokscope.widgets.workbench import (
 __all__ = [
     "Attention", "Compare", "Edit", "Experts", "Prediction", "Router", "RoutingMap", "Text", "Workbench", "explore",
 ]  # fmt: skip
+
+__getattr__ = offered(globals(), "grokscope.widgets")

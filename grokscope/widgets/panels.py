@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from grokscope.sites import near
 from grokscope.widgets import (
     answers_panel,
     attention_panel,
@@ -27,6 +28,14 @@ PANELS: dict[str, Panel] = {
     **editing_panel.PANELS,
 }
 ANSWERS: dict[str, Answer] = {want: answer for panel in PANELS.values() for want, answer in panel.answers.items()}
+
+
+def panels_of(names: Any) -> list[str]:
+    """Names of panels as a list; one may stand alone. Raises ValueError for a name that no panel has."""
+    listed = [names] if isinstance(names, str) else list(names)
+    if unknown := [str(n) for n in listed if n not in PANELS]:
+        raise ValueError(f"panels: wanted some of {', '.join(PANELS)}, got {', '.join(unknown)}{near(unknown[0], PANELS)}")
+    return listed
 
 
 def lacks(bench: Bench) -> dict[str, str]:

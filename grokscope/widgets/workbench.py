@@ -28,7 +28,7 @@ from grokscope.widgets.assets import joined, style
 from grokscope.widgets.bench import Bench
 from grokscope.widgets.display import show_with_picture
 from grokscope.widgets.editing_panel import directions
-from grokscope.widgets.panels import ANSWERS, PANELS, lacks
+from grokscope.widgets.panels import ANSWERS, PANELS, lacks, panels_of
 
 if TYPE_CHECKING:
     from grokscope.model.model import Model
@@ -81,10 +81,9 @@ class Workbench(anywidget.AnyWidget, Bench):
                 made = "a workbench holds one, as its .trace" if isinstance(given, Workbench) else "model.trace(text) makes one"
                 what = f"; {made}" if isinstance(given, str) or hasattr(given, "trace") else ""
                 raise TypeError(f"explore: {name}: wanted a Trace, got {type(given).__name__}{what or '; give what a run left'}")
-        panels = [panels] if isinstance(panels, str) else panels
-        unknown = [p for p in panels or () if p not in PANELS]
-        if unknown:
-            raise ValueError(f"panels: wanted some of {', '.join(PANELS)}, got {', '.join(unknown)}")
+        if isinstance(model, str):
+            raise TypeError(f"explore: model: wanted a Model, got str {model[:40]!r}; gs.load({model[:40]!r}) makes one")
+        panels = panels_of(panels or ())
         self.trace, self.other, self.model, self.values = trace, other, model, dict(values or {})
         self.given = other
         self.edits: list[Any] = []
@@ -152,6 +151,13 @@ class Workbench(anywidget.AnyWidget, Bench):
         except ValueError as error:
             raise traitlets.TraitError(str(error)) from error
         return proposal["value"]
+
+    @traitlets.validate("panels")
+    def _are_panels(self, proposal: Any) -> Any:
+        try:
+            return panels_of(proposal["value"])
+        except ValueError as error:
+            raise traitlets.TraitError(str(error)) from error
 
     @traitlets.validate("text", "layer", "token", "head", "expert", "slot", "colour")
     def _there(self, proposal: Any) -> Any:

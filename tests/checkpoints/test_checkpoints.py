@@ -162,6 +162,16 @@ def test_our_format_loses_nothing(saved):
         assert np.isfinite(trace["logits"]).all()
 
 
+def test_what_is_int8_already_is_said_to_be(saved, tmp_path, capsys):
+    gs.load(saved, quantize="int8")
+    gs.convert(saved, tmp_path / "again", quantize="int8", progress=False)
+    said = capsys.readouterr().err
+    assert [f"{who}: its matrices are stored as int8 already" in said for who in ("load", "convert")] == [True, True]
+    native.save(tmp_path / "plain", TINY, make().weights)
+    gs.load(tmp_path / "plain", quantize="int8")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("damage", ["cut", "longer", "remove", "future", "foreign config", "two formats", "sums"])
 def test_damage_to_our_format(saved, damage):
     layer = saved / "layer-001.safetensors"
@@ -181,7 +191,7 @@ def test_damage_to_our_format(saved, damage):
         "cut": "layer-001.*truncated",
         "longer": "layer-001.*wanted [0-9,]+ bytes, got",
         "remove": "missing",
-        "sums": "checksums.json: unreadable .*not a list",
+        "sums": "checksums.json: wanted digests, got something else .*not a list",
         "future": "update grokscope",
         "foreign config": "unknown fields",
         "two formats": "wanted one checkpoint",

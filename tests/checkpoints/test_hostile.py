@@ -126,6 +126,17 @@ def test_all_that_has_a_digest_is_compared_with_it(copy, name):
             gs.load(copy)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "tokenizer.json"])
+def test_a_file_that_is_read_must_be_known_by_its_digest(copy, name):
+    sums = json.loads((copy / "checksums.json").read_text())
+    sums.pop(name, None)
+    (copy / "checksums.json").write_text(json.dumps(sums))
+    (copy / name).touch()
+    with pytest.raises(CheckpointError, match=f"{name}: checksums.json does not know it"):
+        gs.load(copy)
+    assert any(name in problem for problem in gs.inspect(copy).problems)
+
+
 @pytest.mark.parametrize("text", [
     "", "[", "[" * 90_000, "{}", "[]", "7", '{"format": "grokscope"}', '{"format": "grokscope", "model": null}',
     '{"format": "grokscope", "model": [1]}', '{"format": "grokscope", "version": "1", "model": {}}', '{"format": "grokscope", "model": {"router": 3}}',

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import grokscope as gs
 from grokscope.checkpoints import CheckpointError, huggingface, recognise
 from grokscope.checkpoints.huggingface import files as files_of
 from grokscope.checkpoints.mapped_safetensors import map_arrays
@@ -65,6 +66,12 @@ def wrong(folder: Path) -> list[str]:
     assert len(lines) == 1 if len(found) == 1 else lines[1:41] == [f"  {line}" for line in found[:40]]
     assert all(line in str(raised.value) for line in found[:40])
     return found
+
+
+def test_files_that_hold_nothing_are_a_problem(copy):
+    write(copy / "model.safetensors", {})
+    assert wrong(copy) == ["*.safetensors: wanted arrays, got files that hold none; download them again"]
+    assert gs.inspect(copy).problems
 
 
 @pytest.mark.parametrize("case", CASES)

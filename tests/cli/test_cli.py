@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 from unittest import mock
@@ -89,10 +90,10 @@ def test_parquet_and_a_file_and_standard_input(tmp_path):
 
 
 def test_generate_prints_text():
-    done = grokscope("generate", "Once upon a time", "-n", "8")
+    done = grokscope("generate", "Once \x1b[2Jupon a time", "-n", "8")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Once upon a time")
-    assert len(done.stdout) > len("Once upon a time") + 5
+    assert done.stdout.startswith("Once \\u{1b}[2Jupon a time")
+    assert len(done.stdout) > len("Once \\u{1b}[2Jupon a time") + 5
 
 
 def test_inspect():
@@ -212,3 +213,17 @@ def test_an_interrupt_is_one_line(command, monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert ended.value.code == 130 and capsys.readouterr().err == "grokscope: sweep: interrupted, 3 documents are counted\n"
+
+
+def test_a_lab_that_is_told_to_end_ends_its_server(tmp_path):
+    server = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"import sys; from grokscope.cli.lab import serve; sys.exit(serve([sys.executable, '-c', {server!r}]))"
+    with subprocess.Popen([sys.executable, "-c", code]) as lab:
+        until = time.monotonic() + 30
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        lab.terminate()
+        assert lab.wait(30) == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +21,7 @@ TEXT = "The moon is bright. 床前明月光 def moon(): return 42"
 def test_the_cost_that_is_said_is_the_one_of_both_models(tmp_path):
     pocket = gs.load()
     config = replace(TINY, vocab_size=pocket.config.vocab_size, eos_id=None)
-    native.save(tmp_path / "plain", config, random_weights(config))
-    shutil.copy(Path(pocket.source["path"]) / "tokenizer.model", tmp_path / "plain")
+    native.save(tmp_path / "plain", config, random_weights(config), [Path(pocket.source["path"]) / "tokenizer.model"])
     said = CliRunner().invoke(app, ["convert", str(tmp_path / "plain"), str(tmp_path / "int8"), "--int8", "--text", TEXT])
     assert said.exit_code == 0, said.output
     before, after = map(float, re.search(r"int8 costs ([\d.]+) -> ([\d.]+) bits per byte", said.output).groups())

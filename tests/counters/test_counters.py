@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given, settings
@@ -282,6 +283,10 @@ def test_labels_and_keys_are_one_a_text(trace):
     for labels in (["a"], ["a", None, "b"]):
         with pytest.raises(ValueError, match="labels: wanted a string for each of 3"):
             RoutingCounters.from_trace(trace, labels)
+    for labels, said in (({"a": 1, "b": 2, "c": 3}, "got dict"), (3, "got int '3'"), (pd.DataFrame({"a": [1, 2, 3]}), "got a table")):
+        with pytest.raises(TypeError, match=f"labels: .*{said}"):
+            RoutingCounters.from_trace(trace, labels)
+    assert RoutingCounters.from_trace(trace, pd.Series([2, 1, 2])).labels == RoutingCounters.from_trace(trace, list("212")).labels
     with pytest.raises(ValueError, match="documents: wanted 3 keys"):
         list(documents_of(trace, ["a"]))
 

@@ -29,6 +29,10 @@ def test_a_limit_is_known_before_a_byte_is_read(tmp_path):
         read_bytes(tmp_path / "large", JSON_LIMIT)
 
 
+def test_a_byte_order_mark_is_no_part_of_json():
+    assert parse_json(b'\xef\xbb\xbf{"a": 1}', "x") == {"a": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from grokscope.disk.writing import whole_file, whole_folder, write_whole
+from grokscope.disk.writing import is_scratch, whole_file, whole_folder, write_whole
 from tests.conftest import ROOT
 
 
@@ -86,6 +86,36 @@ def test_of_the_dead_nothing_is_left_and_the_living_are_let_be(tmp_path):
         (tmp_path / "a").unlink()
     assert (tmp_path / "a").read_bytes() == b"first"
     assert sorted(p.name for p in tmp_path.iterdir()) == [".a.notes.part", "a"]
+
+
+def test_scratches_of_earlier_versions_go_when_no_process_and_no_day_old_change_is_there(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [f".a.{dead.pid}.part", f".b.{dead.pid}.part", f".a.{os.getpid()}.part", f"a.{dead.pid}.part", f".a.{dead.pid}9.part"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / f".c.{dead.pid}.part").mkdir()
+    (tmp_path / f".d.{dead.pid}.part" / "deep").mkdir(parents=True)
+    (tmp_path / f".d.{dead.pid}.part" / "deep" / "new").touch()
+    for path in (p for p in tmp_path.rglob("*") if p.name not in ("new", names[-1])):
+        os.utime(path, (1, 1))
+    for name in "abcd":
+        write_whole(tmp_path / name, b"x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*"abcd", *names[2:], f".d.{dead.pid}.part"])
+    assert [is_scratch(tmp_path / n, "a") for n in (*names, ".a.notes.part", ".a.0123456789abcdef.part")] == [
+        True, False, True, True, True, False, True,
+    ]  # fmt: skip
+
+
+def test_a_dot_is_a_folder_with_a_name(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    with whole_folder(".") as folder:
+        (folder / "x").touch()
+    monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "a" / "x").exists() and [p.name for p in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(FileExistsError):
+        write_whole(".", b"x")
 
 
 def test_names_as_long_as_the_disk_takes(tmp_path):

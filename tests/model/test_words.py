@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import traitlets
 
 import grokscope as gs
+from grokscope import arguments
 from tests.conftest import make
 
 MODEL = make()
@@ -39,6 +43,33 @@ def test_one_line_that_helps(call, message):
     with pytest.raises((ValueError, TypeError, AttributeError), match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: gs.edits.BanExperts(layer=3), "BanExperts: wanted arguments of experts, layers, tokens, reroute, got 'layer'; did you mean 'layers'"), (lambda: gs.edits.Add(), "Add: .*got none for site"),
+    (lambda: gs.load(device="cpu"), "load: .*JAX chooses"), (lambda: gs.load(torch_dtype="float32"), "did you mean 'dtype'"), (lambda: gs.load(*[None] * 9), "too many positional"),
+    (lambda: gs.explore(modle=MODEL), "explore: .*did you mean 'model'"), (lambda: gs.widgets.Router(TRACE, panls=[]), "did you mean 'panels'"), (lambda: setattr(gs.explore(TRACE), "panels", ["rooter"]), "did you mean 'router'"),
+    (lambda: MODEL.sweep(["a"], lables="x"), "sweep: .*did you mean 'labels'"), (lambda: gs.routing.transitions(TRACE, distanse=2), "did you mean 'distance'"), (lambda: gs.RoutingCounters.open(pth="x"), "did you mean 'path'"),
+    (lambda: gs.experiments.logit_lens(MODEL, IDS, site=["x"]), "did you mean 'sites'"), (lambda: gs.plots.lines(gs.routing.load_imbalance(TRACE), variabel="z"), "did you mean 'variable'"), (lambda: gs.Capture.of("logits", layer=1), "did you mean 'layers'"),
+    (lambda: gs.edits.BanExperts([1], reroute="no"), "reroute: wanted True or False, got 'no'"), (lambda: MODEL.trace(IDS, truncate="no"), "truncate: wanted True or False"), (lambda: gs.open_trace("no\x1b[2J"), r"no.u\{1b\}\[2J: wanted a trace"),
+    (lambda: gs.open_trace(None), "open_trace: path: wanted a path, got None"), (lambda: gs.load(config={"a": 1}), "load: config: wanted a ModelConfig, got dict"), (lambda: gs.visible(5), "visible: text: wanted a text, got int '5'"),
+    (lambda: MODEL.trace(IDS, resume=5), "resume: wanted a path, got int"), (lambda: gs.explore(TRACE, model="pocket"), "model: wanted a Model, got str 'pocket'"), (lambda: MODEL.trace(IDS, max_bytes=-1), "number of bytes from 0"),
+    (lambda: TRACE.save(), "save: wanted arguments of path, got none for path"), (lambda: gs.metrics.logprob(), "logprob: .*got none for"),
+])  # fmt: skip
+def test_names_of_arguments_are_answered_with_the_nearest(call, message):
+    assert gs.Model is type(MODEL) and gs.Trace is type(TRACE)  # handed out, as load hands them out
+    with pytest.raises((ValueError, TypeError, OSError, traitlets.TraitError), match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_what_answers_for_its_arguments_is_what_it_was():
+    made = gs.routing.expert_load
+    assert gs.load.__doc__.startswith("A model from") and "quantize" in inspect.signature(gs.load).parameters
+    assert list(inspect.signature(gs.edits.BanExperts).parameters) == ["experts", "layers", "tokens", "reroute"]
+    assert pickle.loads(pickle.dumps(made)) is made and arguments.answering(made) is made
+    with pytest.raises(TypeError, match="^not of the call$"):
+        arguments.answering(types.FunctionType(compile("raise TypeError('not of the call')", "", "exec"), {}))()
 
 
 def test_one_stands_for_a_list_and_types_of_every_library_are_names():
@@ -99,7 +130,8 @@ def test_in_64_bits_it_is_the_same():
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: MODEL.generate(IDS, 2.5), "max_new_tokens: wanted a whole number, got float"), (lambda: MODEL.generate(IDS, 1, temperature=float("nan")), "temperature: wanted a number, got float 'nan'"),
-    (lambda: MODEL.generate(IDS, 1, top_p=None), "top_p: wanted a number, got NoneType"), (lambda: MODEL.generate(IDS, 1, seed=1.5), "seed: wanted a whole"), (lambda: MODEL.generate(IDS, 1, on_text=5), "on_text: wanted a function"),
+    (lambda: MODEL.generate(IDS, 1, top_p=None), "top_p: wanted a number, got NoneType"), (lambda: MODEL.generate(IDS, 1, seed=1.5), "seed: wanted a whole"), (lambda: MODEL.generate(IDS, 1, seed=2**32), "seed: wanted a whole number from 0 to 4294967295"),
+    (lambda: MODEL.trace(IDS, edits=gs.edits.Scale("moe.out", float("nan"))), "value: wanted finite numbers, got nan"), (lambda: MODEL.trace(IDS, edits=gs.edits.Add("resid_pre", np.full(40, np.inf))), "got inf"), (lambda: MODEL.generate(IDS, 1, on_text=5), "on_text: wanted a function"),
     (lambda: MODEL.trace(IDS, max_bytes="1GB"), "max_bytes: wanted a number of bytes"), (lambda: MODEL.trace(IDS, edits=5), "wanted values of grokscope.edits.*got 5"), (lambda: MODEL.trace(IDS, edits=gs.edits.SetTopK("2")), "got '2'; give a whole"),
     (lambda: MODEL.trace(IDS, edits=gs.edits.BiasLogits(TRACE)), "BiasLogits.bias=<Trace of tiny"), (lambda: MODEL.trace(IDS, edits=gs.edits.Map("resid_pre", lambda x: x[..., :3])), "Map at resid_pre: wanted a function that keeps the shape"),
     (lambda: MODEL.sweep(["a"], rows="x"), "rows: wanted .folder, share"), (lambda: MODEL.sweep(["a"], shard=2), "shard: wanted .number"),

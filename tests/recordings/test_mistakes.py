@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -21,7 +22,7 @@ from tests.recordings.made import GOOD, RULE, bare, put
     (GOOD // 3, {}, "expert 0 twice in text 0, token 0, layer 0 .2 such"),
     (GOOD, {"sequence_lengths": [1, 1]}, "add up to the 3 tokens, got 2 that add up to 2"), (GOOD, {"sequence_lengths": [3, 0]}, "1 and more"),
     (GOOD, {"layers": [0]}, "the numbers of 2 layers"), (GOOD, {"layers": [1, 0]}, "in order"), (GOOD, {"layers": [0.5, 1]}, "whole numbers"),
-    (GOOD, {"router": RouterConfig(num_experts=5, top_k=3)}, "router's 3 slots, got 2"), (GOOD, {"num_experts": 0}, "1 or more"),
+    (GOOD, {"router": RouterConfig(num_experts=5, top_k=3)}, "router's 3 slots, got 2"), (GOOD, {"num_experts": 0}, "1 or more"), (GOOD, {"num_experts": 5.0}, "num_experts: wanted a whole number of 1 or more, got 5.0"), (GOOD, {"gates": [["a"]]}, "^gates: wanted an array"),
     (GOOD, {"router": RULE, "num_experts": 8}, "router's 5, got 8"), (GOOD, {"gates": GOOD * np.nan}, "got nan in text 0, token 0, layer 0"),
     (GOOD, {"gates": np.ones((3, 2, 3))}, "wanted the experts'"), (GOOD, {"gates": 0.5}, "for each of the 3 tokens, got none"), (GOOD, {"gates": np.ones((2, 2, 2))}, "for each of the 3 tokens, got 2"),
     ([GOOD, GOOD[:, :1]], {}, "same layers and slots"), (np.zeros((3, 2, 2), int), {}, "zeros alone"),
@@ -31,6 +32,11 @@ def test_what_is_wrong_is_said(source, others, message):
     with pytest.raises(error, match=message) as caught:
         read_routed_experts(source, **others)
     assert "wanted" in str(caught.value) and ("got" in str(caught.value) or "found" in str(caught.value))
+
+
+def test_gates_in_bfloat16_are_numbers():
+    gates = np.array([0.75, 0.25], ml_dtypes.bfloat16) * np.ones((3, 2, 1), ml_dtypes.bfloat16)
+    assert (read_routed_experts(GOOD, gates)["router.gates"].values == [0.75, 0.25]).all()
 
 
 @pytest.mark.parametrize(("text", "others", "message"), [

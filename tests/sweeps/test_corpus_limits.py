@@ -48,6 +48,44 @@ def test_parquet_that_unpacks_to_more(tmp_path, monkeypatch):
         list(read_documents(tmp_path / "one.parquet"))
 
 
+def _varint(number: int) -> bytes:
+    return bytes([number & 127 | 128]) + _varint(number >> 7) if number > 127 else bytes([number])
+
+
+def test_parquet_is_measured_by_its_pages_and_not_by_what_its_footer_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "FREE", 100_000)
+    path = tmp_path / "a.parquet"
+    texts = pa.table({"text": ["x" * 500_000 + str(n) for n in range(7)], "n": range(7)})
+    pq.write_table(texts, path, use_dictionary=["n"], compression="zstd")
+    data, said = path.read_bytes(), pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size
+    footer = data[-8 - int.from_bytes(data[-8:-4], "little") : -8]
+    lie = footer.replace(_varint(2 * said), _varint(2 * 5000))
+    path.write_bytes(data[: -8 - len(footer)] + lie + len(lie).to_bytes(4, "little") + b"PAR1")
+    assert pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size == 5000
+    with pytest.raises(ValueError, match=r"a.parquet: wanted Parquet, .*'text' of 3,500,\d+ bytes out of .* nothing packs so well"):
+        list(read_documents(path))
+    assert parquet.read_columns([path], ["n"], 1000)["n"].to_pylist() == list(range(7))
+
+
+def test_a_large_text_in_every_row_is_unpacked_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    by_prefix = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
+    pq.write_table(pa.table({"text": ["x" * 10_000] * 500}), path, **by_prefix)
+    monkeypatch.setattr(parquet, "PAGE", 40_000)
+    sizes = [len(batch) for batch in parquet._batches(parquet.parquet_file(path), path, ["text"], 256)]
+    assert sum(sizes) == 500 and max(sizes) <= 4
+    assert {len(d.text) for d in read_documents(path)} == {10_000}
+    pq.write_table(pa.table({"text": [["x"] * 9]}), path)
+    with pytest.raises(ValueError, match=r"a.parquet: .*'text.list.element' of list<.*where texts or numbers are wanted"):
+        list(read_documents(path))
+    pq.write_table(pa.table({"text": ["x" * 100] * 500}), path)
+    coded = parquet.read_columns([path], None, 20_000)
+    assert parquet.with_texts(coded, 50_000)["text"].to_pylist() == ["x" * 100] * 500
+    for most, table in ((10, lambda: parquet.read_columns([path], None, 10)), (49_999, lambda: parquet.with_texts(coded, 49_999))):
+        with pytest.raises(ValueError, match=f"{most:,}"):
+            table()
+
+
 def test_damaged_parquet_and_odd_columns_name_the_file(tmp_path):
     pd.DataFrame({"text": [f"The moon {n}" for n in range(500)]}).to_parquet(tmp_path / "a.parquet")
     data = (tmp_path / "a.parquet").read_bytes()
@@ -70,3 +108,9 @@ def test_a_line_that_is_no_document_is_named(tmp_path, line):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' + line + "\n")
     with pytest.raises(ValueError, match="a.jsonl, line 2: wanted a JSON object"):
         list(read_documents(tmp_path / "a.jsonl"))
+
+
+def test_json_in_one_piece_is_no_text(tmp_path):
+    (tmp_path / "a.json").write_text('[{"text": "good"}]')
+    with pytest.raises(ValueError, match="a.json: wanted one document a line"):
+        list(read_documents(tmp_path / "a.json"))

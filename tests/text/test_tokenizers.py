@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 import grokscope as gs
 from grokscope.text.chat import parts_of, phases, render
 from grokscope.text.foreign import Foreign
-from grokscope.text.tokenizer import TokenizerJson
+from grokscope.text.tokenizer import SentencePiece, TokenizerJson
 from grokscope.text.visible import of_bytes
 from tests.checkpoints.families import FOLDER
 
@@ -55,6 +55,19 @@ def test_what_goes_before_a_text_is_the_tokenizers(model, folder, tmp_path):
     shutil.copyfile(folder / "tokenizer.json", quiet)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False, "bos_token": "<|bos|>"}))
     assert TokenizerJson(quiet).prefix == []
+    for wrong in ("{", "[]"):  # of which it would not be known whether a beginning belongs there
+        (tmp_path / "tokenizer_config.json").write_text(wrong)
+        with pytest.raises(ValueError, match="tokenizer_config.json: wanted"):
+            TokenizerJson(quiet).prefix  # noqa: B018
+
+
+def test_an_empty_file_and_one_without_end_are_no_tokenizers(tmp_path):
+    (tmp_path / "empty.model").touch()
+    with open(tmp_path / "large.model", "wb") as file:
+        file.truncate(1 << 40)
+    for name, got in (("empty.model", "an empty file"), ("large.model", "wanted at most 268,435,456 bytes")):
+        with pytest.raises(ValueError, match=f"{name}: wanted a SentencePiece model, got something else .*{got}"):
+            SentencePiece(tmp_path / name)
 
 
 def test_prompts_scores_and_sweeps_begin_a_text_alike(model):

@@ -50,6 +50,11 @@ def test_a_small_text_gets_the_pieces_that_it_has(corpora, tmp_path):
     assert 300 < size < 1000 and train_tokenizer(corpora, tmp_path / "u.model", 380) == 380
     with pytest.raises(ValueError, match="100 pieces can be made.*another --vocab-size"):
         train_tokenizer(corpora, tmp_path / "v.model", 100)
+    with pytest.raises(ValueError, match="vocab_size: wanted up to 65,536 pieces.*got 70,000"):
+        train_tokenizer(corpora, tmp_path / "v.model", 70_000)
+    (tmp_path / "train-x.jsonl").touch()
+    with pytest.raises(ValueError, match="wanted some text in the training files, got none"):
+        train_tokenizer(tmp_path, tmp_path / "v.model")
     assert not (tmp_path / "v.model").exists()
     with pytest.raises(FileNotFoundError, match="make it first"):
         train_tokenizer(corpora, tmp_path / "nowhere" / "v.model")
@@ -62,6 +67,10 @@ def test_ids_of_another_tokenizer_or_text_do_not_pass(corpora, tmp_path):
     assert len(first[0].ids) != len(second[0].ids)
     again = tokenize_corpus(corpora, corpora / "t.model", tmp_path)
     assert all((a.ids == b.ids).all() for a, b in zip(first, again, strict=True))
+    for kept in tmp_path.glob("*.npz"):  # a disk's damage
+        kept.write_bytes(kept.read_bytes()[:-50])
+    again = tokenize_corpus(corpora, corpora / "t.model", tmp_path)
+    assert all((a.ids == b.ids).all() and a.domain == b.domain for a, b in zip(first, again, strict=True))
 
 
 def test_tokenizers_that_cannot_be_trained_with(corpora, tmp_path):
@@ -113,6 +122,6 @@ def test_from_the_shell(corpora, tmp_path):
     done = train("run", "r.json")
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr and "nothing was measured" in done.stdout and f'gs.load("{tmp_path / "run" / "int8"}")' in done.stdout
-    assert gs.load(tmp_path / "run" / "int8").trace("the moon").sites
+    assert gs.load(tmp_path / "run" / "int8").trace("the moon").sites and "step 5 of 7: at this pace" in done.stdout
     done = train("other", "small.json")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "vocab_size: wanted the tokenizer's" in done.stderr

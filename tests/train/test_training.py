@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -114,9 +115,35 @@ def test_every_document_is_seen_as_often_as_its_domain_needs():
 def test_a_recipe_survives_its_file(tmp_path):
     (tmp_path / "r.json").write_text(RECIPE.to_json())
     assert Recipe.from_file(tmp_path / "r.json") == RECIPE
-    (tmp_path / "r.json").write_text('{"speed": 3}')
-    with pytest.raises(ValueError, match="unknown fields"):
+
+
+def test_a_pipe_is_no_recipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe: wanted a plain file, got a pipe"):
+        Recipe.from_file(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(("written", "said"), [
+    ('{"tokns": 3}', "got \\['tokns'\\]; did you mean 'tokens'"), ('{"tokens": "many"}', "tokens: wanted a positive whole number, got 'many'"),
+    ('{"contexts": [[256]]}', "contexts: wanted several, each"), ('{"dropout": 1}', "dropout: wanted a share"),
+    ('{"learning_rate": NaN}', "learning_rate: wanted a positive number"), ('{"config": 3}', "wanted"), ("[1]", "wanted a recipe in JSON"),
+])  # fmt: skip
+def test_a_recipe_that_cannot_be_run_is_refused_by_its_field(tmp_path, written, said):
+    (tmp_path / "r.json").write_text(written)
+    with pytest.raises(ValueError, match=said):
         Recipe.from_file(tmp_path / "r.json")
+
+
+def test_a_run_goes_on_by_the_recipe_that_it_was_begun_with(tmp_path):
+    (tmp_path / "recipe.json").write_text(RECIPE.to_json())
+    for damaged in (b"", b"foreign", b"PK\x03\x04"):
+        (tmp_path / "state.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="state.npz: wanted a training checkpoint, got a damaged one"):
+            loop.steps_done(tmp_path)
+    np.savez(tmp_path / "state.npz", step=3)
+    assert loop.steps_done(tmp_path) == 3 and not loop.is_complete(tmp_path)
+    with pytest.raises(ValueError, match=r"wanted the recipe that was begun here, got another in seed \(0 there, 1 here\)"):
+        train(replace(RECIPE, seed=1), CORPORA, tmp_path)
 
 
 def test_corpus_lines(tmp_path):

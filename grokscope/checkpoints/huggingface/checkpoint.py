@@ -150,6 +150,7 @@ def problems(path: Path, config: ModelConfig) -> Iterator[str]:
     names = _Names(path, config)
     kinds = names.family.kinds
     entries, found, lost = headers(path, kinds)
+    found = [*found, *([] if entries or found else ["*.safetensors: wanted arrays, got files that hold none; download them again"])]
     yield from found
     if not entries:
         return
