@@ -188,7 +188,7 @@ class Sweep:
 
         given = label is not None and not isinstance(label, str)
         calls = []
-        for _, pieces in self._windows(self.pieces(source, labels_of(label) if given else label)):
+        for _, pieces in self._windows(self.pieces(source, labels_in(label) if given else label)):
             calls.append([*self.writing.in_calls(pieces, call_tokens())] if self.writing else [*in_calls(pieces)])
         return table(self.model, calls, self.writing)
 
