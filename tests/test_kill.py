@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 @pytest.mark.parametrize(
     ("work", "kills"),
     [
-        (["convert", "save", "counters", "csv", "parquet"], 20),
-        pytest.param(["sweep", "train"], 4, marks=pytest.mark.slow),
+        (["convert", "save", "counters", "csv", "parquet"], 10),
+        pytest.param(["sweep", "train"], 2, marks=pytest.mark.slow),
     ],
 )
 def test_nothing_is_lost(work, kills):

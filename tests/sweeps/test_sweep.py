@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from grokscope.sweeps.corpus import Document, read_documents
 from tests.conftest import ROOT
 
 WORDS = ["The moon is bright.", "床前明月光", "def moon(): return 42", "la lune, la mer", "0123456789 " * 7]
-TEXTS = [Document(f"{WORDS[n % 5]} {n} " * (1 + n % 7), "even" if n % 2 == 0 else "odd") for n in range(43)]
+TEXTS = [Document(f"{WORDS[n % 5]} {n} " * (1 + n % 4), "even" if n % 2 == 0 else "odd") for n in range(31)]
 
 COMPUTES_MUCH = True
 
@@ -77,9 +78,10 @@ def test_streamed_weights_count_the_same(whole, tmp_path):
 
 
 def test_a_long_document_is_cut_and_counts_once(pocket):
-    text = "word " * 9000
-    counters = pocket.sweep([text])
-    assert counters.tokens == len(pocket.tokenizer.encode(text)) + 1 > pocket.config.max_tokens
+    short = replace(pocket, config=replace(pocket.config, max_tokens=211))
+    text = "word " * 500
+    counters = short.sweep([text])
+    assert counters.tokens == len(pocket.tokenizer.encode(text)) + 1 > 2 * short.config.max_tokens and counters.documents == 1
 
 
 def test_of_what_calls_leave_one_is_held(pocket, whole, tmp_path, monkeypatch):
@@ -139,7 +141,7 @@ def test_from_the_shell(file, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "% of its slots" in done.stdout
-    assert RoutingCounters.open(out).documents == 11
+    assert RoutingCounters.open(out).documents == 8
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (again.returncode, again.stderr.count("\n")) == (1, 1), "one line, no traceback"
 
