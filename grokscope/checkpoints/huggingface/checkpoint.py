@@ -84,10 +84,10 @@ def _quantised(fields: Fields) -> tuple[int, int] | None:
     method = asked.get("quant_method") if isinstance(asked, dict) else None
     block = asked.get("weight_block_size") if method == "fp8" else None
     sizes = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
-    if method == "fp8" and asked.get("fmt", "e4m3") == "e4m3" and len(sizes) == 2:
+    if method == "fp8" and asked.get("fmt", "e4m3") in ("e4m3", "float8_e4m3fn") and len(sizes) == 2:
         return sizes[0], sizes[1]
     if method != "mxfp4":
-        fields.refuse("quantization_config", "plain floats, mxfp4, or fp8 e4m3 in blocks", asked)
+        fields.refuse("quantization_config", "plain floats, mxfp4, or fp8 e4m3 in blocks", method or asked)
     return None
 
 

@@ -37,6 +37,10 @@ def _minimax(f: Fields) -> dict[str, Any]:
     f.must("scoring_func", "sigmoid", default="sigmoid")
     f.must("shared_intermediate_size", 0, default=0)
     f.must("use_routing_bias", True, default=True)
+    kinds = f.get("attn_type_list", default=[])
+    if not isinstance(kinds, list) or any(kind != 1 for kind in kinds):
+        f.refuse("attn_type_list", "1 for every layer, none of linear attention", kinds)
+    f.get("shared_moe_mode", "mlp_intermediate_size")  # of shared experts, which there are none
     rule = router(f, score="sigmoid", renormalize=True, choice_bias=True)
     return made | {"router": rule, "d_expert": f.size("intermediate_size"), "qk_norm": "all"}
 
