@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from grokscope.checkpoints import CheckpointError, huggingface
+from grokscope.checkpoints.inspecting import inspect
 from grokscope.config import RopeConfig
 from grokscope.transformer.rope import frequencies
 from tests.reference.families_numpy import yarn
@@ -79,6 +80,17 @@ def test_what_would_compute_otherwise_is_refused_by_name(tmp_path, values, field
     named = "compressed-tensors" if isinstance(other, dict) else ""
     with pytest.raises(CheckpointError, match=f"{field}: wanted .*{named}"):
         read(tmp_path, values | {field: other})
+
+
+@pytest.mark.parametrize("index", [None, {"metadata": {"total_size": 230_000_000_000}, "weight_map": {"a": "a.safetensors"}}])
+def test_what_a_model_takes_is_said_without_its_weights(tmp_path, index):
+    """By the index, else in bfloat16: the few bytes that are there already are no measure."""
+    read(tmp_path, MINIMAX)
+    if index:
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = inspect(tmp_path)
+    assert found.problems and found.memory["stored"] == (230e9 if index else found.memory["bfloat16"])
+    assert found.memory["streamed"] == pytest.approx(found.memory["stored"] * 2 / 62, rel=0.2)
 
 
 def test_yarn_with_one_bound_is_a_step():
