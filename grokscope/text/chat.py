@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 Message = Mapping[str, Any]
 
@@ -41,25 +41,41 @@ class Part:
 def render(template: str, messages: Sequence[Message], special: Mapping[str, str], options: Mapping[str, Any]) -> str:
     """The text of a conversation. Raises ValueError, naming what the template says, where it refuses the messages."""
     from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
+
+    _check(messages)
+    given = {**special, "messages": [dict(m) for m in messages], "add_generation_prompt": True, **options}
+    try:
+        return _environment().from_string(template).render(**given)
+    except (TemplateError, TypeError, OverflowError) as error:
+        raise ValueError(f"chat: wanted messages that this model's template takes, it says: {error}") from error
+
+
+def _environment() -> Any:
+    """Jinja as templates of the hub expect it: what transformers gives them, no more."""
+    from jinja2 import TemplateError
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} marks what an assistant says, for training; its body is what is written."""
+
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    def tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def tojson(value: Any, ensure_ascii: bool = False, **form: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **{n: form.get(n) for n in ("indent", "separators", "sort_keys")})
 
-    _check(messages)
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    given = {**special, "messages": [dict(m) for m in messages], "add_generation_prompt": True, **options}
-    try:
-        return environment.from_string(template).render(**given)
-    except (TemplateError, TypeError, OverflowError) as error:
-        raise ValueError(f"chat: wanted messages that this model's template takes, it says: {error}") from error
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
+    made.filters["tojson"] = tojson
+    made.globals["raise_exception"] = refuse
+    made.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return made
 
 
 def _check(messages: Sequence[Message]) -> None:

@@ -69,6 +69,12 @@ def test_a_release_is_read_without_a_word(tmp_path, values, billions):
     assert read(tmp_path, values).num_parameters / 1e9 == pytest.approx(billions, abs=0.01)
 
 
+def test_a_text_ends_where_the_file_is_silent(tmp_path):
+    assert read(tmp_path, MINIMAX).eos_id == 200020
+    assert read(tmp_path, MINIMAX | {"eos_token_id": None}).eos_id is None
+    assert read(tmp_path, MINIMAX | {"vocab_size": 101}).eos_id is None
+
+
 @pytest.mark.parametrize(
     ("values", "field", "other"),
     [(MINIMAX, "attn_type_list", [1, 0]), (MINIMAX, "attn_type_list", 1), (KIMI, "qk_head_dim", 128), (CODER, "use_qk_norm", False),

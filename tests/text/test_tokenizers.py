@@ -177,6 +177,11 @@ def test_who_speaks_in_templates_of_every_make(template, answer, asked):
     assert said.get(("assistant", "thinking")) == thought
 
 
+def test_what_templates_expect_of_jinja():
+    template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %} {{ {'b': 'é', 'a': 1} | tojson(sort_keys=true) }}"
+    assert render(template, QUESTIONS, {}, {}) == 'Why? {"a": 1, "b": "é"}'
+
+
 def test_a_role_without_a_head_keeps_its_words_where_they_stand():
     talk = [{"role": "system", "content": "Be kind."}, *QUESTIONS]
     text = render(ERNIE, talk, {}, {})

@@ -30,6 +30,9 @@ def _table(block: BlockConfig, others: tuple[str, ...] = ("mlp.gate.weight",)) -
 def _minimax(f: Fields) -> dict[str, Any]:
     """The first rotary_dim entries of each head are turned; scores and biases are those of the release."""
     head, turned = f.size("head_dim", least=2), f.get("rotary_dim")
+    for name, usual in (("bos_token_id", 200034), ("eos_token_id", 200020)):  # of which the release's file is silent
+        if f.size("vocab_size") > usual:
+            f.values.setdefault(name, usual)
     made = common(f, base=5e6, share=1 if turned is None else f.size("rotary_dim", least=2) / head)
     f.get("router_jitter_noise")  # of training
     f.must("use_qk_norm", True, default=True)
