@@ -27,7 +27,10 @@ from grokscope.config import BlockConfig, ModelConfig
 from grokscope.harmless import listed, told, visible
 from grokscope.transformer.weights import OUTER, BlockWeights, ModelWeights, block_from
 
-HYBRIDS = ("qwen3_next", "qwen3_5_moe", "kimi_linear", "granitemoehybrid", "nemotron_h", "jamba", "lfm2_moe", "bamba")
+HYBRIDS = (
+    "qwen3_next", "qwen3_5_moe", "qwen3_5_moe_text", "kimi_linear", "granitemoehybrid", "nemotron_h", "jamba", "lfm2_moe", "bamba",
+    "minimax", "minimax_text_01", "minimax_m1",
+)  # fmt: skip
 
 
 def recognises(path: Path) -> bool:
