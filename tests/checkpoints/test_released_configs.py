@@ -79,7 +79,9 @@ def test_a_text_ends_where_the_file_is_silent(tmp_path):
     ("values", "field", "other"),
     [(MINIMAX, "attn_type_list", [1, 0]), (MINIMAX, "attn_type_list", 1), (KIMI, "qk_head_dim", 128), (CODER, "use_qk_norm", False),
      (HUNYUAN, "n_group", 4), (HUNYUAN, "group_limited_greedy", True), (HUNYUAN, "norm_topk_prob", False),
-     (HUNYUAN, "moe_layer_num_skipped", 1), (HUNYUAN, "norm_type", "layer"),
+     (HUNYUAN, "use_mixed_mlp_moe", False), (HUNYUAN | {"head_dim": 128}, "attention_head_dim", 64), (HUNYUAN, "moe_topk", [8] * 31),
+     (KIMI, "num_key_value_heads", 32), (MINIMAX | {"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary_dim", 32),
+     (MINIMAX | {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor", 0.25), (HUNYUAN, "moe_layer_num_skipped", 1), (HUNYUAN, "norm_type", "layer"),
      (KIMI, "quantization_config", {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": {}}})],
 )  # fmt: skip
 def test_what_would_compute_otherwise_is_refused_by_name(tmp_path, values, field, other):

@@ -17,7 +17,7 @@ def _config(f: Fields) -> dict[str, Any]:
     """Three numbers are given for each layer; the release has one value of each."""
     for name in _OF_EACH_LAYER:
         value = f.get(name, default=1)
-        if isinstance(value, list) and value and len(set(map(str, value))) == 1:
+        if isinstance(value, list) and len(value) == f.get("num_hidden_layers") and len(set(map(str, value))) == 1:
             f.values[name] = value[0]
     f.values.setdefault("num_key_value_heads", f.get("num_attention_heads"))
     made = common(f)
@@ -31,7 +31,8 @@ def _config(f: Fields) -> dict[str, Any]:
     f.must("norm_type", "rms", default="rms")
     f.must("use_rotary_pos_emb", True, default=True)
     f.get("cla_share_factor", "dense_list", "org_vocab_size", "num_media_embeds")
-    f.get("use_mixed_mlp_moe")
+    f.must("use_mixed_mlp_moe", True, default=True)
+    f.must("attention_head_dim", made["d_head"], default=made["d_head"])
     f.must("num_shared_expert", 1, default=1)
     width = f.size("intermediate_size")
     if f.get("moe_intermediate_size", default=width) != width:

@@ -34,6 +34,8 @@ def _minimax(f: Fields) -> dict[str, Any]:
         if f.size("vocab_size") > usual:
             f.values.setdefault(name, usual)
     made = common(f, base=5e6, share=1 if turned is None else f.size("rotary_dim", least=2) / head)
+    if turned is not None and turned != (made["rope"].width or head):
+        f.refuse("rotary_dim", f"what partial_rotary_factor makes of head_dim ({made['rope'].width or head})")
     f.get("router_jitter_noise")  # of training
     f.must("use_qk_norm", True, default=True)
     f.must("qk_norm_type", "per_layer", default="per_layer")
