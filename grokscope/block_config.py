@@ -48,8 +48,8 @@ class RopeConfig:
             raise wanted("width", "an even number (rotary halves)", self.width)
         if self.scaling == "longrope" and not len(self.short) == len(self.long) > 0:
             raise wanted("short", "as many numbers as `long`, one a plane", self.short)
-        if not self.turns[0] > self.turns[1] > 0:
-            raise wanted("turns", "a larger and a smaller positive number", self.turns)
+        if not self.turns[0] >= self.turns[1] > 0 or (self.scaling == "llama3" and len(set(self.turns)) == 1):
+            raise wanted("turns", "a larger and a smaller positive number (yarn: or the same twice)", self.turns)
         if self.scaling in ("yarn", "llama3", "longrope") and self.original_tokens < 1:
             raise wanted("original_tokens", f"a positive number beside {self.scaling}", self.original_tokens)
 

@@ -41,20 +41,24 @@ class Inspection:
     arrays: tuple[StoredArray, ...] = ()
     idle: tuple[str, ...] = ()
     """Arrays that are skipped, since they take no part in the forward pass."""
+    promised: int | None = None
+    """Bytes of all arrays as an index has them, some of whose files may be missing."""
 
     @property
     def memory(self) -> dict[str, int]:
         """Bytes of a device's memory: "stored" (as the files have it), "bfloat16", "int8" (all in that form), "streamed" (two
-        of the largest layers and what lies outside them, in the files' form), and beside any of them "cache": what generation
+        of the largest layers and what lies outside them, in the files' form; bfloat16 where files are missing that no index
+        weighs), and beside any of them "cache": what generation
         remembers of a text of the model's full length, in bfloat16.
         """
         c, two = self.config, 2
         layers = sorted(sum(math.prod(s) for s in block.shapes.values()) for block in c.blocks)[-two:]
         outside = sum(math.prod(s) for s in c.outer_shapes.values())
-        a_weight = self.bytes / c.num_parameters
+        stored = (self.promised or c.bytes("bfloat16")) if self.problems else self.bytes
+        a_weight = stored / c.num_parameters
         kept = c.kv_rank + c.rope_width if c.kv_rank else c.num_kv_heads * (c.d_head + c.value_width)
         return {
-            "stored": self.bytes, "bfloat16": c.bytes("bfloat16"), "int8": c.bytes("int8"),
+            "stored": stored, "bfloat16": c.bytes("bfloat16"), "int8": c.bytes("int8"),
             "streamed": int((sum(layers) + outside) * a_weight), "cache": 2 * kept * c.num_layers * c.max_tokens,
         }  # fmt: skip
 
@@ -74,7 +78,8 @@ def inspect(path: str | Path | None = None) -> Inspection:
     layers, arrays = FORMATS[kind].describe(folder, config)
     stored = tuple(_stored(name, array) for field, value in arrays.items() for name, array in _parts(field, value))
     idle = FORMATS[kind].idle(folder, config) if hasattr(FORMATS[kind], "idle") and not problems else []
-    return Inspection(str(folder), kind, config, len(sizes), sum(sizes), problems, tuple(layers), stored, tuple(idle))
+    promised = huggingface.promised_bytes(folder) if kind == "huggingface" else None
+    return Inspection(str(folder), kind, config, len(sizes), sum(sizes), problems, tuple(layers), stored, tuple(idle), promised)
 
 
 def _parts(field: str, value: Any) -> list[tuple[str, Any]]:

@@ -50,17 +50,12 @@ def load(
     A layer is checked (checksums, no NaN, no infinity) when it is first read, which for streamed weights is during a run.
     """
     dtype = dtype_name(dtype)
-    if weights not in ("auto", "resident", "streamed"):
-        raise ValueError(f'weights: wanted "auto", "resident" or "streamed", got {weights!r}')
-    if path is not None and not isinstance(path, str | os.PathLike):
-        raise TypeError(f"load: wanted a directory or a hub id, got {type(path).__name__}; save the model, then give its directory")
+    _check(path, weights, quantize)
     keep_compiled()
     name = "pocket" if path is None else str(path)
     where = found(name)
     kind, folder = recognise(where)
     config = config or FORMATS[kind].read_config(folder)
-    if quantize not in (None, "int8"):
-        raise ValueError(f'quantize: wanted "int8" or None, got {quantize!r}')
     source = Source(kind, folder, config)
     if quantize:
         source.say_what_quantizes("load")
@@ -81,6 +76,16 @@ def load(
     about |= {"quantize": quantize} if quantize else {}
     about |= {"files": source.fingerprint, "identity": source.identity}
     return Model(config, ModelWeights(blocks=blocks, **arrays), tokenizer, dtype, Path(name).name, about, mesh)
+
+
+def _check(path: Any, weights: Any, quantize: Any) -> None:
+    """Raise ValueError or TypeError for what `load` does not take, before anything is fetched."""
+    if weights not in ("auto", "resident", "streamed"):
+        raise ValueError(f'weights: wanted "auto", "resident" or "streamed", got {weights!r}')
+    if quantize not in (None, "int8"):
+        raise ValueError(f'quantize: wanted "int8" or None, got {quantize!r}')
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise TypeError(f"load: wanted a directory or a hub id, got {type(path).__name__}; save the model, then give its directory")
 
 
 def dtype_name(dtype: Any) -> str:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 Message = Mapping[str, Any]
 
@@ -21,8 +21,11 @@ THINKING = (
 """What models of the hub put around what they think: before, after."""
 
 
-OTHER_NAMES = {"user": ("human",)}
+OTHER_NAMES = {"user": ("human",), "assistant": ("ai",), "tool": ("user", "observation")}
 """What templates call a role besides."""
+
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Where a message may hold what was thought before its content."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +41,41 @@ class Part:
 def render(template: str, messages: Sequence[Message], special: Mapping[str, str], options: Mapping[str, Any]) -> str:
     """The text of a conversation. Raises ValueError, naming what the template says, where it refuses the messages."""
     from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
+
+    _check(messages)
+    given = {**special, "messages": [dict(m) for m in messages], "add_generation_prompt": True, **options}
+    try:
+        return _environment().from_string(template).render(**given)
+    except (TemplateError, TypeError, OverflowError) as error:
+        raise ValueError(f"chat: wanted messages that this model's template takes, it says: {error}") from error
+
+
+def _environment() -> Any:
+    """Jinja as templates of the hub expect it: what transformers gives them, no more."""
+    from jinja2 import TemplateError
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} marks what an assistant says, for training; its body is what is written."""
+
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    def tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def tojson(value: Any, ensure_ascii: bool = False, **form: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **{n: form.get(n) for n in ("indent", "separators", "sort_keys")})
 
-    _check(messages)
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    given = {**special, "messages": [dict(m) for m in messages], "add_generation_prompt": True, **options}
-    try:
-        return environment.from_string(template).render(**given)
-    except (TemplateError, TypeError, OverflowError) as error:
-        raise ValueError(f"chat: wanted messages that this model's template takes, it says: {error}") from error
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
+    made.filters["tojson"] = tojson
+    made.globals["raise_exception"] = refuse
+    made.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return made
 
 
 def _check(messages: Sequence[Message]) -> None:
@@ -78,21 +97,21 @@ def parts_of(text: str, messages: Sequence[Message]) -> list[Part]:
     found: list[Part] = []
     at, before = 0, ""
     named = any(_head(text, m["role"], 0) for m in messages)
-    for message in messages:
-        head = _head(text, message["role"], at)
-        if named and head is None:  # a role that the template leaves out
-            continue
+    for number, message in enumerate(messages):
+        role, head = message["role"], _head(text, message["role"], at)
+        ahead = [] if head or not named else [h.start() for m in messages[number + 1 :] if (h := _head(text, m["role"], at))]
         content = message.get("content")
         content = content.strip() if isinstance(content, str) else ""
-        after = at if head is None else head.end()
-        start = text.find(content, after) if content else after
-        if start < 0:  # the template changed it (a thought of an earlier turn that it leaves out): its last line stands for it
+        after, until = (at if head is None else head.end()), min(ahead, default=len(text))
+        start = text.find(content, after, until) if content or not named or head else -1
+        if start < 0 and not ahead and content:
+            # The template changed it (a thought of an earlier turn that it leaves out): its last line stands for it.
             content = content.splitlines()[-1]
             start = text.find(content, after)
-        if start < 0:
+        if start < 0 or (named and not head and not ahead):  # a role that the template leaves out
             continue
-        stop, role = start + len(content), message["role"]
-        found += _between(text, (at, start), before, role)
+        stop = start + len(content)
+        found += _thought(text, _between(text, (at, start), before, role), message)
         found += phases(text, start, stop) if role == "assistant" else [Part(start, stop, role, "prompt")]
         at, before = stop, role
     found += _between(text, (at, len(text)), before, "assistant")
@@ -100,20 +119,50 @@ def parts_of(text: str, messages: Sequence[Message]) -> list[Part]:
 
 
 def _head(text: str, role: str, at: int) -> re.Match[str] | None:
-    """The next line that begins with a role's name and a colon, as templates without marks of their own have it."""
+    """The next role's name with a colon that begins a line or follows a special token, as templates without marks of their own
+    have it.
+    """
     names = "|".join(map(re.escape, (role, *OTHER_NAMES.get(role, ()))))
-    return re.compile(rf"^(?:{names}):", re.IGNORECASE | re.MULTILINE).search(text, at)
+    return re.compile(rf"(?:^|(?<=>))(?:{names}):", re.IGNORECASE | re.MULTILINE).search(text, at)
 
 
 def _between(text: str, at: tuple[int, int], before: str, role: str) -> list[Part]:
     """What stands between two contents: the end of one message, which an assistant writes itself, and the head of the next."""
     start, stop = at
     found = (text.lower().find(word, start, stop) for word in (role.lower(), *OTHER_NAMES.get(role, ())))
-    named = next((at for at in found if at >= 0), -1)
-    line = max(text.rfind("\n", start, named), start) if named >= 0 else start
+    named = min((at for at in found if at >= 0), default=-1)
+    line = max(text.rfind("\n", start, named) + 1, start) if named >= 0 else start
     opens = text.rfind("<", line, named) if named >= 0 else -1
-    cut = start if not before else stop if named < 0 else opens if opens >= 0 else named
+    if not before:
+        cut = start
+    elif (head := _head(text, role, start)) and head.end() <= stop:
+        cut = head.start()
+    elif named < 0:  # a token that ends the message is its own, what follows is not
+        ends = re.compile(r"\s*<[^<>]*>").match(text, start, stop)
+        cut = ends.end() if ends else stop
+    else:
+        cut = opens if opens >= 0 else named if line == start or re.search(r"\s", text[line:named]) else line
     return [Part(start, cut, before, "answer" if before == "assistant" else "prompt"), Part(cut, stop, role, "prompt")]
+
+
+def _thought(text: str, parts: list[Part], message: Message) -> list[Part]:
+    """The parts before a content, of which a thought that the message holds by itself is one, its marks included."""
+    *earlier, last = parts
+    given = (message.get(name) for name in THOUGHTS if message["role"] == "assistant")
+    thought = next((value.strip() for value in given if isinstance(value, str) and value.strip()), None)
+    start = -1 if thought is None else text.find(thought, last.start, last.stop)
+    if thought is None or start < 0:
+        return parts
+    stop = start + len(thought)
+    for opens, closes in THINKING:
+        first = text.rfind(opens, last.start, start)
+        if first >= 0 and not text[first + len(opens) : start].strip():
+            end = text.find(closes, stop, last.stop)
+            start, stop = first, stop if end < 0 else end + len(closes)
+    return [
+        *earlier, Part(last.start, start, "assistant", "prompt"), Part(start, stop, "assistant", "thinking"),
+        Part(stop, last.stop, "assistant", "prompt"),
+    ]  # fmt: skip
 
 
 def phases(text: str, start: int = 0, stop: int | None = None) -> list[Part]:

@@ -23,6 +23,7 @@ def change(folder: Path, **values) -> None:
         ("model_type", "gemma", "computed here, got model_type .gemma.*read_router_logits"),
         ("model_type", "absent", "computed here, got model_type None"),
         ("model_type", "qwen3_next", "a hybrid: most of its layers"),
+        ("model_type", "minimax_text_01", "a hybrid: most of its layers"),
         ("hidden_act", "gelu", 'hidden_act: wanted "silu", got .gelu.'),
         ("sliding_window", "many", "sliding_window: .*many"),
         ("rope_parameters", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, "rope_scaling: type: .*dynamic"),

@@ -154,6 +154,54 @@ def test_every_character_of_a_conversation_is_somebody_s():
     assert (parts[0].start, parts[-1].stop, parts[-1].role) == (0, len(text), "assistant")
 
 
+ERNIE = (
+    "<|begin|>{% for m in messages %}{% if m.role == 'user' %}{{ 'User: ' + m.content + '\n' }}{% elif m.role == 'assistant' %}"
+    "{{ 'Assistant: ' + m.content + '</s>' }}{% else %}{{ m.content + '\n' }}{% endif %}{% endfor %}{{ 'Assistant: ' }}"
+)
+MIXTRAL = "<s>{% for m in messages %}{{ ' [INST] ' + m.content + ' [/INST]' if m.role == 'user' else ' ' + m.content + '</s>' }}{% endfor %}"
+MINIMAX = (
+    "{% for m in messages %}{{ ']~b]' + ('ai' if m.role == 'assistant' else m.role) + '\n' + m.content + '[e~[\n' }}{% endfor %}]~b]ai\n"
+)
+HARMONY = (
+    "{% for m in messages %}{% if m.thinking %}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}"
+    "<|start|>{{ m.role }}{{ '<|channel|>final' if m.role == 'assistant' }}<|message|>{{ m.content }}<|end|>{% endfor %}<|start|>assistant"
+)
+QUESTIONS = [
+    {"role": "user", "content": "Why?"}, {"role": "assistant", "thinking": "the user asks", "content": "So."},
+    {"role": "user", "content": "And so?"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "asked"),
+    [(ERNIE, "So.</s>", "<|begin|>User: Why?\nUser: And so?\n"), (MIXTRAL, "So.</s>", "<s> [INST] Why? [/INST]  [INST] And so? [/INST]"),
+     (MINIMAX, "So.[e~[\n", "]~b]user\nWhy?[e~[\n]~b]user\nAnd so?[e~[\n"),
+     (HARMONY, "So.<|end|>", "<|start|>user<|message|>Why?<|end|><|start|>user<|message|>And so?<|end|>")],
+    ids=["ernie", "mixtral", "minimax", "harmony"],
+)  # fmt: skip
+def test_who_speaks_in_templates_of_every_make(template, answer, asked):
+    """Roles with a colon after a token, roles that no word names, other names of roles, a thought that the message holds apart."""
+    text = render(template, QUESTIONS, {}, {})
+    said: dict[tuple[str, str], str] = {}
+    for part in parts_of(text, QUESTIONS):
+        said[part.role, part.phase] = said.get((part.role, part.phase), "") + text[part.start : part.stop]
+    assert said["assistant", "answer"] == answer and said["user", "prompt"] == asked
+    thought = "<|channel|>analysis<|message|>the user asks<|end|>" if template == HARMONY else None
+    assert said.get(("assistant", "thinking")) == thought
+
+
+def test_what_templates_expect_of_jinja():
+    template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %} {{ {'b': 'é', 'a': 1} | tojson(sort_keys=true) }}"
+    assert render(template, QUESTIONS, {}, {}) == 'Why? {"a": 1, "b": "é"}'
+
+
+def test_a_role_without_a_head_keeps_its_words_where_they_stand():
+    talk = [{"role": "system", "content": "Be kind."}, *QUESTIONS]
+    text = render(ERNIE, talk, {}, {})
+    parts = [(text[p.start : p.stop], p.role) for p in parts_of(text, talk)]
+    assert ("Be kind.", "system") in parts and ("Why?", "user") in parts
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [("{{ ''.__class__.__mro__ }}", "unsafe|access"), ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),

@@ -27,7 +27,10 @@ from grokscope.config import BlockConfig, ModelConfig
 from grokscope.harmless import listed, told, visible
 from grokscope.transformer.weights import OUTER, BlockWeights, ModelWeights, block_from
 
-HYBRIDS = ("qwen3_next", "qwen3_5_moe", "kimi_linear", "granitemoehybrid", "nemotron_h", "jamba", "lfm2_moe", "bamba")
+HYBRIDS = (
+    "qwen3_next", "qwen3_5_moe", "qwen3_5_moe_text", "kimi_linear", "granitemoehybrid", "nemotron_h", "jamba", "lfm2_moe", "bamba",
+    "minimax", "minimax_text_01", "minimax_m1",
+)  # fmt: skip
 
 
 def recognises(path: Path) -> bool:
@@ -84,10 +87,10 @@ def _quantised(fields: Fields) -> tuple[int, int] | None:
     method = asked.get("quant_method") if isinstance(asked, dict) else None
     block = asked.get("weight_block_size") if method == "fp8" else None
     sizes = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
-    if method == "fp8" and asked.get("fmt", "e4m3") == "e4m3" and len(sizes) == 2:
+    if method == "fp8" and asked.get("fmt", "e4m3") in ("e4m3", "float8_e4m3fn") and len(sizes) == 2:
         return sizes[0], sizes[1]
     if method != "mxfp4":
-        fields.refuse("quantization_config", "plain floats, mxfp4, or fp8 e4m3 in blocks", asked)
+        fields.refuse("quantization_config", "plain floats, mxfp4, or fp8 e4m3 in blocks", method or asked)
     return None
 
 

@@ -30,6 +30,8 @@ def rope_of(f: Fields, width: int, *, share: float | None = None, base: float) -
     part = scaling.get(
         "partial_rotary_factor", f.get("partial_rotary_factor", default=share if share is not None else 1)
     )
+    if f.get("partial_rotary_factor", default=part) != part:
+        f.refuse("partial_rotary_factor", f"what rope_parameters says ({part})")
     rotated = int(width * part) if type(part) in (int, float) else 0
     if part != 1 and share is None:
         f.refuse("partial_rotary_factor", "1: whole heads", part)

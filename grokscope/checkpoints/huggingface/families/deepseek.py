@@ -55,7 +55,10 @@ def _latent(f: Fields) -> dict[str, Any]:
     turned, plain = f.size("qk_rope_head_dim", least=2), f.size("qk_nope_head_dim")
     if f.get("head_dim", default=turned) != turned:  # transformers notes the rotated width there
         f.refuse("head_dim", f"what qk_rope_head_dim says ({turned})")
-    f.values["num_key_value_heads"] = f.get("num_attention_heads")
+    f.must("qk_head_dim", plain + turned, default=plain + turned)
+    heads = f.get("num_attention_heads")
+    f.must("num_key_value_heads", heads, default=heads)
+    f.values["num_key_value_heads"] = heads
     made = common(f, d_head=plain + turned)
     rope, scale = rope_of(f, turned, base=1e4)
     f.must("attention_bias", False, default=False)

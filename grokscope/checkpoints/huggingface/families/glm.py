@@ -25,7 +25,7 @@ def _dots(f: Fields) -> dict[str, Any]:
     biases = "qkvo" if f.flag("attention_bias", False) else ""
     first = f.size("max_window_layers", default=62, least=0)
     usual = [n >= first for n in range(made["num_layers"])]
-    made |= windows_by_layer(f, window(f, asked=f.get("use_sliding_window", default=True)), usual)
+    made |= windows_by_layer(f, window(f, asked=f.flag("use_sliding_window", True)), usual)
     experts = experts_of(f, made["num_layers"], 0, None, **third_rule(f, renormalize=False))
     return made | experts | {"attention_bias": biases, "qk_norm": "head"}
 

@@ -17,13 +17,22 @@ def _config(f: Fields) -> dict[str, Any]:
     """Three numbers are given for each layer; the release has one value of each."""
     for name in _OF_EACH_LAYER:
         value = f.get(name, default=1)
-        if isinstance(value, list) and value and len(set(map(str, value))) == 1:
+        if isinstance(value, list) and len(value) == f.get("num_hidden_layers") and len(set(map(str, value))) == 1:
             f.values[name] = value[0]
     f.values.setdefault("num_key_value_heads", f.get("num_attention_heads"))
     made = common(f)
     f.must("use_qk_norm", True, default=True)
-    f.must("use_cla", False, default=False)
-    f.get("use_mixed_mlp_moe")
+    for name in ("use_cla", "use_mla", "group_limited_greedy"):
+        f.must(name, False, default=False)
+    for name in ("n_group", "topk_group", "routed_scaling_factor"):  # the release writes false for none
+        f.must(name, False, 1, default=False)
+    f.must("norm_topk_prob", True, default=True)
+    f.must("moe_layer_num_skipped", 0, default=0)
+    f.must("norm_type", "rms", default="rms")
+    f.must("use_rotary_pos_emb", True, default=True)
+    f.get("cla_share_factor", "dense_list", "org_vocab_size", "num_media_embeds")
+    f.must("use_mixed_mlp_moe", True, default=True)
+    f.must("attention_head_dim", made["d_head"], default=made["d_head"])
     f.must("num_shared_expert", 1, default=1)
     width = f.size("intermediate_size")
     if f.get("moe_intermediate_size", default=width) != width:

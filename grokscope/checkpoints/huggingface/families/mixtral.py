@@ -30,13 +30,22 @@ def _table(block: BlockConfig, others: tuple[str, ...] = ("mlp.gate.weight",)) -
 def _minimax(f: Fields) -> dict[str, Any]:
     """The first rotary_dim entries of each head are turned; scores and biases are those of the release."""
     head, turned = f.size("head_dim", least=2), f.get("rotary_dim")
+    for name, usual in (("bos_token_id", 200034), ("eos_token_id", 200020)):  # of which the release's file is silent
+        if f.size("vocab_size") > usual:
+            f.values.setdefault(name, usual)
     made = common(f, base=5e6, share=1 if turned is None else f.size("rotary_dim", least=2) / head)
+    if turned is not None and turned != (made["rope"].width or head):
+        f.refuse("rotary_dim", f"what partial_rotary_factor makes of head_dim ({made['rope'].width or head})")
     f.get("router_jitter_noise")  # of training
     f.must("use_qk_norm", True, default=True)
     f.must("qk_norm_type", "per_layer", default="per_layer")
     f.must("scoring_func", "sigmoid", default="sigmoid")
     f.must("shared_intermediate_size", 0, default=0)
     f.must("use_routing_bias", True, default=True)
+    kinds = f.get("attn_type_list", default=[])
+    if not isinstance(kinds, list) or any(kind != 1 for kind in kinds):
+        f.refuse("attn_type_list", "1 for every layer, none of linear attention", kinds)
+    f.get("shared_moe_mode", "mlp_intermediate_size")  # of shared experts, which there are none
     rule = router(f, score="sigmoid", renormalize=True, choice_bias=True)
     return made | {"router": rule, "d_expert": f.size("intermediate_size"), "qk_norm": "all"}
 

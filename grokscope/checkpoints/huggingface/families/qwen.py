@@ -66,6 +66,7 @@ def _qwen2(f: Fields) -> dict[str, Any]:
 def _qwen3(f: Fields) -> dict[str, Any]:
     biases = "qkvo" if f.flag("attention_bias", False) else ""
     made = _qwen(f) | window(f, asked=f.flag("use_sliding_window", False))
+    f.must("use_qk_norm", True, default=True)
     return made | {"qk_norm": "head", "attention_bias": biases}
 
 
