@@ -53,7 +53,7 @@ def read_config(path: Path) -> ModelConfig:
         made = family.config(fields)
         fields.problems += fields.unread()
         _quantised(fields)
-        config = None if fields.problems else ModelConfig(**made)
+        config = None if fields.problems else ModelConfig(**made | _ends(path, made))
     except ValueError as error:
         fields.problems.append(str(error))
     if config is None:
@@ -63,6 +63,16 @@ def read_config(path: Path) -> ModelConfig:
         said = ", ".join(f"{visible(name)[:80]} = {told(values[name], 40)}" for name in fields.unknown)
         warnings.warn(f"{file}: fields that are not known here, taken to change nothing: {said}", stacklevel=2)
     return config
+
+
+def _ends(path: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """The tokens at which a text ends, those of generation_config.json too, where some chat models alone name theirs."""
+    file = path / "generation_config.json"
+    if not file.is_file() or "eos_token_id" not in (values := json_object(file)):
+        return {}
+    known, more = ((x if isinstance(x, list | tuple) else [x]) for x in (made.get("eos_id"), values["eos_token_id"]))
+    ends = tuple(dict.fromkeys(n for n in (*known, *more) if n is not None))
+    return {"eos_id": ends if len(ends) > 1 else ends[0] if ends else None}
 
 
 def _family(file: Path, values: dict[str, Any]) -> Family:

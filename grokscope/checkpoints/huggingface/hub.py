@@ -9,7 +9,7 @@ from grokscope.checkpoints.pickle_machine import CheckpointError
 
 WANTED = [
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.model", "tokenizer.json", "tokenizer.tok.json",
-    "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+    "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "generation_config.json",
 ]  # fmt: skip
 """No code, no pickles."""
 UNWANTED = ["consolidated*", "*/*"]
