@@ -59,6 +59,13 @@ def test_alike_means_what_rounding_may_change_and_no_more():
     assert not alike("expert 3 twice", "expert 3 once")
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_it_opens_with_the_question_and_a_figure_that_answers_it(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.cells[0].cell_type == "markdown"
+    assert any("seen" in kinds(c) for c in code(notebook)[:2]), f"{path.name}: the first figure, or widget, comes late{AGAIN}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_it_runs_and_its_stored_answer_is_what_it_says_now(path, tmp_path):

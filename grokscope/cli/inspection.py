@@ -20,10 +20,10 @@ def _memory(found: Inspection) -> dict[str, str]:
     cache = room["cache"] * min(TEXT, c.max_tokens) / c.max_tokens
 
     def card(form: str) -> str:
-        fits = next((n for n in CARDS if room[form] + cache < 0.9e9 * n), None)
-        return f"{'as stored' if form == 'stored' else form} {room[form] / 1e9:,.1f} GB ({f'a card of {fits} GB' if fits else 'no single card'})"
+        fits, name = next((n for n in CARDS if room[form] + cache < 0.9e9 * n), None), form.replace("stored", "as stored")
+        return f"{name} {room[form] / 1e9:,.1f} GB ({f'a card of {fits} GB' if fits else 'no single card'})"
 
-    is_told = abs(room["stored"] / room["bfloat16"] - 1) < 0.1 or abs(room["stored"] / room["int8"] - 1) < 0.1
+    is_told = any(abs(room["stored"] / room[form] - 1) < 0.1 for form in ("bfloat16", "int8"))
     return {
         "memory": ", ".join(card(form) for form in (*(() if is_told else ("stored",)), "bfloat16", "int8", "streamed")),
         "cache": f"{room['cache'] / 1e9:,.2f} GB for a text of {c.max_tokens:,} tokens",

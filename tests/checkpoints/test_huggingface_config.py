@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from grokscope.checkpoints import CheckpointError, huggingface
+from grokscope.checkpoints.huggingface import read_config
+from tests.checkpoints.families import folder as family
 from tests.checkpoints.hub import ours
 
 
@@ -109,14 +111,14 @@ def test_code_beside_the_weights_is_never_imported(copy, monkeypatch):
 @pytest.mark.parametrize(("more", "ends"), [(5, (2, 5)), ([5, 7, 2], (2, 5, 7)), (None, (2,)), (2, (2,))])
 def test_texts_end_where_the_generation_config_says_too(tmp_path, more, ends):
     """Chat models name the end of a turn there, and some name no other end."""
-    values = json.loads((folder("olmoe/hub") / "config.json").read_text())
+    values = json.loads((family("olmoe/hub") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(values | {"eos_token_id": 2}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": more, "do_sample": True}))
     assert read_config(tmp_path).eos_ids == ends
 
 
 def test_an_end_that_is_no_token_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text((folder("olmoe/hub") / "config.json").read_text())
+    (tmp_path / "config.json").write_text((family("olmoe/hub") / "config.json").read_text())
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
     with pytest.raises(CheckpointError, match="eos_id"):
         read_config(tmp_path)
