@@ -184,7 +184,7 @@ def gate_profile(x: Routing) -> xr.Dataset:
     sums, not a mean of ratios), and `gate_share` of the layer's gate mass. Null: exchangeable ranks, 1/k each, with the binomial
     spread over the expert's visits times the design effect of documents; Wilson's interval; z from 5 expected visits on. Cite: Lo
     et al. 2024, arXiv 2406.18219. Confounds: without gates the slots are as recorded and need not be ranks; gates of different
-    router rules are not comparable.
+    router rules (attrs["gates"]) are not comparable.
     """
     c = counted(x, "gate_profile", ["rank"])
     rank, k = c.by_shard("rank"), c.spec.slots
@@ -210,6 +210,7 @@ def gate_profile(x: Routing) -> xr.Dataset:
         null_mean=np.full(rank.shape[1:], 1 / k), null_sd=share(chance["null_sd"], n), p=chance["p"], n_eff=n / effect,
         groups=told.groups, ci=told.ci, count=rank.sum(0), **gates,
         attrs={"name": "mean gate", "null": "exchangeable ranks", "n_eff_unit": "independent visits' worth",
-               "slots": "by gate" if c.spec.gates else "as recorded: no gates", "gate_sum_fixed_unit": UNIT},
+               "slots": "by gate" if c.spec.gates else "as recorded: no gates", "gates": c.spec.gates_are,
+               "gate_sum_fixed_unit": UNIT},
     )  # fmt: skip
     return made if not gates else with_parts(made, {"gate_mean_slot": (("layer", "slot"), share(mass.sum(1), rank.sum((0, 2))))})

@@ -65,6 +65,16 @@ class CounterSpec:
         return "softmax over all experts" if told.get("score") or told.get("softmax") else "as recorded, divided by their sum"
 
     @property
+    def gates_are(self) -> str:
+        """What a gate is in this router."""
+        told = self.router or {}
+        if "score" not in told:
+            return "as recorded, of an unknown rule"
+        kind = "sigmoid scores, which are no distribution" if told["score"] == "sigmoid" else "softmax over all experts"
+        summed = "made to sum to 1" if told.get("renormalize") else "not made to sum to 1"
+        return f"{kind}, {summed}" + (f", times {scale:g}" if (scale := told.get("scale", 1)) != 1 else "")
+
+    @property
     def decided_by(self) -> str:
         """What a choice follows."""
         told = self.router or {}

@@ -298,6 +298,14 @@ def test_gates_and_load(trace):
     assert load.value.dims == ("layer", "expert") and profile.value.dims == ("layer", "expert", "slot")
 
 
+def test_what_a_gate_is_is_told(trace):
+    assert routing.gate_profile(trace).attrs["gates"] == "softmax over all experts, not made to sum to 1"
+    rule = {"score": "sigmoid", "renormalize": True, "scale": 2.5}
+    spec = CounterSpec(layers=(1,), num_experts=6, slots=2, router=rule)
+    assert spec.gates_are == "sigmoid scores, which are no distribution, made to sum to 1, times 2.5"
+    assert CounterSpec(layers=(1,), num_experts=6, slots=2).gates_are == "as recorded, of an unknown rule"
+
+
 def test_paths(trace):
     made = routing.expert_paths(trace)
     first = trace["router.experts"].values[..., 0].reshape(3, -1).T
