@@ -98,7 +98,7 @@ def _answering(function: Callable[..., Any], who: str) -> Callable[..., Any]:
     def call(*given: Any, **named: Any) -> Any:
         for name in switches:
             if isinstance(named.get(name), str):  # every word, "no" too, would be taken for a yes
-                raise TypeError(f"{who}: {name}: wanted True or False, got {named[name]!r:.40}; give one of the two")
+                raise ValueError(f"{who}: {name}: wanted True or False, got {named[name]!r:.40}; give one of the two")
         try:
             made = function(*given, **named)
         except (TypeError, AttributeError) as error:

@@ -179,8 +179,8 @@ class Scale(Edit):
 @dataclass(frozen=True, repr=False)
 class Replace(Edit):
     """Put `value` in place: an array that broadcasts against the site, or a trace or an array of one (patching), which is
-    matched by layer and by position; tokens that it does not hold keep what the run computes. A trace of texts of another length
-    needs tokens=, which says what is meant; its array is taken from the first token on.
+    matched by layer and by position; tokens that it does not hold keep what the run computes, as those after the end of a shorter
+    text; where nothing that is meant is held it raises.
     """
 
 

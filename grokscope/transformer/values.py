@@ -46,17 +46,10 @@ def numbers_of(value: Any, who: object) -> Any:
 
 
 def check_texts(trace: Any, tokens: Any, rows: Sequence[Sequence[int]], who: object) -> None:
-    """Raise ValueError where a trace's positions would not fall where they are meant: where nothing says which are meant and it is
-    of texts of another number of tokens, or where it holds none of those that are. Texts of other tokens may be meant: patching.
+    """Raise ValueError where a trace holds none of the positions that are meant. It may be of other texts, and of shorter or longer
+    ones: patching.
     """
-    lengths = np.atleast_1d(trace.data["length"].values)
     held = trace.data["token"].values if "token" in trace.data.coords else np.arange(trace.data.sizes["token"])
-    for number, row in enumerate(rows if tokens is None else ()):
-        if (had := int(lengths[number % len(lengths)])) != len(row):
-            raise ValueError(
-                f"{who}: value: wanted a trace of a text of {len(row)} tokens, as text {number} is, got one of {had}; say in "
-                "tokens= which positions are meant, or give its array, trace[site], which acts from the first token on"
-            )
     if tokens is None or isinstance(tokens, slice) or (numbers := np.atleast_1d(np.asarray(tokens))).dtype.kind not in "iu":
         return
     if not {int(t) + len(row) if t < 0 else int(t) for t in numbers for row in rows} & set(held.tolist()):

@@ -15,6 +15,7 @@ import pytest
 
 import grokscope as gs
 from grokscope.checkpoints import grok1, native
+from grokscope.checkpoints.digests import file_digests
 from grokscope.checkpoints.inspecting import as_dict
 from grokscope.checkpoints.mapped_safetensors import stretches
 from grokscope.devices.memory import free_memory
@@ -131,7 +132,8 @@ def test_our_format_at_full_size_opens_without_reading_it(tmp_path):
             file.write(header)
             file.truncate(len(header) + sum(a.nbytes for a in arrays.values()))
     (tmp_path / "config.json").write_text(json.dumps(native.header(gs.GROK_1)))
-    (tmp_path / "checksums.json").write_text(json.dumps({name: [] for name in names}))
+    digests = file_digests(tmp_path / "config.json")
+    (tmp_path / "checksums.json").write_text(json.dumps({name: [] for name in names} | {"config.json": digests}))
     start, faults = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     weights = native.load(tmp_path, native.read_config(tmp_path))
     found = gs.inspect(tmp_path)

@@ -302,8 +302,8 @@ def test_what_cannot_be_asked_says_so(model, texts, options, says):
 
 
 def test_edits_that_give_no_numbers_or_act_on_the_logits_say_so():
-    with pytest.raises(ValueError, match="finite log-probabilities, got 29 .*Add"):
-        effect(MODEL, RAGGED, [E.Add("resid_mid", np.nan, 0)])
+    with pytest.raises(ValueError, match="finite log-probabilities, got 29 .*Map"):
+        effect(MODEL, RAGGED, [E.Map("resid_mid", lambda x: x * np.nan, 0)])
     with pytest.raises(ValueError, match="wanted edits before the logits"):
         effect(MODEL, RAGGED, [E.Scale("logits", 2.0)])
     with pytest.raises(TypeError, match="wanted values of grokscope.edits"):
