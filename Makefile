@@ -12,7 +12,7 @@ families: .venv/ready  ## the list of every family for all of them, not for one,
 	GROKSCOPE_FAMILIES=all $(BIN)/python -m pytest -n 2 tests/test_every_family.py tests/checkpoints/test_true_shapes_grok2.py
 
 test: .venv/ready  ## set up, then run the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: .venv/ready  ## damaged files against every reader, and work that is killed, 200 and 100 times (15 minutes)
 	$(BIN)/python -m tests.fuzz

@@ -46,6 +46,14 @@ TINY = ModelConfig(
 )  # fmt: skip
 
 
+LONG = ("test_notebooks.py", "test_lab.py", "test_kill.py", "test_training.py", "test_sweep.py", "test_true_shapes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long go first: at the end no worker is left alone with one."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 def make(config: ModelConfig = TINY, seed: int = 0, dtype: str = "float32") -> Model:
     """A model with random weights, norms and routers too, so that nothing is one by chance."""
     weights = random_weights(config, seed)
