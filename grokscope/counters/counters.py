@@ -39,7 +39,6 @@ class RoutingCounters(Strata):
 
     def __init__(self, spec: CounterSpec) -> None:
         super().__init__(spec)
-        self._vocabulary: dict[str, SparseCounts] = {}
         self._growing: dict[str, dict[str, Counts]] = {}
 
     @classmethod

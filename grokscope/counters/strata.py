@@ -8,6 +8,7 @@ from typing import Self
 
 import numpy as np
 
+from grokscope.counters.sparse import SparseCounts
 from grokscope.counters.spec import CounterSpec
 from grokscope.harmless import told
 
@@ -31,7 +32,7 @@ class Strata:
     def __init__(self, spec: CounterSpec) -> None:
         self.spec = spec
         self._tables: dict[str, dict[str, np.ndarray]] = {}
-        self._vocabulary: dict = {}
+        self._vocabulary: dict[str, SparseCounts] = {}
         self._parts: dict[str, tuple[str, str | None]] = {}
 
     @property

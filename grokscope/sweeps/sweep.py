@@ -186,9 +186,8 @@ class Sweep:
         """What it would take, a row for each width of calls and one for all; see `planning.table`."""
         from grokscope.sweeps.planning import table
 
-        given = label is not None and not isinstance(label, str)
         calls = []
-        for _, pieces in self._windows(self.pieces(source, labels_in(label) if given else label)):
+        for _, pieces in self._windows(self.pieces(source, label)):
             calls.append([*self.writing.in_calls(pieces, call_tokens())] if self.writing else [*in_calls(pieces)])
         return table(self.model, calls, self.writing)
 

@@ -11,13 +11,12 @@ import ml_dtypes
 import numpy as np
 
 from grokscope.transformer.forms import Quantised, Scaled
+from grokscope.transformer.kernels.grouped import STEP
 from grokscope.transformer.weights import CONTRACTED, OUTER, BlockWeights, ModelWeights, block_from, field_of
 
 ROW_GROUPS = {"attn.o": 8, "moe.down": 8}
 """How many groups of input rows have scales of their own at the most; 1 elsewhere. In the release each is the shard of one of
 8 devices."""
-STEP = 64
-"""Rows that a GPU's kernels take at a time (`kernels.grouped`): with less than that to a scale they would not read the weights."""
 
 
 def quantize(weights: ModelWeights) -> ModelWeights:
@@ -85,7 +84,9 @@ def to_int8(name: str, array: Any) -> Scaled:
 
 
 def row_groups(name: str, rows: int) -> int:
-    """How many groups these rows fall into: as many as leave whole steps to each, or else as divide them evenly."""
+    """How many groups these rows fall into: as many as leave each whole steps of a GPU's kernels, which would not read the weights
+    else; where there are none, as many as divide the rows evenly.
+    """
     most = ROW_GROUPS.get(name, 1)
     return next((n for n in range(most, 1, -1) if rows % (n * STEP) == 0), most if rows % most == 0 and rows % STEP else 1)
 

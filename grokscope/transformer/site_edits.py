@@ -64,7 +64,7 @@ class Edit:
         return [self]
 
     def check_texts(self, rows: Sequence[Sequence[int]]) -> None:
-        """Raise ValueError for a trace of which it is not clear what would stand where among these token ids."""
+        """Raise ValueError for a trace that holds none of the tokens that are meant, of texts of these ids."""
         if self._trace is not None:
             check_texts(self._trace, self.tokens, rows, self)
 

@@ -49,9 +49,9 @@ def check_texts(trace: Any, tokens: Any, rows: Sequence[Sequence[int]], who: obj
     """Raise ValueError where a trace holds none of the positions that are meant. It may be of other texts, and of shorter or longer
     ones: patching.
     """
-    held = trace.data["token"].values if "token" in trace.data.coords else np.arange(trace.data.sizes["token"])
     if tokens is None or isinstance(tokens, slice) or (numbers := np.atleast_1d(np.asarray(tokens))).dtype.kind not in "iu":
         return
+    held = trace.data["token"].values if "token" in trace.data.coords else np.arange(trace.data.sizes["token"])
     if not {int(t) + len(row) if t < 0 else int(t) for t in numbers for row in rows} & set(held.tolist()):
         meant = str(numbers.tolist())[:60]
         raise ValueError(

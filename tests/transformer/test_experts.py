@@ -16,7 +16,8 @@ import grokscope as gs
 from grokscope.checkpoints import native
 from grokscope.transformer.experts import apply_experts, unit
 from grokscope.transformer.forms import PerExpert, plain
-from grokscope.transformer.quantize import STEP, row_groups, to_int8
+from grokscope.transformer.kernels.grouped import STEP
+from grokscope.transformer.quantize import row_groups, to_int8
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.weights import MoEWeights
 from tests.conftest import TINY

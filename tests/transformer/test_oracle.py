@@ -18,6 +18,8 @@ from grokscope.transformer.quantize import quantize
 from tests.conftest import TINY, make
 from tests.reference.grok1_numpy import forward
 
+AS_USERS_HAVE_IT = True
+
 OURS_ALONE = ("attn.in", "moe.in", "expert.act")
 """Sites that this oracle does not name; `test_families.py` has one that does."""
 SHAPES = {
