@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ import numpy as np
 
 from grokscope.config import ModelConfig
 from grokscope.devices.memory import free_memory
+from grokscope.devices.sending import as_used, pinned, sent
 from grokscope.devices.sharding import Layout
-from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Scaled, Spread, pytree
+from grokscope.transformer.forms import OutputFirst, PerExpert, Quantised, Scaled, Spread
 from grokscope.transformer.kernels import hopper
 from grokscope.transformer.weights import CONTRACTED, OUTER, BlockWeights, ModelWeights, block_from, field_of
 
@@ -28,27 +28,29 @@ EXPERTS = ("moe.gate", "moe.up", "moe.down")
 class Placement:
     """Three steps of a block: in host memory (a reading thread runs it), to the device, the form that it computes with.
 
-    outer: the same of the embedding, the last norm and the unembedding, in one step. The steps are the same for weights
-    that stay and weights that are streamed, so both give the same numbers.
+    outer: the same of the embedding, the last norm and the unembedding, in one step. pin: where blocks come again and again,
+    a fourth, after the first: into memory that the device reads fastest. Else the steps are the same for weights that stay and
+    weights that are streamed; both give the same numbers.
     """
 
     read: Callable[[BlockWeights], BlockWeights]
     send: Callable[[BlockWeights], BlockWeights] | None
     prepare: Callable[[BlockWeights], BlockWeights]
     outer: Callable[[str, Any], Any]
+    pin: Callable[[BlockWeights], BlockWeights] | None = None
 
     def reader(self, block: Callable[[int], BlockWeights], size: int) -> Callable[[int], BlockWeights]:
-        """From a layer's number to what is sent; `size` bytes of layers stay in pinned memory where it may hold them all.
+        """From a layer's number to what is sent, pass after pass; `size` bytes of layers stay pinned where all of them may be.
 
         The second pass is then as fast as the bus: five times the first. How much may be pinned is for the user to say
         before the start, in XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB (64 unless set).
         """
 
         def read(layer: int) -> BlockWeights:
-            return self.read(block(layer))
+            return self.pin(self.read(block(layer))) if self.pin else self.read(block(layer))
 
         limit = int(os.environ.get("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", "64")) * 2**30
-        return functools.cache(read) if self.send is _sent and size < min(0.95 * limit, 0.9 * free_memory()) else read
+        return functools.cache(read) if self.pin and size < min(0.95 * limit, 0.9 * free_memory()) else read
 
 
 def placement(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Placement:
@@ -58,8 +60,8 @@ def placement(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = 
         layout = Layout(config, mesh)
         return Placement(lambda b: b, layout.block, _for_hopper if for_kernel else lambda b: b, layout.array)
     if jax.default_backend() == "gpu":
-        prepare = (lambda block: _for_hopper(_as_used(block))) if for_kernel else _as_used
-        return Placement(_pinned, _sent, prepare, lambda _, array: _outer_for_gpu(array, dtype))
+        prepare = (lambda block: _for_hopper(as_used(block))) if for_kernel else as_used
+        return Placement(lambda b: b, sent, prepare, lambda _, array: _outer_for_gpu(array, dtype), pinned)
     if jax.default_backend() == "cpu" and is_small(config):
         return Placement(lambda b: block_for_cpu(b, dtype), None, lambda b: b, lambda name, a: array_for_cpu(name, a, dtype))
     return Placement(lambda b: jax.tree.map(jnp.asarray, b), None, lambda b: b, lambda _, a: jax.tree.map(jnp.asarray, a))
@@ -106,50 +108,11 @@ def _has_bfloat16_units() -> bool:
         return False
 
 
-@pytree
-class _AsItLies:
-    """An array in the order of its memory; `axes` turn it into what it stands for, on the device, a hundred times as fast."""
-
-    array: Any
-    axes: tuple[int, ...] = field(metadata={"static": True})
-
-
-def _pinned(block: BlockWeights) -> BlockWeights:
-    """In memory that the GPU reads by itself, five times as fast; several arrays at a time, which one thread cannot fill."""
-    pinned = jax.sharding.SingleDeviceSharding(jax.local_devices()[0], memory_kind="pinned_host")
-    leaves, tree = jax.tree.flatten(block)
-
-    def put(leaf: Any) -> Any:
-        order = sorted(range(np.ndim(leaf)), key=lambda axis: -leaf.strides[axis]) if isinstance(leaf, np.ndarray) else []
-        lying = leaf.transpose(order) if order else leaf
-        there = jax.block_until_ready(jax.device_put(lying, pinned))
-        return _AsItLies(there, tuple(np.argsort(order).tolist())) if order != sorted(order) else there
-
-    with ThreadPoolExecutor(8, "pin") as threads:
-        return jax.tree.unflatten(tree, list(threads.map(put, leaves)))
-
-
-@jax.jit
-def _turned(lying: list[_AsItLies]) -> list[jax.Array]:
-    return [x.array.transpose(x.axes) for x in lying]
-
-
-def _as_used(block: BlockWeights) -> BlockWeights:
-    """Every array as its einsum wants it."""
-    leaves, tree = jax.tree.flatten(block, is_leaf=lambda x: isinstance(x, _AsItLies))
-    turned = iter(_turned([x for x in leaves if isinstance(x, _AsItLies)]))
-    return jax.tree.unflatten(tree, [next(turned) if isinstance(x, _AsItLies) else x for x in leaves])
-
-
-def _sent(block: BlockWeights) -> BlockWeights:
-    return jax.device_put(block, jax.sharding.SingleDeviceSharding(jax.local_devices()[0], memory_kind="device"))
-
-
 def _outer_for_gpu(array: Any, dtype: str) -> Any:
     """Tables rounded to the type of the arithmetic, as the reference rounds them at each use; the norm stays float32."""
     if array is None or isinstance(array, Quantised) or array.ndim == 1:
         return jax.tree.map(jnp.asarray, array)
-    return jnp.asarray(np.asarray(array).astype(dtype, copy=False))
+    return as_used(sent(np.asarray(array).astype(dtype, copy=False)))
 
 
 def _plain_units(config: ModelConfig) -> bool:

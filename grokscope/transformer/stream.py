@@ -54,22 +54,18 @@ class Streamed(Sequence[BlockWeights]):
                 if not reads:
                     return []
                 block = reads.popleft().result()
+                read_next()
                 return [self.send(block) if self.send else block]
 
             try:
                 read_next()
                 here = bring()
-                read_next()
                 while here:
                     # A copy to the device waits for all that was computing when it was asked for: so it is asked for first.
                     coming = bring() if self.send else []
-                    if self.send:
-                        read_next()
                     here = [self.prepare(here.pop())]
                     yield here.pop()
                     here = coming if self.send else bring()
-                    if not self.send:
-                        read_next()
             finally:
                 for future in reads:
                     future.cancel()

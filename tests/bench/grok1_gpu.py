@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import grokscope as gs
-from grokscope.devices import placement
+from grokscope.devices import placement, sending
 from grokscope.model.model import Model
 from grokscope.transformer.attention import Sequence
 from grokscope.transformer.block import moe
@@ -166,22 +166,22 @@ def stream() -> None:
     pinned = []
     for n in range(PINNED_LAYERS):
         start = time.perf_counter()
-        pinned.append(jax.block_until_ready(placement._pinned(random_block(n))))
+        pinned.append(jax.block_until_ready(sending.pinned(random_block(n))))
     say(f"stream: a layer to pinned memory {time.perf_counter() - start:.2f} s")
     size = sum(a.nbytes for a in jax.tree.leaves(pinned[0]))
 
     def blocks(layers: int) -> Streamed:
-        return Streamed(range(layers), lambda n: pinned[n % PINNED_LAYERS], placement._sent, placement._for_hopper)
+        return Streamed(range(layers), lambda n: pinned[n % PINNED_LAYERS], sending.sent, placement._for_hopper)
 
     start = time.perf_counter()
     _model(blocks(1), 1).record(_ids(8, 1024), ["router.*"])
     say(f"stream: first call to first layer done {time.perf_counter() - start:.1f} s (nothing compiled before)")
 
     def copies() -> None:
-        there = [placement._sent(pinned[0])]
+        there = [sending.sent(pinned[0])]
         for n in range(1, 64):
             jax.block_until_ready(there.pop())
-            there.append(placement._sent(pinned[n % PINNED_LAYERS]))
+            there.append(sending.sent(pinned[n % PINNED_LAYERS]))
         jax.block_until_ready(there)
 
     floor = min(_timed(copies) for _ in range(2))

@@ -1,7 +1,7 @@
-"""True shapes resident on the devices that are here, random int8 weights made part by part on each: memory, forward passes
-with all routing captured, collectives, decoding, and the same numbers as one device on a small model.
+"""True shapes resident on the devices that are here, random weights (int8, or bfloat16 if that is said) made part by part on each:
+memory, forward passes with all routing captured, collectives, decoding, and the same numbers as one device on a small model.
 
-    python tests/bench/resident.py [--shape grok-1 | olmoe | mixtral | qwen3] [--layers 64] [--small] [none | model=8 | expert=8 | ...]
+    python tests/bench/resident.py [--shape grok-1 | olmoe | mixtral | qwen3] [--bfloat16] [--layers 64] [--small] [none | model=8 | ...]
 
 Without a mesh named: over all devices by width and by expert; on one device none, with the kernel where it is a Hopper's.
 --small: a small model, for any machine; eight CPU devices by XLA_FLAGS=--xla_force_host_platform_device_count=8.
@@ -57,7 +57,7 @@ class Made(Layout):
         self.fill = 1.0 if len(array.shape) == 1 else float(np.prod(array.shape[-2:])) ** -0.25
         if name in CONTRACTED:
             lead, rows = CONTRACTED[name]
-            self.fill = float(np.prod(array.shape[lead : lead + rows])) ** -0.5 / 74
+            self.fill = float(np.prod(array.shape[lead : lead + rows])) ** -0.5 / (74 if isinstance(array, Scaled) else 1)
         return super().array(name, array)
 
     def _put(self, array: Any, split: Any) -> jax.Array:
@@ -69,7 +69,8 @@ def _drawn(shape: tuple[int, ...], dtype: Any, fill: float, sharding: Any) -> ja
     if dtype == jnp.int8:
         made = jax.random.bits(jax.random.key(len(shape)), shape, jnp.uint8).astype(jnp.int8)
     else:
-        made = jnp.full(shape, fill, dtype) if len(shape) != 2 else jax.random.normal(jax.random.key(1), shape, dtype) * fill
+        drawn = len(shape) == 2 or (len(shape) == 3 and min(shape) > 8)  # what is left: norms, and scales of int8
+        made = jax.random.normal(jax.random.key(1), shape, dtype) * fill if drawn else jnp.full(shape, fill, dtype)
     return jax.lax.with_sharding_constraint(made, sharding)
 
 
@@ -77,23 +78,25 @@ def drawn(shape: tuple[int, ...], dtype: Any, fill: float, sharding: Any) -> jax
     return jax.block_until_ready(_drawn(shape, dtype, fill, sharding))
 
 
-def wanted(name: str, shape: tuple[int, ...] | None) -> Any:
+def wanted(name: str, shape: tuple[int, ...] | None, int8: bool) -> Any:
     """An array as the release has it, by its shape alone."""
     if shape is None or name not in CONTRACTED:
         return None if shape is None else jax.ShapeDtypeStruct(shape, jnp.float32)
+    if not int8:
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     lead, rows = CONTRACTED[name]
     groups = row_groups(name, int(np.prod(shape[lead : lead + rows])))
     scales = (*shape[:lead], groups, *shape[lead + rows :])
     return Scaled(jax.ShapeDtypeStruct(shape, jnp.int8), jax.ShapeDtypeStruct(scales, jnp.bfloat16), lead, rows)
 
 
-def made(config: gs.ModelConfig, mesh: Any) -> Model:
+def made(config: gs.ModelConfig, mesh: Any, int8: bool = True) -> Model:
     """The model on a mesh, or on the one device."""
     layout = Made(config, mesh or gs.mesh())
     shapes = config.block(0).shapes
 
     def block(_: int) -> BlockWeights:
-        whole = block_from(lambda name: layout.array(name, wanted(name, shapes.get(name))))
+        whole = block_from(lambda name: layout.array(name, wanted(name, shapes.get(name), int8)))
         whole = whole if mesh is None else layout.spread(whole)
         return _for_hopper(whole) if hopper.is_there() else whole
 
@@ -183,6 +186,7 @@ def main() -> None:
     parser.add_argument("meshes", nargs="*")
     parser.add_argument("--shape", choices=("grok-1", *MODELS), default="grok-1")
     parser.add_argument("--layers", type=int, default=None)
+    parser.add_argument("--bfloat16", action="store_true")
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
     devices = len(jax.devices())
@@ -192,7 +196,7 @@ def main() -> None:
     for name in given.meshes or (["none"] if devices == 1 else [f"model={devices}", f"expert={devices}"]):
         mesh = None if name == "none" else gs.mesh(**{k: int(v) for k, v in (part.split("=") for part in name.split(","))})
         start, before = time.perf_counter(), held()
-        model = made(config, mesh)
+        model = made(config, mesh, not given.bfloat16)
         parts = [sum(s.data.nbytes for s in a.addressable_shards[:1]) for a in jax.tree.leaves(model.weights)]
         now = [b - a for a, b in zip(before, held(), strict=True)]
         told = f", held {max(now) / 1e9:.2f}, {max(now) / sum(parts):.3f} of the plan" if now else ""

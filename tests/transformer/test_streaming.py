@@ -286,7 +286,7 @@ def test_a_full_device_says_what_would_fit(tiny, ids, monkeypatch):
 def test_layers_stay_pinned_where_there_is_room(monkeypatch):
     from grokscope.devices import placement
 
-    place = placement.Placement(lambda b: b, placement._sent, lambda b: b, lambda _, a: a)
+    place = placement.Placement(lambda b: b, lambda b: b, lambda b: b, lambda _, a: a, pin=lambda b: b)
     read = []
 
     def block(layer):
@@ -300,16 +300,21 @@ def test_layers_stay_pinned_where_there_is_room(monkeypatch):
         assert len(read) == times
 
 
-def test_by_way_of_pinned_memory_as_on_a_gpu(saved, ids, monkeypatch):
-    """The steps of a GPU on this machine's device, which has such a memory too: files, pinned memory, device."""
-    from grokscope.devices import placement
+@pytest.mark.parametrize("part", [2**26, 1009])
+def test_in_parts_and_by_way_of_pinned_memory_as_on_a_gpu(saved, ids, monkeypatch, part):
+    """The steps of a GPU on this machine's device, which has such a memory too: those of weights that stay, of streamed ones."""
+    from grokscope.devices import placement, sending
     from grokscope.model import loading
 
     def as_on_a_gpu(config, dtype, mesh=None):
+        def outer(_, array):
+            return placement._outer_for_gpu(array, dtype)
+
         return placement.Placement(
-            placement._pinned, placement._sent, placement._for_hopper, lambda _, a: placement._outer_for_gpu(a, dtype)
+            lambda b: b, sending.sent, lambda b: placement._for_hopper(sending.as_used(b)), outer, pin=sending.pinned
         )
 
+    monkeypatch.setattr(sending, "PART", part)
     monkeypatch.setattr(loading, "placement", as_on_a_gpu)
     made = [gs.load(saved, dtype="float32", weights=kind).trace(ids, EVERYTHING) for kind in ("resident", "streamed")]
     same(*made)
