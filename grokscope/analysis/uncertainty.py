@@ -17,6 +17,10 @@ FEW = 4
 """Shards of documents under which there is neither interval nor p: of fewer, nothing says how documents differ."""
 PRIOR = 20
 """Degrees of freedom that the layer's common design effect has beside a cell's own (a moderated variance, Smyth 2004)."""
+TRIALS = 10
+"""Independent trials under which a share has no interval: one that spans a third of all shares says nothing, and covers more than
+it promises.
+"""
 NORMAL = 1.959963984540054
 
 
@@ -32,12 +36,12 @@ class Proportion:
     @property
     def ci(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Jeffreys' interval (Brown, Cai and DasGupta 2001) of n_eff trials, made fewer by (1.96 / t)^2 (Korn and Graubard 1998):
-        never outside 0 to 1, never of width 0 where none was seen. NaN where n_eff is under 5, None under FEW shards.
+        never outside 0 to 1, never of width 0 where none was seen. NaN where n_eff is under TRIALS, None under FEW shards.
         """
         if self.groups < FEW:
             return None
-        there = (self.n_eff >= 5) & np.isfinite(self.value)
-        n = np.where(there, self.n_eff, 5) * (NORMAL / stdtrit(self.df, 0.975)) ** 2
+        there = (self.n_eff >= TRIALS) & np.isfinite(self.value)
+        n = np.where(there, self.n_eff, TRIALS) * (NORMAL / stdtrit(self.df, 0.975)) ** 2
         f = np.where(there, self.value, 0.5)
         hits, misses = n * f + 0.5, n * (1 - f) + 0.5
         low = np.where(f == 0, 0.0, betaincinv(hits, misses, 0.025))

@@ -26,10 +26,8 @@ from tests.bench import calibration_classes, calibration_outputs, calibration_sc
 R = gs.routing
 LAYERS = 6
 COVER = (0.90, 0.98)
-EDGE = ("transition_information", "domain_information", "load_imbalance", "routing_agreement of counters", "transitions")
-"""Whose truth here is 0, even use or equal loads, beyond which nothing is, or one in 256 of a dozen independent trials, which hold
-none of it: an interval then fails to one side alone, and may cover all.
-"""
+EDGE = ("transition_information", "domain_information", "load_imbalance", "routing_agreement of counters")
+"""Whose truth here is 0, even use or equal loads, beyond which nothing is: an interval then fails to one side alone, and may cover all."""
 
 
 @dataclass(frozen=True)
