@@ -26,21 +26,25 @@ NORMAL = 1.959963984540054
 
 @dataclass(frozen=True)
 class Proportion:
-    """Shares of counts with their documents' uncertainty: all [...], df the degrees of freedom of n_eff."""
+    """Shares of counts with their documents' uncertainty: all [...], df the degrees of freedom of n_eff; usual: what n_eff would be
+    by the design effect of all cells together.
+    """
 
     value: np.ndarray
     n_eff: np.ndarray
     df: np.ndarray
     groups: int
+    usual: np.ndarray
 
     @property
     def ci(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Jeffreys' interval (Brown, Cai and DasGupta 2001) of n_eff trials, made fewer by (1.96 / t)^2 (Korn and Graubard 1998):
-        never outside 0 to 1, never of width 0 where none was seen. NaN where n_eff is under TRIALS, None under FEW shards.
+        never outside 0 to 1, never of width 0 where none was seen. None under FEW shards, NaN where the usual n_eff is under
+        TRIALS: a cell's own is large where its count happens to be, and choosing by it would choose those.
         """
         if self.groups < FEW:
             return None
-        there = (self.n_eff >= TRIALS) & np.isfinite(self.value)
+        there = (self.usual >= TRIALS) & np.isfinite(self.value)
         n = np.where(there, self.n_eff, TRIALS) * (NORMAL / stdtrit(self.df, 0.975)) ** 2
         f = np.where(there, self.value, 0.5)
         hits, misses = n * f + 0.5, n * (1 - f) + 0.5
@@ -70,7 +74,7 @@ def proportion(hits: np.ndarray, of: np.ndarray, pool: tuple[int, ...] = (-1,)) 
     f = np.divide(hits.sum(0), n, out=np.full(n.shape, np.nan), where=n > 0)
     known = np.nan_to_num(f)
     effect, df = moderated(hits - known * of, of / np.maximum(n, 1), n * known * (1 - known), (of > 0).sum(0), pool)
-    return Proportion(f, n / effect, df, groups_of(of))
+    return Proportion(f, n / effect, df, groups_of(of), n / effect.mean(pool, keepdims=True))
 
 
 def moderated(

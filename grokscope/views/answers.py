@@ -11,8 +11,8 @@ import xarray as xr
 
 from grokscope.text.visible import visible
 
-SELECTED = ("layer", "token", "expert", "head", "slot")
-"""Dims that a workbench selects along, the first of them down, the next across."""
+SELECTED = ("layer", "token", "expert", "head", "slot", "feature")
+"""Dims that a workbench selects along, the first of them down, the next across; features are beside a text as experts are."""
 MOST = 1_000_000
 BESIDE = ("null_mean", "ci_low", "ci_high")
 Answers = Mapping[str, Any] | Sequence[Any]

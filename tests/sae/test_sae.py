@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import grokscope as gs
 from grokscope.sae.sae import Sae
+from grokscope.views.answers import answer_view
 from tests.bench.against_sae_lens import CASES, compare
 from tests.checkpoints.families import model as family
 from tests.conftest import GOLDENS
@@ -47,6 +48,27 @@ def test_saved_and_loaded_again(tmp_path):
         theirs = json.loads((WHERE / name / "cfg.json").read_text())
         assert all(written[k] == theirs[k] for k in ("architecture", "d_in", "d_sae", "normalize_activations", "apply_b_dec_to_input"))
         assert written["metadata"]["hook_name"] == theirs["metadata"]["hook_name"]
+
+
+def test_features_are_seen_beside_a_text(tiny):
+    sae = dictionary(40)
+    trace = tiny.trace([[5, 6, 7, 8, 9, 10, 11], [5, 6, 7]], ["resid_post"], layers=[1])
+    x = trace["resid_post", 1].transpose("batch", "token", "d_model").values
+    by_hand = np.maximum(x @ sae.weights["W_enc"] + sae.weights["b_enc"], 0)
+    by_hand[1, 3:] = np.nan
+    found = gs.sae.seen(sae, trace, top=5)
+    most = np.nanmax(by_hand, (0, 1))
+    assert found["feature"].values.tolist() == np.argsort(-most)[:5].tolist()
+    np.testing.assert_allclose(found["value"], by_hand[..., found["feature"].values], rtol=1e-4, atol=1e-4)
+    assert gs.sae.seen(sae, trace, features=[30, 2])["feature"].values.tolist() == [30, 2]
+    assert gs.plots.heatmap(found, batch=0).data[0].z.shape == (7, 5)
+    view = answer_view(found)
+    assert (view.rows[0], view.columns[0], view.value.shape) == ("token", "feature", (7, 5))
+    for asked, what in (({"top": 0}, "top"), ({"features": [31]}, "0 to 30"), ({"features": []}, "0 to 30")):
+        with pytest.raises(ValueError, match=what):
+            gs.sae.seen(sae, trace, **asked)
+    with pytest.raises(ValueError, match="none in these texts"):
+        gs.sae.seen(replace(sae, weights=sae.weights | {"b_enc": np.full(31, -1e4, np.float32)}), trace)
 
 
 def test_beyond_a_text_there_are_no_features_and_a_push_is_of_a_unit_as_decoded(tiny):
