@@ -13,7 +13,7 @@ from scipy.stats import false_discovery_control
 
 from grokscope.analysis import nulls, routing
 from grokscope.analysis.dependence import dependence
-from grokscope.analysis.uncertainty import FEW, counts_p, jackknife, proportion, widened
+from grokscope.analysis.uncertainty import FEW, TRIALS, counts_p, jackknife, proportion, widened
 from grokscope.counters.counters import RoutingCounters
 from tests.analysis.made import traced
 from tests.bench.calibration import Population, tried, verdict
@@ -83,6 +83,19 @@ def test_rare_cells_are_never_certain():
     there = np.isfinite(made.ci_high.values) & never
     assert there.any() and (made.ci_high.values[there] > 0.03).all() and (made.ci_low.values[there] == 0).all()
     assert np.nanmin(made.ci_low.values) >= 0 and np.nanmax(made.ci_high.values) <= 1
+
+
+@pytest.mark.parametrize(("documents", "there"), [(8, False), (9, True)])
+def test_whether_a_share_has_an_interval_is_not_for_its_own_count_to_say(documents, there):
+    """Of rare cells that bursts visit, those whose hits happen to fall apart look more certain: had they alone an interval, it
+    would mostly miss.
+    """
+    rng = np.random.default_rng(5)
+    hits = 5 * rng.multinomial(1, np.full(7, 1 / 7), size=(documents, 1))  # each document's visits are one burst
+    hits[0] += 1
+    told = proportion(hits, hits.sum(-1, keepdims=True))
+    assert told.n_eff.min() < TRIALS <= told.n_eff.max()
+    assert (np.isfinite(told.ci[0]) == there).all()
 
 
 @settings(max_examples=30, deadline=None)
