@@ -92,6 +92,8 @@ def answer(dims: Sequence[str], value: np.ndarray, coords: Mapping[str, Any], **
             attrs["ci"] = attrs["p"] = f"absent: documents fill {groups} shards, wanted {FEW} or more; count more documents"
     if ci is not None:
         parts["ci_low"], parts["ci_high"] = ci
+        if missing := int((np.isnan(ci[0]) & np.isfinite(value)).sum()):
+            attrs.setdefault("ci", f"absent in {missing:,} of {value.size:,} cells, of which documents say too little; count more")
     else:
         attrs.setdefault("ci", "absent: documents fill fewer than two shards, or the statistic is not kept by shard")
     arrays = {"value": value} | {k: np.asarray(v) for k, v in parts.items() if v is not None}
