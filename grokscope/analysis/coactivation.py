@@ -21,7 +21,7 @@ def coactivation(x: Routing, pairs: Literal["all", "adjacent_rank"] = "all") -> 
     code does (its Fig. 21; 7 of 28 pairs of a top 8): no null goes with it. Null: load-matched sets of k distinct experts
     (conditional Bernoulli), so lift is not expected to be 1; the spread allows for the loads being measured on the same tokens
     (exactly so where loads are even), times the design effect of documents; z from 5 expected visits on, p also of fewer, the
-    interval Wilson's of the row's independent worth, all from 4 shards of documents on. Cite: Muennighoff et al. 2024, arXiv
+    interval Jeffreys' of the row's independent worth, all from 4 shards of documents on. Cite: Muennighoff et al. 2024, arXiv
     2409.02060, Eq. 6. Confounds: experts of one topic are chosen together because the documents differ.
     """
     if pairs not in ("all", "adjacent_rank"):

@@ -30,7 +30,7 @@ def expert_load(x: Routing) -> xr.Dataset:
     """The share of tokens that each expert serves, (layer, expert): f = N_e / N, which adds up to k.
 
     Also `count`, `share` = f / k, `share_first` (of first choices) where kept. Null: k/E in the population of documents; its
-    spread is the binomial one of n_eff tokens, N over the expert's design effect of documents, at t. Interval: Wilson's of as many.
+    spread is the binomial one of n_eff tokens, N over the expert's design effect of documents, at t. Interval: Jeffreys' of them.
     Both from 4 shards of documents on. Cite: Fedus et al. 2021, arXiv 2101.03961. Confounds: the balancing loss of training caps
     what load can show; repeated prompt prefixes inflate it; expert numbers mean nothing across layers.
     """
@@ -182,7 +182,7 @@ def gate_profile(x: Routing) -> xr.Dataset:
     With gates also `gate_mean` and `gate_sd` in each slot, `gate_mean_chosen` (layer, expert) = E[g_e | e chosen],
     `gate_mean_slot` (layer, slot), over all experts, `gate_top` (layer): the first slot's share of the gate mass (a ratio of
     sums, not a mean of ratios), and `gate_share` of the layer's gate mass. Null: exchangeable ranks, 1/k each, with the binomial
-    spread over the expert's visits times the design effect of documents; Wilson's interval; z from 5 expected visits on. Cite: Lo
+    spread over the expert's visits times the design effect of documents; Jeffreys' interval; z from 5 expected visits on. Cite: Lo
     et al. 2024, arXiv 2406.18219. Confounds: without gates the slots are as recorded and need not be ranks; gates of different
     router rules (attrs["gates"]) are not comparable.
     """

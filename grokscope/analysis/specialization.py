@@ -38,7 +38,7 @@ def domain_specialization(x: Routing, labels: Sequence[str] | None = None) -> xr
 
     labels: one for each text of a Trace; counters have theirs. Also `difference` from the null, `count`. Null: the expert's load
     over all labels, which k/E is not; its spread is that of the label's documents and of the others', each by its own design
-    effect (moderated by all labels'), at t. Interval: Wilson's of the label's independent worth. For labels of 4 shards of
+    effect (moderated by all labels'), at t. Interval: Jeffreys' of the label's independent worth. For labels of 4 shards of
     documents or more; NaN for others, in attrs["few"]. Cite: Jiang et al. 2024, arXiv 2401.04088, section 5; Muennighoff et al.
     2024, arXiv 2409.02060, Eq. 7. Confounds: frequent tokens masquerade as topic; balancing losses make small differences a lower
     bound; a prefix that a label's documents share counts as the label.

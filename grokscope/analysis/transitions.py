@@ -48,7 +48,7 @@ def transitions(
     gates `weight`, the sums). Null "product": independence, each expert_next at its own share; the spread is that of the adjusted
     residual (Haberman 1973) times the design effect of documents, z from 5 expected on, p also of fewer. Null "within_token":
     the later choices shuffled among the tokens of the same id, which removes what the token's identity tells of both layers; mean
-    and spread are exact (sums of hypergeometric tables) times the same effect, from the counts by token id. Interval: Wilson's, of
+    and spread are exact (sums of hypergeometric tables) times the same effect, from the counts by token id. Interval: Jeffreys', of
     the row's independent worth. All from 4 shards of documents on. Cite: Yao et al. 2024, ExFlow, arXiv 2401.08383.
     Confounds: under "product" token identity drives both layers; topics that both layers share count as transitions; ids that
     occur once say nothing within_token.

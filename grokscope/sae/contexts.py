@@ -13,7 +13,6 @@ from grokscope.analysis.uncertainty import interval
 from grokscope.experiments.probing import by_document
 from grokscope.harmless import visible
 from grokscope.sae.sae import Sae
-from grokscope.text.given import is_whole
 
 COLUMNS = ["document", "position", "label", "piece"]
 AT_ONCE = 1 << 22
@@ -77,10 +76,7 @@ def top_contexts(sae: Sae, acts: Activations, features: Sequence[int] | int, top
     Columns feature, value, document, position, label, piece, context (the harvested tokens of the document up to this one; of a
     share of tokens with gaps), and of each feature its `mean` and the share of tokens at which it is above 0, `active`.
     """
-    given = [features] if is_whole(features) else list(features)
-    wanted = [int(f) for f in given if is_whole(f) and 0 <= f < sae.d_sae]
-    if not wanted or len(wanted) != len(given):
-        raise ValueError(f"top_contexts: features: wanted some of 0 to {sae.d_sae - 1}, got {given[:8]}; choose others")
+    wanted = sae.numbers(features, "top_contexts")
     rows, table = rows_of(sae, acts), acts.tokens
     values = np.concatenate([f[:, wanted] for _, _, f in encoded(sae, rows)])
     found = []

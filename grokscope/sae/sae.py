@@ -116,6 +116,13 @@ class Sae:
         if width != self.d_in:
             raise ValueError(f"sae: wanted d_in {width}, the width of this model's {site}, got {self.d_in}; is it another model's?")
 
+    def numbers(self, features: Sequence[int] | int, who: str) -> list[int]:
+        """One feature or several by their numbers. Raises ValueError in the name of `who` for none and for others."""
+        given = [features] if is_whole(features) else list(features)
+        if not given or not all(is_whole(f) and 0 <= f < self.d_sae for f in given):
+            raise ValueError(f"{who}: features: wanted some of 0 to {self.d_sae - 1}, got {given[:8]}; choose others")
+        return [int(f) for f in given]
+
     def direction(self, feature: int) -> np.ndarray:
         """[d_out]: what one unit of a feature adds to what is decoded (before a norm is undone)."""
         row = self.weights["W_dec"][feature]

@@ -12,7 +12,7 @@ from grokscope.text.given import is_whole
 from grokscope.trace.trace import Trace
 
 
-def seen(sae: Sae, trace: Trace, features: Sequence[int] | None = None, top: int = 16) -> xr.Dataset:
+def seen(sae: Sae, trace: Trace, features: Sequence[int] | int | None = None, top: int = 16) -> xr.Dataset:
     """How strong features are at each token, (batch, token, feature): a map for `gs.explore(trace, answers=[...])` and, of one
     text, `gs.plots.heatmap(..., batch=0)`.
 
@@ -30,9 +30,7 @@ def seen(sae: Sae, trace: Trace, features: Sequence[int] | None = None, top: int
         if not numbers:
             raise ValueError("seen: wanted features above 0, got none in these texts; say which: features=[...]")
     else:
-        numbers = list(features)
-        if not numbers or not all(is_whole(n) and 0 <= n < sae.d_sae for n in numbers):
-            raise ValueError(f"seen: features: wanted some of 0 to {sae.d_sae - 1}, got {numbers!r:.60}; choose others")
+        numbers = sae.numbers(features, "seen")
     coords = {n: trace.data.coords[n] for n in ("batch", "token", "piece", "token_id", "length") if n in trace.data.coords}
     return xr.Dataset(
         {"value": (("batch", "token", "feature"), found[..., numbers])}, coords | {"feature": numbers},

@@ -70,7 +70,7 @@ def main() -> None:
         for name, side in (("transformers", "theirs"), ("ours, nothing compiled", "ours"), ("ours, as compiled then", "ours")):
             print(name, flush=True)
             given = [sys.executable, "-m", "tests.bench.loading_gpu", "--side", side, "--folder", str(folder)]
-            subprocess.run(given, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled}, stderr=subprocess.DEVNULL, check=True)
+            subprocess.run(given, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled}, check=True)
 
 
 if __name__ == "__main__":

@@ -58,24 +58,24 @@ class Made(Layout):
         if name in CONTRACTED:
             lead, rows = CONTRACTED[name]
             self.fill = float(np.prod(array.shape[lead : lead + rows])) ** -0.5 / (74 if isinstance(array, Scaled) else 1)
+        self.normal = len(array.shape) > 1 and not isinstance(array, Scaled)  # what is left: norms, and scales of int8
         return super().array(name, array)
 
     def _put(self, array: Any, split: Any) -> jax.Array:
-        return drawn(array.shape, array.dtype, self.fill, self.sharding(array.shape, split))
+        return drawn(array.shape, array.dtype, self.normal, self.fill, self.sharding(array.shape, split))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _drawn(shape: tuple[int, ...], dtype: Any, fill: float, sharding: Any) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _drawn(shape: tuple[int, ...], dtype: Any, normal: bool, fill: float, sharding: Any) -> jax.Array:
     if dtype == jnp.int8:
         made = jax.random.bits(jax.random.key(len(shape)), shape, jnp.uint8).astype(jnp.int8)
     else:
-        drawn = len(shape) == 2 or (len(shape) == 3 and min(shape) > 8)  # what is left: norms, and scales of int8
-        made = jax.random.normal(jax.random.key(1), shape, dtype) * fill if drawn else jnp.full(shape, fill, dtype)
+        made = jax.random.normal(jax.random.key(1), shape, dtype) * fill if normal else jnp.full(shape, fill, dtype)
     return jax.lax.with_sharding_constraint(made, sharding)
 
 
-def drawn(shape: tuple[int, ...], dtype: Any, fill: float, sharding: Any) -> jax.Array:
-    return jax.block_until_ready(_drawn(shape, dtype, fill, sharding))
+def drawn(shape: tuple[int, ...], dtype: Any, normal: bool, fill: float, sharding: Any) -> jax.Array:
+    return jax.block_until_ready(_drawn(shape, dtype, normal, fill, sharding))
 
 
 def wanted(name: str, shape: tuple[int, ...] | None, int8: bool) -> Any:
