@@ -190,7 +190,7 @@ def against(value: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
 
     From 99 draws on p is a permutation's, two-sided: twice (1 + those as far out on the value's side) / (1 + R), at most 1;
     of fewer, whose p could not be small, that of t with R - 1 degrees of freedom; of draws that are all the same, beside which the
-    value is, 1 / (1 + R): no t is to be had, and so many draws say no more.
+    value is, 1 / (1 + R): no t is to be had, and so many draws say no more. NaN where draws are.
     """
     r = drawn.shape[-1]
     mean, sd = drawn.mean(-1), drawn.std(-1, ddof=1) * np.sqrt(1 + 1 / r)
@@ -201,7 +201,7 @@ def against(value: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
     else:
         p = two_sided(np.divide(value - mean, sd, out=np.zeros(np.shape(mean)), where=sd > 1e-12), r - 1)
         p = np.where((sd <= 1e-12) & (np.abs(value - mean) > 1e-6), 1 / (1 + r), p)
-    return {"null_mean": mean, "null_sd": widened(sd, r - 1), "p": p}
+    return {"null_mean": mean, "null_sd": widened(sd, r - 1), "p": np.where(np.isnan(mean), np.nan, p)}
 
 
 def quadratic(variance: np.ndarray, inner: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:

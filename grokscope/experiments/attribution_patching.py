@@ -16,7 +16,7 @@ from grokscope.experiments.site_values import SiteValues
 from grokscope.experiments.sweeping import Sweep
 from grokscope.model.model import Model
 from grokscope.running.gradients import check_derivative, derivatives
-from grokscope.sites import Capture
+from grokscope.sites import Capture, parse_site
 
 
 def attribution_patch(
@@ -55,7 +55,7 @@ def attribution_patch(
                 masks = {} if row is None else row.masks
                 found[c, p] = base[p] + sum(slopes[layer][p][mask].sum() for layer, mask in masks.items())
     made = recovered(runs, asked.axes(places), found, np.zeros((0, *found.shape)))
-    made = made.assign_attrs(site=asked.site, routing="the choice as it is, gates move", null="absent")
+    made = made.assign_attrs(site=parse_site(site)[0], routing="the choice as it is, gates move", null="absent")
     if not exact:
         return made
     return _compared(made, patch(model, clean, corrupt, site, metric, into=into, **over | {"draws": 0}))

@@ -110,9 +110,15 @@ def _label(one: Any) -> Any:
     return int(one) if isinstance(one, int | np.integer) and not isinstance(one, bool) else one
 
 
+AS_STREAM = {"embed": ("resid_pre", 0), "final": ("resid_post", -1), "logits": ("resid_post", -1)}
+"""The sites outside the layers, and the stream of which a patch is the same: what lies between looks at one token alone."""
+
+
 @dataclass(frozen=True)
 class Asked:
-    """What is swept over: a site, its layers, and of its heads, slots or experts (`unit`) the sets, or None for all at once."""
+    """What is swept over: a site, its layers, and of its heads, slots or experts (`unit`) the sets, or None for all at once. The
+    layer of a site outside the layers has its name.
+    """
 
     site: str
     layers: Sets
@@ -124,10 +130,12 @@ class Asked:
     def of(cls, model: Model, site: str, given: dict[str, Any], who: str) -> Asked:
         """Raises ValueError for what this site, or this model, has not."""
         site, layer = parse_site(site)
-        if not SITES[site].in_block:
-            instead = {"embed": "resid_pre at layer 0 is the same"}.get(site, "resid_post of the last layer comes before it")
-            raise ValueError(f"{who}: site: wanted one inside the layers, got {site}; {instead}")
         have, size = model.config.layers_with(site), model.config.num_layers
+        if site in AS_STREAM:
+            if unwanted := [n for n in ("layers", "heads", "slots", "experts") if given.get(n) is not None]:
+                raise ValueError(f"{who}: {unwanted[0]}: {site} lies outside the layers, and has none; leave {unwanted[0]} out")
+            stream, layer = AS_STREAM[site]
+            return cls(stream, [(site, (layer % size,))], None, None, False)
         if not have:
             raise ValueError(f"{who}: site: this model has no {site}; it has {', '.join(model.sites)}{near(site, model.sites)}")
         layers = layer if given.get("layers") is None else given["layers"]

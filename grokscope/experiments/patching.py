@@ -14,6 +14,7 @@ from grokscope.experiments.recovered import recovered
 from grokscope.experiments.site_values import STREAMS, values_of
 from grokscope.experiments.sweeping import ROUTING, Sweep
 from grokscope.model.model import Model
+from grokscope.sites import parse_site
 
 OVER = ("layers", "tokens", "heads", "slots", "experts", "draws")
 
@@ -68,7 +69,7 @@ def patch(
     whole = made[0] if modes == (routing,) else _beside(made, modes)
     naive = len(modes) * made[0]["value"].size * int(pairs.prompt.lengths[: pairs.texts].sum()) * model.config.num_layers
     return whole.assign_attrs(
-        site=asked.site, routing=routing if modes == (routing,) else list(modes), draws=draws,
+        site=parse_site(site)[0], routing=routing if modes == (routing,) else list(modes), draws=draws,
         null="other places at random" if draws else "absent", layer_tokens=work, layer_tokens_of_whole_runs=naive,
     )  # fmt: skip
 

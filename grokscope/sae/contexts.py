@@ -19,16 +19,21 @@ AT_ONCE = 1 << 22
 """Numbers of features that exist at a time."""
 
 
-def rows_of(sae: Sae, acts: Activations) -> Rows:
-    """The rows that a dictionary reads. Raises ValueError where they were not harvested, or have another width."""
+def rows_of(sae: Sae, acts: Activations, said: bool = False) -> Rows:
+    """The rows that a dictionary reads, or those that it should say. Raises ValueError where they were not harvested, or have
+    another width.
+    """
     if not isinstance(acts, Activations):
         raise TypeError(f"sae: wanted Activations, got {type(acts).__name__}; gs.open_activations(out) gives them")
-    if sae.site is None:
-        raise ValueError(f"sae: wanted a site, got the hook {sae.about.get('hook_name')!r:.60}; load(path, site=, layer=) says it")
-    rows = acts[sae.site, sae.layer]
-    if rows.width != sae.d_in:
+    site, name, width = (sae.writes, "d_out", sae.d_out) if said else (sae.site, "d_in", sae.d_in)
+    if site is None:
+        raise ValueError(
+            f"sae: wanted a site, got the hook {sae.about.get('hook_name')!r:.60}; load(path, site=, layer=, writes=) says it"
+        )
+    rows = acts[site, sae.layer]
+    if rows.width != width:
         of = visible(str(acts.about["model"]))[:40]
-        raise ValueError(f"sae: wanted rows of d_in {sae.d_in}, got {rows.width} of {of}; is it another model's?")
+        raise ValueError(f"sae: wanted rows of {name} {width}, got {rows.width} of {of}; is it another model's?")
     return rows
 
 
@@ -42,22 +47,22 @@ def encoded(sae: Sae, rows: Rows) -> Iterator[tuple[slice, np.ndarray, np.ndarra
 
 
 def score(sae: Sae, acts: Activations) -> pd.Series:
-    """How well a dictionary explains activations, each token but the texts' first alike.
+    """How well a dictionary explains activations, of a transcoder those of the site that it writes, each token but the texts'
+    first alike.
 
     `explained` = 1 - sum ||x - x'||^2 / sum ||x - mean||^2, with `explained_low`, `explained_high` (95 %, jackknife over
     documents); `l0`, features that are above 0 at a token; `dead`, the share of features that never are; `tokens`. Score on
-    documents that it was not trained on. Raises ValueError for a transcoder.
+    documents that it was not trained on. Raises ValueError for sites that were not harvested.
     """
-    if sae.is_transcoder:
-        raise ValueError("score: wanted a dictionary that says what it reads, got a transcoder; compare its decode with moe.out")
     rows_of(sae, acts)
     acts = acts.where((acts.tokens["position"] > 0).to_numpy())
-    rows, document = rows_of(sae, acts), acts.tokens["document"].to_numpy()
-    mean = np.mean([rows[part].sum(0) for part in np.array_split(np.arange(len(rows)), 8)], 0) * 8 / len(rows)
+    rows, said, document = rows_of(sae, acts), rows_of(sae, acts, said=True), acts.tokens["document"].to_numpy()
+    mean = np.mean([said[part].sum(0) for part in np.array_split(np.arange(len(said)), 8)], 0) * 8 / len(said)
     missed, whole, l0, ever = np.empty(len(rows)), np.empty(len(rows)), 0, np.zeros(sae.d_sae, bool)
     for where, x, f in encoded(sae, rows):
-        missed[where] = ((x - sae.decode(f, x)) ** 2).sum(-1)
-        whole[where] = ((x - mean) ** 2).sum(-1)
+        y = said[where]
+        missed[where] = ((y - sae.decode(f, x)) ** 2).sum(-1)
+        whole[where] = ((y - mean) ** 2).sum(-1)
         l0 += int((f > 0).sum())
         ever |= (f > 0).any(0)
     every = np.unique(document)

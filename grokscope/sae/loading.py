@@ -14,7 +14,7 @@ from grokscope.disk.reading import read_json
 from grokscope.disk.writing import whole_file, write_whole
 from grokscope.harmless import told, visible
 from grokscope.sae.sae import Sae
-from grokscope.sites import SITES, parse_site
+from grokscope.sites import SITES, TRANSFORMER_LENS, parse_site
 from grokscope.text.given import is_whole
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -32,10 +32,11 @@ MOST = 1 << 24
 AGAIN = "save it anew by SAELens' save_model"
 
 
-def load(path: str | Path, site: str | None = None, layer: int | None = None) -> Sae:
+def load(path: str | Path, site: str | None = None, layer: int | None = None, writes: str | None = None) -> Sae:
     """A sparse autoencoder or transcoder from a directory with SAELens' cfg.json and sae_weights.safetensors (versions 3 to 6).
 
-    site, layer: where it belongs, else as its hook_name says ("blocks.3.hook_resid_post"). Architectures: standard, gated, topk,
+    site, layer: where it belongs, else as its hook_name says ("blocks.3.hook_resid_post"); writes: of a transcoder the site that it
+    says, else as its hook_name_out says. Architectures: standard, gated, topk,
     jumprelu (to which SAELens turns batch-top-k), transcoder, skip_transcoder, jumprelu_transcoder, jumprelu_skip_transcoder.
     Weights are widened to float32. Raises FileNotFoundError, ValueError in one line for a pickle, another architecture or
     activation, a missing array, shapes that do not agree, numbers that are not finite.
@@ -58,10 +59,12 @@ def load(path: str | Path, site: str | None = None, layer: int | None = None) ->
     if where[0] is not None:
         name, named = parse_site(where[0])
         where = (name, named if where[1] is None else where[1])
-    about = {k: _of(config, k) for k in ("hook_name", "model_name", "sae_lens_version")}
+    writes = _written(config, made["architecture"], where[1]) if writes is None else parse_site(writes)[0]
+    about = {k: _of(config, k) for k in ("hook_name", "hook_name_out", "model_name", "sae_lens_version")}
     if made["k"] > weights["W_enc"].shape[1]:
         raise ValueError(f"{path / CONFIG}: wanted k up to d_sae, got {made['k']}; save it anew")
-    return Sae(weights=weights, site=where[0], layer=where[1], about={k: v for k, v in about.items() if isinstance(v, str)}, **made)
+    about = {k: v for k, v in about.items() if isinstance(v, str)}
+    return Sae(weights=weights, site=where[0], layer=where[1], writes=writes, about=about, **made)
 
 
 def _of(config: Mapping[str, Any], name: str) -> Any:
@@ -77,6 +80,14 @@ def _place(hook: Any, layer: Any) -> tuple[str | None, int | None]:
         return None, None
     layer = named if named is not None else layer if SITES[site].in_block and is_whole(layer) else None
     return site, layer
+
+
+def _written(config: Mapping[str, Any], architecture: str, layer: int | None) -> str | None:
+    """Where a transcoder writes, if that is in the layer that it reads."""
+    if "transcoder" not in architecture:
+        return None
+    site, at = _place(_of(config, "hook_name_out"), _of(config, "hook_layer_out"))
+    return site if at in (None, layer) else None
 
 
 def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,15 +153,19 @@ def save(sae: Sae, path: str | Path) -> None:
     """Write a directory that `load` and SAELens (6) read. Raises FileExistsError for files that are there."""
     path = Path(path).expanduser()
     path.mkdir(parents=True, exist_ok=True)
-    lens = {"resid_pre": "hook_resid_pre", "resid_mid": "hook_resid_mid", "resid_post": "hook_resid_post"}
-    hook = f"blocks.{sae.layer}.{lens[sae.site]}" if sae.site in lens else sae.about.get("hook_name") or sae.site
+    lens = {site: hook for hook, site in reversed(TRANSFORMER_LENS.items())}
+    block = "" if sae.layer is None else f"blocks.{sae.layer}."
+    hook, out = (block + lens[site] if site in lens else site for site in (sae.site, sae.writes))
+    hook, out = hook or sae.about.get("hook_name"), out or sae.about.get("hook_name_out")
     config = {
         "architecture": sae.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": "float32", "device": "cpu",
         "apply_b_dec_to_input": sae.center, "normalize_activations": sae.norm, "reshape_activations": "none",
         "metadata": {**sae.about, "hook_name": hook, "hook_layer": sae.layer},
     }  # fmt: skip
     config |= {"k": sae.k, "rescale_acts_by_decoder_norm": sae.by_decoder_norm} if sae.architecture == "topk" else {}
-    config |= {"d_out": sae.weights["W_dec"].shape[1]} if sae.is_transcoder else {}
+    if sae.is_transcoder:
+        config["d_out"] = sae.d_out
+        config["metadata"] |= {"hook_name_out": out}
     with whole_file(path / WEIGHTS) as file:
         for part in stretches(sae.weights):
             file.write(part)

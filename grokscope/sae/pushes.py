@@ -35,9 +35,7 @@ def router_push(model: Model, sae: Sae, layer: int | None = None) -> xr.DataArra
     if at < first:
         raise ValueError(f"router_push: layer: wanted one from {first} on, which reads this stream, got {at}; choose a later one")
     w = model.weights.blocks[at]
-    direction = sae.weights["W_dec"].astype(np.float64)
-    if sae.by_decoder_norm:  # as `Sae.direction` has it
-        direction = direction / np.linalg.norm(direction, axis=-1, keepdims=True)
+    direction = sae.directions.astype(np.float64)
     if model.config.block(at).norm != "rms":
         direction = direction - direction.mean(-1, keepdims=True)
     if w.moe_norm_in is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -32,7 +33,8 @@ class Sae:
 
     x, the activations [..., d_in], become features [..., d_sae] by `encode`, and x again, or what a transcoder is to say, by
     `decode`. weights: W_enc [d_in, d_sae], W_dec [d_sae, d_out], b_dec, and what the architecture has besides. Heads of attn.z
-    are put one after another, as in a harvest.
+    are put one after another, as in a harvest. writes: the site whose activations `decode` gives, `site` itself but for
+    transcoders; None where it is not known.
     """
 
     architecture: str
@@ -47,6 +49,11 @@ class Sae:
     by_decoder_norm: bool = False
     """Whether features are in units of their decoder's norm (rescale_acts_by_decoder_norm)."""
     about: dict[str, Any] = field(default_factory=dict)
+    writes: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.writes is None and not self.is_transcoder:
+            object.__setattr__(self, "writes", self.site)
 
     @property
     def d_in(self) -> int:
@@ -57,6 +64,11 @@ class Sae:
     def d_sae(self) -> int:
         """Number of features."""
         return self.weights["W_enc"].shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """Width of what is decoded."""
+        return self.weights["W_dec"].shape[1]
 
     @property
     def is_transcoder(self) -> bool:
@@ -92,12 +104,14 @@ class Sae:
         raise ValueError(f"sae: wanted activations of width d_in {self.d_in}, got shape {shape}; is it of another model or site?")
 
     def features(self, trace: Trace) -> np.ndarray:
-        """[B, T, d_sae] of a trace that kept this site and layer; NaN beyond a text's end. Raises ValueError where it did not."""
+        """[B, T, d_sae] of a trace that kept this site and layer, of sites with slots [B, T, A, d_sae]; NaN beyond a text's end.
+        Raises ValueError where it did not.
+        """
         self.check(trace.config)
         x = trace[self.site] if self.layer is None else trace[self.site, self.layer]
         found = self.encode(x.transpose("batch", "token", ...).values)
         inside = np.asarray(trace.data["token"].values < trace.data["length"].values[:, None])
-        return np.where(inside[..., None], found, np.nan)
+        return np.where(inside.reshape(*inside.shape, *[1] * (found.ndim - 2)), found, np.nan)
 
     def check(self, config: ModelConfig) -> None:
         """Raise ValueError where a model has not the place that the features are of, or has it in another width."""
@@ -111,10 +125,10 @@ class Sae:
         if inside != (self.layer is not None) or (inside and self.layer not in config.layers_with(site)):
             have = f"one of {config.num_layers} layers"
             raise ValueError(f"sae: wanted a model that has {site} at layer {self.layer}, got {have}; is it another model's?")
-        sizes = sizes_of(config, site)
-        width = int(np.prod([sizes[c] for c in SITES[site].dims if c in "DHGKEV"]))
-        if width != self.d_in:
-            raise ValueError(f"sae: wanted d_in {width}, the width of this model's {site}, got {self.d_in}; is it another model's?")
+        for at, name, got in ((site, "d_in", self.d_in), (self.writes, "d_out", self.d_out)):
+            width = got if at is None else width_of(config, at)
+            if width != got:
+                raise ValueError(f"sae: wanted {name} {width}, the width of this model's {at}, got {got}; is it another model's?")
 
     def numbers(self, features: Sequence[int] | int, who: str) -> list[int]:
         """One feature or several by their numbers. Raises ValueError in the name of `who` for none and for others."""
@@ -128,35 +142,55 @@ class Sae:
         row = self.weights["W_dec"][feature]
         return row / np.linalg.norm(row) if self.by_decoder_norm else row
 
+    @cached_property
+    def directions(self) -> np.ndarray:
+        """[d_sae, d_out]: those of all features."""
+        w = self.weights["W_dec"]
+        return w / np.linalg.norm(w, axis=-1, keepdims=True) if self.by_decoder_norm else w
+
+    def decoded_change(self, change: Any, x: Any) -> Any:
+        """What is decoded more where the features of x are `change` more: decoding is linear in them, once x is known."""
+        return change @ self.directions * _normed(self, x)[0]
+
     def edit(self, feature: int, value: float | None = None, scale: float | None = None, tokens: Any = None) -> Map:
         """An edit that sets a feature to `value`, or multiplies it by `scale`, and leaves all else of the stream as it is, the part
-        that the dictionary does not explain included: x + decode(f') - decode(f).
+        that the dictionary does not explain included: x + decode(f') - decode(f). A transcoder's x is what stands where it writes.
 
         For trace, generate, `experiments.effect`; tokens as in `edits.Map`. At an edited stream it reads the features anew. Raises
-        ValueError for a feature that is not there, both or neither of value and scale, and a transcoder, whose features are not
-        of the site that it reads.
+        ValueError for a feature that is not there, both or neither of value and scale, and a dictionary whose place is not known.
         """
         if not is_whole(feature) or not 0 <= feature < self.d_sae:
             raise ValueError(f"edit: feature: wanted 0 to {self.d_sae - 1}, got {feature!r:.40}; choose one")
         given = [v for v in (value, scale) if v is not None]
         if len(given) != 1 or isinstance(given[0], bool) or not np.isfinite(given[0]):
             raise ValueError(f"edit: wanted a finite value or a scale, got value={value!r:.40}, scale={scale!r:.40}; give one")
-        if self.is_transcoder or self.site is None:
-            raise ValueError("edit: wanted a dictionary of the site that it reads, got a transcoder or an unknown site; take one")
+        if self.site is None or self.writes is None:
+            raise ValueError(
+                f"edit: wanted the sites that it reads and writes, got {self.site} and {self.writes}; "
+                'say them, as in load(path, site="moe.in", writes="moe.out")'
+            )
 
-        def change(x: Array) -> Array:
-            flat = x.astype(jnp.float32).reshape(self._flat(x.shape))
+        def change(x: Array, read: Array | None = None) -> Array:
+            read = x if read is None else read
+            flat = read.astype(jnp.float32).reshape(self._flat(read.shape))
             f = _encode(self, flat)[..., feature, None]
             by = value - f if value is not None else (scale - 1) * f
             moved = by * jnp.asarray(self.direction(feature)) * _normed(self, flat)[0]  # decode is linear in the features
             return (x + moved.reshape(x.shape)).astype(x.dtype)
 
         change.__name__ = f"feature_{feature}_{'to' if value is not None else 'times'}_{given[0]:g}"
-        return Map(self.site, change, self.layer, tokens)
+        return Map(self.writes, change, self.layer, tokens, reads=None if self.writes == self.site else self.site)
 
     def __repr__(self) -> str:
         where = f"{self.site or self.about.get('hook_name')!s:.60}" + ("" if self.layer is None else f", layer {self.layer}")
+        where += "" if self.writes == self.site else f", to {self.writes}"
         return f"Sae {self.architecture} of {where}: {self.d_in} -> {self.d_sae:,} features"
+
+
+def width_of(config: ModelConfig, site: str) -> int:
+    """Of one token's activations, heads put one after another."""
+    sizes = sizes_of(config, site)
+    return int(np.prod([sizes[c] for c in SITES[site].dims if c in "DHGKEFV"]))
 
 
 def _encode(sae: Sae, x: Float[Array, "... D"]) -> Float[Array, "... S"]:

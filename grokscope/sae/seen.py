@@ -17,11 +17,12 @@ def seen(sae: Sae, trace: Trace, features: Sequence[int] | int | None = None, to
     text, `gs.plots.heatmap(..., batch=0)`.
 
     features: their numbers, in the order wanted; else the `top` whose largest value in these texts is the highest, and fewer where
-    fewer are above 0. NaN beyond a text's end. Confound: a feature that fires at every token is as lively as one that says
-    something; `score` has how often each fires. Raises ValueError for a trace without the dictionary's site and layer, and for
-    features that are not there.
+    fewer are above 0. Of sites with slots the largest of a token's slots. NaN beyond a text's end. Confound: a feature that fires
+    at every token is as lively as one that says something; `score` has how often each fires. Raises ValueError for a trace without
+    the dictionary's site and layer, and for features that are not there.
     """
     found = sae.features(trace)
+    found = found if found.ndim == 3 else found.max(-2)
     if features is None:
         if not is_whole(top) or top < 1:
             raise ValueError(f"seen: top: wanted a whole number from 1, got {top!r:.40}; how many features are shown")

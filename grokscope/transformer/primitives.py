@@ -51,8 +51,10 @@ class Primitive:
     kind: str = field(default="replace", metadata={"static": True})
     by_expert: bool = field(default=False, metadata={"static": True})
     fn: Callable[..., Array] | None = field(default=None, metadata={"static": True})
+    reads: str | None = field(default=None, metadata={"static": True})
+    """A site that comes before in the block, whose array fn takes too."""
     constants: tuple[Array, ...] = ()
-    """What fn takes besides x."""
+    """What fn takes besides."""
 
     def of_rows(self, rows: slice, batch: int) -> Primitive:
         """The part for some of the `batch` texts that it was lowered for."""
@@ -64,14 +66,14 @@ class Primitive:
         value = self.value if self.by_expert else cut(self.value)
         return replace(self, mask=cut(self.mask), value=value)
 
-    def apply(self, x: Array, experts: Array | None) -> Array:
-        """The edited x; `experts`, B T A, says who fills the slots."""
+    def apply(self, x: Array, experts: Array | None, read: Array | None = None) -> Array:
+        """The edited x; `experts`, B T A, says who fills the slots; read: what stands at the site `reads`."""
         mask = self.mask
         if self.chosen is not None:
             hit = self.chosen[jnp.maximum(experts, 0)] & (experts >= 0)
             mask = mask & hit.reshape(hit.shape + (1,) * (x.ndim - hit.ndim))
         if self.fn is not None:
-            new = jnp.asarray(self.fn(x, *self.constants))
+            new = jnp.asarray(self.fn(x, *(() if read is None else (read,)), *self.constants))
             if new.shape != x.shape:
                 got = f"got {new.shape}, which would be spread over it; mend it, or use jnp.broadcast_to(made, x.shape)"
                 raise ValueError(f"Map at {self.site}: wanted a function that keeps the shape {x.shape}, {got}")

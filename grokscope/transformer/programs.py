@@ -82,18 +82,18 @@ class Program:
             if len(self._shapes) >= LIMIT:
                 self._shapes.clear()
             self._shapes[key] = shapes
-        for n, shape in zip(mapped, shapes, strict=True):
-            arithmetic, constants = Arithmetic.of(leaves[n].fn, shape)
+        for n, seen in zip(mapped, shapes, strict=True):
+            arithmetic, constants = Arithmetic.of(leaves[n].fn, seen)
             leaves[n] = replace(leaves[n], fn=arithmetic, constants=constants)
         return jax.tree.unflatten(tree, leaves)
 
     def _seen_by(self, leaves: list[Any], tree: Any, mapped: list[int], static: dict[str, Any]) -> list[Any]:
-        """The shape and the type of what each of the edits numbered `mapped` gets to see."""
+        """The shapes and types of what each of the edits numbered `mapped` gets to see."""
         seen: dict[int, Any] = {}
 
-        def look(n: int, x: jax.Array) -> jax.Array:
-            seen[n] = jax.ShapeDtypeStruct(x.shape, x.dtype)
-            return x
+        def look(n: int, *arrays: jax.Array) -> jax.Array:
+            seen[n] = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
+            return arrays[0]
 
         looking = [replace(leaf, fn=partial(look, n)) if n in mapped else leaf for n, leaf in enumerate(leaves)]
         args = jax.tree.unflatten(tree, looking)
@@ -102,26 +102,27 @@ class Program:
 
 
 class Arithmetic:
-    """What a Python function does to an array of one shape. Equal where it does the same, whatever the function is called."""
+    """What a Python function does to arrays of given shapes. Equal where it does the same, whatever the function is called."""
 
     def __init__(self, text: str, jaxpr: Any) -> None:
         self._text, self._jaxpr = text, jaxpr
 
     @classmethod
-    def of(cls, function: Callable[..., Any], shape: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def of(cls, function: Callable[..., Any], shapes: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The arithmetic, and the arrays that it reads besides. Raises TypeError where the answer is not one array."""
-        if shape is None:  # at a site that this run does not come by
+        if shapes is None:  # at a site that this run does not come by
             return _nothing, ()
-        made, answer = jax.make_jaxpr(lambda x: function(x), return_shape=True)(shape)
+        made, answer = jax.make_jaxpr(lambda *arrays: function(*arrays), return_shape=True)(*shapes)
         if not isinstance(answer, jax.ShapeDtypeStruct):
             raise TypeError(
                 f"Map: wanted one array from the function, got {type(answer).__name__}; give back what stands at the site"
             )
         return cls(str(made.jaxpr), made.jaxpr), tuple(made.consts)
 
-    def __call__(self, x: jax.Array, *constants: jax.Array) -> jax.Array:
-        """The same to another array."""
-        return eval_jaxpr(self._jaxpr, constants, x)[0]
+    def __call__(self, *arrays: jax.Array) -> jax.Array:
+        """The same to other arrays, and behind them those that it reads besides."""
+        given = len(self._jaxpr.invars)
+        return eval_jaxpr(self._jaxpr, arrays[given:], *arrays[:given])[0]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Arithmetic) and self._text == other._text
@@ -161,5 +162,5 @@ def _is_edit(x: Any) -> bool:
     return isinstance(x, Primitive)
 
 
-def _nothing(x: jax.Array) -> jax.Array:
+def _nothing(x: jax.Array, *_: jax.Array) -> jax.Array:
     return x

@@ -122,8 +122,8 @@ class Edit:
         if self.experts is not None and "A" in dims:
             size = place.config.router.num_experts
             filled = hot(indices(self.experts, size, "expert", self), size)
-        if callable(self.value):
-            return Primitive(mask, None, filled, self.site, self.kind, False, self.value)
+        if isinstance(self, Map):
+            return Primitive(mask, None, filled, self.site, self.kind, False, self.value, self.reads)
         value, known, by_expert = self._value(place, layer)
         return Primitive(mask & known, value, filled, self.site, self.kind, by_expert)
 
@@ -188,20 +188,35 @@ class Replace(Edit):
 class Map(Edit):
     """Put fn(x) in place, fn a JAX function of the site's whole array: the way out, for what no other edit says.
 
+    reads: a site that comes before in the same block; fn(x, read) then takes what stands there too, edited where it was.
     What fn reads besides (globals, attributes, arrays) is read at every run, and arithmetic that is the same compiles
     nothing anew, whatever fn is called. Traps: fn sees shapes, not numbers, so what it prints or keeps is no value; it sees
     padding, which the masks of the others exclude.
     """
 
+    reads: str | None = None
+
     kind: ClassVar[str] = "map"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.reads is not None:
+            object.__setattr__(self, "reads", parse_site(self.reads)[0])
         if not callable(self.value):
             raise TypeError(f"Map: wanted a function of the site's array, got {self.value!r}; for a number use Replace or Scale")
 
     def _check_value(self, layers: list[int], config: ModelConfig) -> None:
-        """A function is read when it runs."""
+        """A function is read when it runs; what else it reads must have been there by then."""
+        if self.reads is None:
+            return
+        before = [s for s in SITES if SITES[s].in_block and config.layers_with(s)]
+        before = before[: before.index(self.site)] if self.site in before else []
+        if self.reads not in before:
+            there = f"one of {', '.join(before)}" if before else "of which there is none"
+            raise ValueError(f"{self}: reads: wanted a site that comes before {self.site}, {there}, got {self.reads}")
+        have = config.layers_with(self.reads)
+        if lacking := [n for n in layers if n not in have and n in config.layers_with(self.site)]:
+            raise ValueError(f"{self}: reads: wanted layers with {self.reads}, {list(have)}, got {lacking[:8]}; name others")
 
 
 def concise(edit: Any) -> str:

@@ -38,12 +38,16 @@ class Tap:
     ) -> None:
         self.kept: dict[str, Any] = {}
         self._sites, self._edits, self._selection = frozenset(sites), edits, selection or Selection()
+        self._read: dict[str | None, Array | None] = {e.reads: None for e in edits if e.reads}
+        """What stands at the sites that an edit further on reads."""
 
     def __call__(self, site: str, x: Array, experts: Array | None = None) -> Array:
         """Edit and keep x. `experts`, B T A, says who fills the slots of a site that has them."""
         for edit in self._edits:
             if edit.site == site:
-                x = edit.apply(x, x if site == "router.experts" else experts)
+                x = edit.apply(x, x if site == "router.experts" else experts, self._read.get(edit.reads))
+        if site in self._read:
+            self._read[site] = x
         if site in self._sites:
             self.kept[site] = _select(x, SITES[site].dims, self._selection)
         return x
@@ -55,12 +59,12 @@ class Tap:
         return x
 
     def keeps(self, site: str) -> bool:
-        """Whether the run asked for this site."""
-        return site in self._sites
+        """Whether the run, or an edit further on, asked for this site."""
+        return site in self._sites or site in self._read
 
     def edits(self, *sites: str) -> bool:
-        """Whether one of these is edited."""
-        return any(e.site in sites for e in self._edits)
+        """Whether one of these is edited, or read by an edit."""
+        return any(e.site in sites or e.reads in sites for e in self._edits)
 
 
 def _select(x: jax.Array, dims: str, selection: Selection) -> jax.Array:

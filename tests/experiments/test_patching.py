@@ -83,6 +83,20 @@ def test_the_routing_is_free_frozen_or_all_there_is(tiny, clean):
     np.testing.assert_allclose(found.metric.sel(routing="frozen", layer=0, token="all"), whole, atol=2e-6)
 
 
+def test_sites_outside_the_layers_are_the_streams_beside_them(tiny):
+    other = tiny.trace(CLEAN, ["embed", "final", "logits"])
+    for site, token in (("embed", 3), ("final", -1), ("logits", -1)):
+        found = X.patch(tiny, CLEAN, CORRUPT, site, METRIC, tokens=[3, -1], draws=0)
+        assert found.layer.values.tolist() == [site] and found.attrs["site"] == site
+        at = found.sel(layer=site, token=token)
+        np.testing.assert_allclose(at.metric, by_hand(tiny, [E.Replace(site, other, tokens=token)]), atol=2e-6)
+        assert abs(at.effect) > 1e-3
+        if site != "embed":
+            assert not found.effect.sel(token=3).any(), "another token's is not read"
+    found = X.attribution_patch(tiny, CLEAN, CORRUPT, "embed", METRIC, tokens=[3, 6])
+    assert found.attrs["site"] == "embed" and found.exact.shape == (1, 2)
+
+
 def test_clean_into_clean_is_nothing_and_says_that_the_share_is_undefined(tiny):
     with pytest.warns(UserWarning, match="the share is undefined"):
         found = X.patch(tiny, CLEAN, CLEAN, "resid_pre", METRIC, tokens=ALL, draws=0)
@@ -237,7 +251,8 @@ def test_what_cannot_be_asked_says_so_in_one_line(tiny, pocket):
         (lambda: patch(heads=[0]), r"heads: wanted a site that has them, got resid_pre"),
         (lambda: patch(site="attn.k", heads=[5]), "heads: wanted some of 0 to 1"),
         (lambda: patch(site="router.experts", experts=[0]), "experts: wanted a site that has them"),
-        (lambda: patch(site="logits"), "resid_post of the last layer"),
+        (lambda: patch(site="logits", layers=[2]), "layers: logits lies outside the layers, and has none"),
+        (lambda: patch(site="embed", heads=[0]), "heads: embed lies outside"),
         (lambda: patch(site="shared.out"), "this model has no shared.out"),
         (lambda: patch(site="attn.zz"), "wanted one of grokscope.SITES"),
         (lambda: patch(tokens=[11]), "positions of pair 0, 0 to 10, got 11"),

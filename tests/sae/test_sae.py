@@ -27,6 +27,12 @@ def dictionary(d, site="resid_post", layer=1, features=31, seed=0, **more):
     return Sae("standard", {n: a.astype(np.float32) for n, a in w.items()}, site, layer, **more)
 
 
+def transcoder(d=40, d_out=40, features=31, layer=1, **more):
+    sae = dictionary(d, "moe.in", layer, features)
+    w = sae.weights | {"W_dec": np.random.default_rng(1).standard_normal((features, d_out)).astype(np.float32), "b_dec": np.ones(d_out, np.float32)}
+    return replace(sae, architecture="transcoder", weights=w, **{"writes": "moe.out"} | more)
+
+
 def test_every_architecture_is_sae_lens():
     found = compare(WHERE)
     assert sorted(found) == sorted(CASES) and max(found.values()) < 1e-5, found
@@ -118,6 +124,44 @@ def test_an_edit_moves_one_feature_and_nothing_else(tiny, ids):
     assert heads.features(tiny.trace(ids, ["attn.z"])).shape == (3, 11, 31)
     z = tiny.trace(ids, ["logits"], edits=[heads.edit(3, value=4.0)])["logits"].values
     assert np.abs(z - tiny.trace(ids, ["logits"])["logits"].values).max() > 1e-3
+
+
+def test_a_transcoder_is_edited_where_it_writes(tiny, ids, tmp_path):
+    sae = transcoder()
+    plain = tiny.trace(ids, ["moe.in", "moe.out"], layers=[1])
+    f, x = sae.features(plain), plain["moe.in", 1].values
+    wanted = f.copy()
+    wanted[:, 4, 5] = 2.5
+    edited = tiny.trace(ids, ["moe.in", "moe.out"], layers=[1], edits=[sae.edit(5, value=2.5, tokens=[4])])
+    moved = (edited["moe.out", 1] - plain["moe.out", 1]).values
+    np.testing.assert_allclose(moved, sae.decode(wanted, x) - sae.decode(f, x), atol=1e-4)
+    np.testing.assert_array_equal(edited["moe.in", 1], x)
+    assert "to moe.out" in repr(sae) and "reads='moe.in'" in repr(sae.edit(5, value=1.0))
+    gs.sae.save(sae, tmp_path / "saved")
+    about = json.loads((tmp_path / "saved" / "cfg.json").read_text())["metadata"]
+    assert (about["hook_name"], about["hook_name_out"]) == ("blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out")
+    again = gs.sae.load(tmp_path / "saved")
+    assert (again.site, again.layer, again.writes) == ("moe.in", 1, "moe.out")
+    about["hook_layer_out"], about["hook_name_out"] = 2, "blocks.2.hook_mlp_out"
+    config = json.loads((tmp_path / "saved" / "cfg.json").read_text()) | {"metadata": about}
+    (tmp_path / "saved" / "cfg.json").write_text(json.dumps(config))
+    assert gs.sae.load(tmp_path / "saved").writes is None, "it writes in another layer"
+    assert gs.sae.load(tmp_path / "saved", writes="moe.out").writes == "moe.out"
+
+
+def test_a_transcoder_is_scored_by_what_it_should_say(tmp_path):
+    rng = np.random.default_rng(0)
+    sae = transcoder(12, 7, features=5, layer=0)
+    x = rng.standard_normal((N, 12)).astype(np.float32)
+    y = sae.decode(sae.encode(x))
+    ids, label = rng.integers(0, 7, N).astype(np.int32), np.array(["a"] * N)
+    acts = made(tmp_path / "right", {("moe.in", 0): x, ("moe.out", 0): y}, ids, label)
+    assert gs.sae.score(sae, acts)["explained"] > 0.999
+    half = made(tmp_path / "half", {("moe.in", 0): x, ("moe.out", 0): y + y.std(0) * rng.standard_normal(y.shape)}, ids, label)
+    assert 0.4 < gs.sae.score(sae, half)["explained"] < 0.6
+    alone = made(tmp_path / "alone", {("moe.in", 0): x}, ids, label)
+    with pytest.raises(ValueError, match=r"wanted one of moe.in, got 'moe.out'"):
+        gs.sae.score(sae, alone)
 
 
 @pytest.mark.parametrize("which", ["tiny", "granitemoe/hub", "deepseek_v3/hub"])
@@ -230,7 +274,8 @@ def test_what_does_not_fit_is_said(tiny, ids, sparse, tmp_path):
         (lambda: sae.edit(31, value=1.0), "wanted 0 to 30"),
         (lambda: sae.edit(3), "give one"),
         (lambda: sae.edit(3, value=np.inf), "finite"),
-        (lambda: skip.edit(3, value=1.0), "got a transcoder"),
+        (lambda: skip.edit(3, value=1.0), "the sites that it reads and writes, got resid_post and None"),
+        (lambda: transcoder(d_out=39).features(tiny.trace(ids, ["moe.in"])), "wanted d_out 40, the width of this model's moe.out, got 39"),
         (lambda: gs.sae.router_push(tiny, replace(sae, layer=2)), "wanted a mixture after layer 2, got the last"),
         (lambda: gs.sae.router_push(tiny, sae, layer=1), "wanted one from 2 on"),
         (lambda: gs.sae.router_push(tiny, replace(sae, site="moe.in")), "got one of moe.in"),
@@ -240,6 +285,7 @@ def test_what_does_not_fit_is_said(tiny, ids, sparse, tmp_path):
         (lambda: gs.sae.predict_choice(sae, acts, 1), r"a layer of \[0\]"),
         (lambda: gs.sae.train(acts, "resid_post", 0, k=9, features=8), "k up to features"),
         (lambda: gs.sae.score(sae, "out"), "gs.open_activations"),
+        (lambda: gs.sae.score(replace(skip, site="resid_post", layer=0, weights=skip.weights | {"W_enc": np.ones((12, 11))}), acts), "wanted a site, got"),
     ):  # fmt: skip
         with pytest.raises((ValueError, TypeError), match=message):
             ask()

@@ -138,6 +138,25 @@ def test_mean_ablation_and_map():
     np.testing.assert_allclose(mapped, np.tanh(CLEAN["moe.out", 1]), atol=1e-6)
 
 
+def test_a_map_reads_what_stands_before_it_in_the_block():
+    w = np.random.default_rng(7).standard_normal((40, 40)).astype(np.float32)
+    sites = ["moe.in", "moe.out", "attn.z", "attn.pattern"]
+    plain = run(capture=sites)
+    by_hand = plain["moe.out", 1].values + plain["moe.in", 1].values @ w
+    both = E.Map("moe.out", lambda x, read: x + read @ w, 1, tokens=[4], reads="ln2.hook_normalized")
+    made = run(both, capture=sites)["moe.out", 1].values
+    np.testing.assert_allclose(made[:, 4], by_hand[:, 4], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(made[:, :4], plain["moe.out", 1].values[:, :4])
+    raised = run(E.Add("moe.in", 1.0, 1), E.Map("moe.out", lambda x, read: read, 1, reads="moe.in"), capture=sites)
+    np.testing.assert_allclose(raised["moe.out", 1], plain["moe.in", 1] + 1, atol=1e-5)
+    paid = np.moveaxis(plain["attn.pattern", 1].values[..., :1], 1, 2)  # to the first token, which no kernel keeps
+    heads = run(E.Map("attn.z", lambda z, p: z + jnp.moveaxis(p[..., :1], 1, 2), 1, reads="attn.pattern"), capture=sites)
+    np.testing.assert_allclose(heads["attn.z", 1], plain["attn.z", 1].values + paid, atol=1e-5)
+    written = MODEL.generate(IDS[:2, :4], 3, edits=[both, E.Map("moe.out", lambda x, read: x + read, 2, reads="moe.in")], capture="moe.out")
+    again = MODEL.trace(written.tokens, ["moe.out"], edits=[both, E.Map("moe.out", lambda x, read: x + read, 2, reads="moe.in")])
+    np.testing.assert_allclose(written.trace["moe.out"], again["moe.out"], atol=1e-4)
+
+
 def test_heads_sources_and_rows():
     t = run(E.Scale("attn.z", 0.0, 1, heads=[4]))
     assert (t["attn.z", 1].sel(head=4).values == 0).all()
@@ -160,6 +179,9 @@ def test_heads_sources_and_rows():
         (E.Add("resid_pre", 1.0, heads=[0]), "heads: resid_pre has no such dimension"),
         (E.Scale("attn.z", 0.0, heads=[6]), "head: wanted some of 0 to 5"),
         (E.Scale("logits", 0.0, layers=1), "lies outside the layers"),
+        (E.Map("moe.out", jnp.add, 1, reads="resid_post"), "reads: wanted a site that comes before moe.out, one of resid_pre, .*, got resid_post"),
+        (E.Map("moe.out", jnp.add, 1, reads="moe.out"), "reads: wanted a site that comes before"),
+        (E.Map("logits", jnp.add, reads="moe.out"), "of which there is none, got moe.out"),
         (E.BanExperts([5]), "expert: wanted some of 0 to 4"),
         (E.BanExperts([0, 1, 2, 3, 4]), "at least one expert left"),
         (E.BanExperts([]), "wanted some of 0 to 4"),
