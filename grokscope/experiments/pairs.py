@@ -81,9 +81,9 @@ class BothRuns:
     def __init__(self, pairs: Pairs, sites: tuple[str, ...]) -> None:
         self.pairs, model = pairs, pairs.model
         config = model.config
-        self._check_memory(sites)
-        capture = Capture(tuple(s for s in dict.fromkeys((*sites, "router.experts")) if config.layers_with(s)))
         remembers = kv_cache.SITES if set(sites) & set(kv_cache.SITES) else kv_cache.names(config, ())
+        self._check_memory(sites, remembers)
+        capture = Capture(tuple(s for s in dict.fromkeys((*sites, "router.experts")) if config.layers_with(s)))
         pinned = device_memory() is not None and model.mesh is None
         home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0], memory_kind="pinned_host") if pinned else None
         self._recorder = Recorder(config, capture, pairs.prompt.lengths.tolist(), config.router.top_k, once=True)
@@ -156,15 +156,22 @@ class BothRuns:
             call, run=dataclasses.replace(call.run, remembers=remembers), record=partial(record, call.record)
         )
 
-    def _check_memory(self, sites: tuple[str, ...]) -> None:
+    def _check_memory(self, sites: tuple[str, ...], remembers: tuple[str, str]) -> None:
         pairs, config = self.pairs, self.pairs.model.config
         check_memory(config, Capture(sites), (2 * pairs.texts, pairs.tokens), None)
-        need = 2 * pairs.texts * pairs.width * config.d_model * jnp.dtype(pairs.model.dtype).itemsize * (config.num_layers + 1)
-        if need > (free := free_memory() // 2):
-            raise MemoryError(
-                f"{pairs.who}: wanted at most {free / 1e9:.2f} GB for the streams of all layers, got {need / 1e9:.2f} GB. What "
-                f"would fit: about {max(1, pairs.texts * free // need)} pairs of this length"
-            )
+        numbers = 2 * pairs.texts * pairs.width * jnp.dtype(pairs.model.dtype).itemsize
+        streams = numbers * config.d_model * (config.num_layers + 1)
+        past = numbers * kv_cache.width(config, remembers) * config.num_layers
+        device = device_memory()
+        whole = [("the streams of all layers and what attention remembers", streams + past, free_memory() // 2)]
+        if device is not None:  # streams wait in host memory
+            whole = [("the streams of all layers", streams, free_memory() // 2), ("what attention remembers", past, device // 2)]
+        for what, need, room in whole:
+            if need > room:
+                raise MemoryError(
+                    f"{pairs.who}: wanted at most {room / 1e9:.2f} GB for {what}, got {need / 1e9:.2f} GB. What would fit: about "
+                    f"{max(1, pairs.texts * room // need)} pairs of this length"
+                )
 
 
 @Program

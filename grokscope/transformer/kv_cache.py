@@ -27,6 +27,13 @@ def names(config: ModelConfig, edits: Sequence[Any]) -> tuple[str, str]:
     return (LATENT, SHARED_KEY) if latent else SITES
 
 
+def width(config: ModelConfig, names: tuple[str, str]) -> int:
+    """Numbers that are remembered of a token in one layer."""
+    if names != SITES:
+        return (config.kv_rank or 0) + (config.rope_width or 0)
+    return config.num_kv_heads * (config.d_head + config.value_width)
+
+
 def remembered(kept: Kept, names: tuple[str, str], room: int) -> Past:
     """The past of one layer with room for `room` positions, from what the prompt's run kept."""
     return Past(*(_with_room(kept[name], room) for name in names))

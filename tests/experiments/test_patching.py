@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import grokscope as gs
+from grokscope.experiments import pairs
 from grokscope.experiments.pairs import BothRuns, Pairs
 from grokscope.experiments.rows import Row, batches
 from tests.checkpoints.families import model as family
@@ -272,3 +273,21 @@ def test_what_cannot_be_asked_says_so_in_one_line(tiny, pocket):
     ):
         with pytest.raises(TypeError, match=says):
             call()
+
+
+def test_what_memory_does_not_hold_is_refused_before_the_run(tiny, monkeypatch):
+    """Streams of 4 texts of 16 tokens: 40 numbers at 4 levels; attention remembers 2 x 2 x 14 of each of 3 layers."""
+    streams, past = 4 * 16 * 4 * 40 * 4, 4 * 16 * 4 * 56 * 3
+    for free, device, refused in (
+        (2 * (streams + past), None, None), (2 * (streams + past) - 2, None, "streams of all layers and what attention"),
+        (2 * streams, 2 * past, None), (2 * streams, 2 * past - 2, "GB for what attention remembers"), (2 * streams - 2, 2 * past, "GB for the streams"),
+    ):  # fmt: skip
+        monkeypatch.setattr(pairs, "free_memory", lambda free=free: free)
+        monkeypatch.setattr(pairs, "device_memory", lambda device=device: device)
+        check = BothRuns.__new__(BothRuns)
+        check.pairs = Pairs(tiny, CLEAN, CORRUPT, METRIC, "corrupt", "patch")
+        if refused is None:
+            check._check_memory((), ("attn.k", "attn.v"))
+        else:
+            with pytest.raises(MemoryError, match=refused):
+                check._check_memory((), ("attn.k", "attn.v"))
