@@ -48,6 +48,8 @@ def odds(f: np.ndarray, k: int) -> np.ndarray:
     f = np.where(f > 0, np.clip(f, _FLOOR, 1 - _FLOOR), 0.0)
     f = f * min(1.0, k / f.sum())
     there = f > 0
+    if there.sum() <= k:  # all of them are always chosen, whatever their odds
+        return there.astype(float)
     w, log_f = np.where(there, f / (1 - f), 0), _log_odds(f)
     without = 1 - np.eye(len(f))
     for step in range(200):
@@ -72,17 +74,23 @@ def _log_odds(f: np.ndarray) -> np.ndarray:
 
 
 def inclusion(w: np.ndarray, k: int) -> np.ndarray:
-    """[E, E]: the probability that a set drawn with odds w holds both i and j; on the diagonal, that it holds i."""
-    experts = len(w)
-    total = symmetric(w, k)[k]
-    out = np.diag(w * symmetric(w * (1 - np.eye(experts)), k - 1)[:, k - 1] / total)
-    for i in range(experts - 1 if k > 1 else 0):
-        j = np.arange(i + 1, experts)
-        others = np.tile(w, (len(j), 1))
-        others[:, i] = 0
-        others[np.arange(len(j)), j] = 0
-        out[i, j] = out[j, i] = w[i] * w[j] * symmetric(others, k - 2)[:, k - 2] / total
-    return out
+    """[E, E]: the probability that a set drawn with odds w holds both i and j; on the diagonal, that it holds i.
+
+    One pass over the experts, of sums and products of what is not negative alone, so that nothing is lost to rounding.
+    """
+    after = np.zeros((len(w) + 1, k))
+    after[-1, 0] = 1
+    for j in reversed(range(len(w))):
+        after[j] = after[j + 1]
+        after[j, 1:] += w[j] * after[j + 1, :-1]
+    before, without = np.eye(1, k)[0], np.zeros((len(w), k))  # of the experts before j: all of them, and without i
+    out = np.zeros((len(w), len(w)))
+    for j, x in enumerate(w):
+        if k > 1:
+            out[:j, j] = w[:j] * x * (without[:j, :-1] @ after[j + 1, k - 2 :: -1])
+        without[:j, 1:] += x * without[:j, :-1]
+        without[j], before = before, before + x * np.append(0, before[:-1])
+    return (out + out.T + np.diag(w * without[:, k - 1])) / symmetric(w, k)[k]
 
 
 def pair_inclusion(f: np.ndarray, k: int) -> np.ndarray:
