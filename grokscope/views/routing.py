@@ -24,6 +24,8 @@ class RoutingView:
     rule: str
     texts: list[str]
     layers: list[int]
+    dense: list[int]
+    """Layers that are known to have no router."""
     pieces: list[str]
     positions: list[int]
     ids: list[int]
@@ -78,6 +80,7 @@ def routing_view(trace: Trace, row: int = 0, values: Values | None = None) -> Ro
         rule=rule_of(trace),
         texts=[visible("".join(row[:24])).replace("▁", " ")[:60] for row in trace.pieces],
         layers=[int(layer) for layer in trace["router.experts"]["layer"].values],
+        dense=dense_of(trace),
         pieces=[visible(piece) for piece in trace.pieces[row][:n]],
         positions=[int(p) for p in trace.data["token"].values[:n]],
         ids=[int(i) for i in trace.data["token_id"].values[row][:n]],
@@ -100,10 +103,15 @@ def rule_of(trace: Trace) -> str:
     return rule.rule
 
 
+def dense_of(trace: Trace) -> list[int]:
+    """The numbers of the dense layers, as a recording or the config has them."""
+    recording = trace.provenance.get("recording") or {}
+    return [int(n) for n in recording.get("dense_layers") or trace.config.dense_layers]
+
+
 def about_of(trace: Trace) -> list[str]:
     """Dense layers and shared experts, in words."""
-    config, recording = trace.config, trace.provenance.get("recording") or {}
-    dense = recording.get("dense_layers") or list(config.dense_layers)
+    config, recording, dense = trace.config, trace.provenance.get("recording") or {}, dense_of(trace)
     first = int(trace["router.experts"]["layer"].values[0])
     if recording and not dense and first:
         return [f"layers before {first} not recorded, as dense ones are"]

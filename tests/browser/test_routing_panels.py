@@ -14,6 +14,7 @@ from grokscope.widgets.workbench import Workbench
 from tests.browser.host import Host, settled
 from tests.browser.shapes import HOSTILE, SHAPES, made_up, random_trace
 from tests.browser.test_report import opened
+from tests.checkpoints.families import model as family
 
 TEXT = "The moon is bright. 床前明月光\ndef moon(): return 42 # مرحبا. The moon and the sun, the moon and the sea."
 ROUTER, EXPERTS = "[data-panel=router]", "[data-panel=experts]"
@@ -258,5 +259,33 @@ def test_many_experts_at_deepseeks_shape(chromium):
         bench.slot = 7
         page.wait_for_timeout(200)
         assert page.input_value("input[aria-label=slot]") == "7"
+        assert not host.faults
+    bench.close()
+
+
+def test_dense_layers_are_rows_without_a_choice(chromium):
+    """A tiny DeepSeek-V3, whose first layer is dense: the map has a row of no colour for it, and a click there selects nothing."""
+    model = family("deepseek_v3/hub")
+    trace = model.trace([[5, 9, 3, 7, 11, 13, 2]])
+    dense, routed = list(model.config.dense_layers), list(model.config.moe_layers)
+    bench = gs.explore(trace, panels=["map"])
+    assert bench.data["dense"] == dense == [0] and bench.data["layers"] == routed
+    with Host(chromium, bench) as host:
+        settled(host)
+        box = host.page.locator("[data-panel=map] canvas").bounding_box()
+        high = (box["height"] - 16) / len(dense + routed)
+        at = lambda layer: (box["x"] + 34 + (box["width"] - 34) * 4.5 / 7, box["y"] + (layer + 0.5) * high)  # noqa: E731
+        before = (bench.token, bench.layer)
+        host.page.mouse.click(*at(0))
+        host.page.wait_for_timeout(150)
+        assert (bench.token, bench.layer) == before
+        for layer in routed:
+            host.page.mouse.click(*at(layer))
+            host.page.wait_for_timeout(150)
+            assert (bench.token, bench.layer) == (4, layer)
+        colour = """(y) => { const c = document.querySelector('[data-panel=map] canvas'), r = c.width / c.clientWidth;
+          return [...c.getContext('2d').getImageData((c.clientWidth - 9) * r, y * r, 1, 1).data.slice(0, 3)]; }"""
+        grey, chosen = (host.page.evaluate(colour, (layer + 0.2) * high) for layer in (0, routed[0]))
+        assert max(grey) - min(grey) < 40 < max(chosen) - min(chosen)
         assert not host.faults
     bench.close()

@@ -28,6 +28,11 @@ export function pixels(data, slot, plane, selected = [-1, -1]) {
   return out;
 }
 
+/** Every layer from the top down, as [its number, its row of the data; -1 for a dense one, which has none]. */
+export function rowsOf({ layers, dense = [] }) {
+  return [...layers.map((n, row) => [n, row]), ...dense.filter((n) => !layers.includes(n)).map((n) => [n, -1])].sort((a, b) => a[0] - b[0]);
+}
+
 /** The window [first, first + shown) after zooming by `factor` about token x, kept inside [0, tokens). */
 export function zoomed([first, shown], factor, x, tokens) {
   const width = Math.max(Math.min(8, tokens), Math.min(tokens, shown * factor));
@@ -58,6 +63,7 @@ export function mapPanel(state, root) {
   let plane = null;
   let width = 0;
   let view = whole();
+  let rows = rowsOf(state.data);
   const latest = newest(root);
 
   function whole() {
@@ -65,7 +71,7 @@ export function mapPanel(state, root) {
   }
 
   function rowHeight() {
-    return Math.max(4, Math.min(18, Math.floor(360 / state.data.layers.length)));
+    return Math.max(4, Math.min(18, Math.floor(360 / rows.length)));
   }
 
   function picturise() {
@@ -86,35 +92,51 @@ export function mapPanel(state, root) {
     if (!width) return;
     const { layers, pieces } = state.data;
     const high = rowHeight();
-    const context = sized(canvas, width, layers.length * high + 16);
+    const context = sized(canvas, width, rows.length * high + 16);
     const across = (width - GUTTER) / view[1];
+    const selected = rows.findIndex(([, row]) => row === state.row);
     context.imageSmoothingEnabled = across < 1;
-    context.drawImage(picture, view[0], 0, view[1], layers.length, GUTTER, 0, width - GUTTER, layers.length * high);
+    rows.forEach(([, row], at) => row < 0 || context.drawImage(picture, view[0], row, view[1], 1, GUTTER, at * high, width - GUTTER, high));
     const ink = inkOf(root);
     context.font = "10px system-ui, sans-serif";
     context.fillStyle = ink;
-    nameLayers(context, layers, high, GUTTER - 4);
+    nameLayers(context, rows.map(([n]) => n), high, GUTTER - 4);
+    denseRows(context, high);
     context.textAlign = "center";
     numbers(context, across, high);
-    ticks(context, across, layers.length * high + 12, pieces.length);
+    ticks(context, across, rows.length * high + 12, pieces.length);
     const x = GUTTER + (state.get("token") - view[0]) * across;
     context.globalAlpha = 0.35;
-    frame(context, x, 0, Math.max(across, 3), layers.length * high);
+    frame(context, x, 0, Math.max(across, 3), rows.length * high);
     context.globalAlpha = 1;
-    frame(context, x, state.row * high, Math.max(across, 3), high);
+    frame(context, x, selected * high, Math.max(across, 3), high);
     const at = pieces.length ? tell(state.data, state.row, state.get("token")) : "no tokens";
     canvas.setAttribute("aria-label", `Routing map: ${layers.length} layers by ${pieces.length} tokens, coloured by ${plane ? plane.label : "expert"}; selected: ${at}`);
+  }
+
+  /** A dense layer is a bar of no colour: nothing was chosen there. */
+  function denseRows(context, high) {
+    context.textAlign = "left";
+    rows.forEach(([, row], at) => {
+      if (row >= 0) return;
+      context.globalAlpha = 0.12;
+      context.fillRect(GUTTER, at * high, width - GUTTER, high - 1);
+      context.globalAlpha = 0.8;
+      if (high >= 11) context.fillText("dense: no router", GUTTER + 6, at * high + high / 2 + 3.5);
+      context.globalAlpha = 1;
+    });
   }
 
   function numbers(context, across, high) {
     if (across < 14 || high < 11 || plane) return;
     const [, tokens, slots] = state.data.experts.shape;
-    for (let row = 0; row < state.data.layers.length; row++) {
+    for (const [at, [, row]] of rows.entries()) {
+      if (row < 0) continue;
       for (let t = Math.floor(view[0]); t < Math.min(tokens, view[0] + view[1]); t++) {
         const e = state.data.experts[(row * tokens + t) * slots + state.get("slot")];
         if (e === emptyOf(state.data.experts)) continue;
         context.fillStyle = inkOn(state.colourOf(e, row));
-        context.fillText(String(e), GUTTER + (t + 0.5 - view[0]) * across, row * high + high / 2 + 3.5);
+        context.fillText(String(e), GUTTER + (t + 0.5 - view[0]) * across, at * high + high / 2 + 3.5);
       }
     }
   }
@@ -130,8 +152,8 @@ export function mapPanel(state, root) {
   function placeAt(event) {
     const box = canvas.getBoundingClientRect();
     const t = Math.floor(view[0] + ((event.clientX - box.left - GUTTER) / (width - GUTTER)) * view[1]);
-    const row = Math.floor((event.clientY - box.top) / rowHeight());
-    return t >= 0 && t < state.data.pieces.length && row >= 0 && row < state.data.layers.length ? [t, row] : null;
+    const row = rows[Math.floor((event.clientY - box.top) / rowHeight())]?.[1] ?? -1;
+    return t >= 0 && t < state.data.pieces.length && row >= 0 ? [t, row] : null;
   }
 
   function reveal() {
@@ -203,7 +225,7 @@ export function mapPanel(state, root) {
   const stop = onWidth(root, (w) => ((width = w), draw()));
   return {
     changed(names) {
-      if (names.has("data")) view = whole();
+      if (names.has("data")) [view, rows] = [whole(), rowsOf(state.data)];
       if (names.has("token")) reveal();
       for (const button of differences) button.hidden = !state.offers.difference;
       if (["data", "slot", "colour", "expert", "hues"].some((n) => names.has(n)) || (names.has("layer") && state.data.num_experts > 8)) recolour();
