@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from grokscope.running.loaded import Loaded
     from grokscope.trace.trace import Trace
 
-GROUP = {"gpu": 8, "other": 4}
+GROUP = {"gpu": 8, "other": 2}
 """Blocks in a program: to start one takes a GPU's host as long as a block takes the GPU; a CPU compiles longer."""
 AHEAD = 8
 """Steps that may be under way before the host looks whether the texts have ended."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,8 +78,7 @@ def test_a_config_is_obeyed_in_every_field(config, seed):
     """The same gates and experts, hence the same everything; a choice on the edge in float32 is not asked for."""
     model = make(config, seed)
     wanted = forward(config, model.weights, IDS, LENGTHS)
-    with jax.disable_jit():
-        trace = model.trace(Prompt(IDS, LENGTHS), ["*"])
+    trace = model.trace(Prompt(IDS, LENGTHS), ["*"])
     assert set(trace.sites) <= set(wanted)
     inside = np.arange(TOKENS) < LENGTHS[:, None]
     for site in trace.sites:

@@ -1,0 +1,60 @@
+"""An atlas of the embedded model over real text, every hundredth document and every tenth: time, peak of memory, size of the page, what is found.
+
+    python tests/bench/atlas.py [CORPUS]
+
+CORPUS: JSON lines with text and domain; by default ../shared/corpora/heldout_dev.jsonl.xz, 16 domains. Each side is a process of
+its own. Peaks are less that of a process that loaded the model and swept one text.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+
+def measure(corpus: str, every: str) -> None:
+    """Every `every`-th document, or with "0" two short texts; prints one line of JSON."""
+    import grokscope as gs
+
+    opened = lzma.open if corpus.endswith(".xz") else open
+    with opened(corpus, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for n, line in enumerate(lines) if n % max(1, int(every)) == 0]
+    model = gs.load()
+    if every == "0":
+        rows = [{"text": "The moon is bright.", "domain": "none"}, {"text": "The sun is dark.", "domain": "other"}]
+    begun = time.perf_counter()
+    atlas = model.atlas([{"text": r["text"], "domain": r["domain"]} for r in rows], "domain")
+    seconds = time.perf_counter() - begun
+    told = {"documents": len(rows), "tokens": int(atlas.counters.tokens), "seconds": seconds}
+    if every != "0":
+        with tempfile.TemporaryDirectory() as folder:
+            told["page_MB"] = gs.atlas.page(atlas, f"{folder}/a.html").stat().st_size / 1e6
+        told["rows"] = {name: len(table) for name, table in gs.atlas.tables(atlas).items()}
+    print(json.dumps(told | {"peak_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}))
+
+
+def main() -> None:
+    corpus = sys.argv[1] if len(sys.argv) > 1 else str(ROOT.parent / "shared" / "corpora" / "heldout_dev.jsonl.xz")
+    made = {}
+    for every in ("0", "100", "10"):
+        done = subprocess.run([sys.executable, __file__, "--measure", corpus, every], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        made[every] = json.loads(done.stdout.splitlines()[-1])
+        print(made[every])
+    base = made["0"]["peak_MB"]
+    small, large = (made[s]["peak_MB"] - base for s in ("100", "10"))
+    print(f"memory beside the model: {small:.0f} MB for {made['100']['tokens']:,} tokens, {large:.0f} MB for {made['10']['tokens']:,}")
+
+
+if __name__ == "__main__":
+    measure(*sys.argv[2:]) if sys.argv[1:2] == ["--measure"] else main()
