@@ -114,6 +114,8 @@ _SHORT = {
 def near(name: object, names: Iterable[str]) -> str:
     """"; did you mean 'x'?" with those of `names` that look like `name`, or nothing."""
     found = difflib.get_close_matches(str(name), list(dict.fromkeys(names)), 3, 0.5)
+    ratio = [difflib.SequenceMatcher(None, one, str(name)).ratio() for one in found]
+    found = [one for one, r in zip(found, ratio, strict=True) if r > 0.75 * ratio[0]]
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 

@@ -59,13 +59,14 @@ def contrast(
         return made, made - half, made + half
 
     log_odds, npmi = of(_log_odds), of(_npmi)
+    names = [", ".join(side.labels) for side in (one, other)]
     made = answer(
         ("layer", "expert"), value, over(c, "layer", "expert"), null_mean=np.zeros(value.shape), null_sd=sd * known, df=df,
         groups=groups, ci=(ci[0] * known, ci[1] * known), n_eff=1 / (1 / told[0].n_eff + 1 / told[1].n_eff) * known,
         share_a=told[0].value, share_b=told[1].value, log_odds=log_odds[0], log_odds_low=log_odds[1], log_odds_high=log_odds[2],
         npmi=npmi[0], npmi_low=npmi[1], npmi_high=npmi[2], first_half=_half(load, tokens, 0), second_half=_half(load, tokens, 1),
-        attrs={"name": "difference of loads, a less b", "null": "both at one rate in the population of documents",
-               "a": ", ".join(one.labels), "b": ", ".join(other.labels),
+        attrs={"name": f"difference of loads, {' less '.join(names) if len(''.join(names)) < 40 else 'a less b'}",
+               "null": "both at one rate in the population of documents", "a": names[0], "b": names[1],
                "paired": str(paired), "n_eff_unit": "independent tokens' worth of both, in parallel"},
     )  # fmt: skip
     made = adjust(made)

@@ -11,6 +11,7 @@ _SOURCE = "A file, folder or glob of .jsonl, .parquet or text, packed or not; - 
 _LABELS = 'The field that groups the documents, e.g. "domain"; where a line has none, its file\'s name; "file": always that.'
 _RESUME = "A directory for what is done: the same command goes on there after an interrupt."
 _SHARD = "K/N: take every Nth document from the Kth on (from 0). The counters of all N add up."
+_PLAN = "What it would take in documents, tokens, calls and passes; nothing is run and --out is not needed."
 _RAY = "Share the documents between so many tasks of a Ray cluster: RAY_ADDRESS's, else one of this machine alone."
 Format = Annotated[Literal["csv", "parquet"], typer.Option(help="Of the tables.")]
 Full = Annotated[bool, typer.Option("--full", help="All tables that there are, and in metrics pairs of experts too.")]
@@ -18,7 +19,7 @@ Full = Annotated[bool, typer.Option("--full", help="All tables that there are, a
 
 def sweep(  # noqa: PLR0913 - one a flag
     source: Annotated[str, typer.Argument(help=_SOURCE)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A new file for the counters (.npz).")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A new file for the counters (.npz).")] = None,
     model: Annotated[str, typer.Option("--model", "-m", help='A checkpoint\'s directory, or "pocket".')] = "pocket",
     labels: Annotated[str | None, typer.Option("--labels", "--label", help=_LABELS)] = None,
     resume: Annotated[Path | None, typer.Option(help=_RESUME)] = None,
@@ -29,6 +30,7 @@ def sweep(  # noqa: PLR0913 - one a flag
     format: Format = "csv",
     full: Full = False,
     ray: Annotated[int | None, typer.Option(help=_RAY)] = None,
+    plan: Annotated[bool, typer.Option("--plan", help=_PLAN)] = False,
 ) -> None:  # fmt: skip
     """Count how the documents of a corpus are routed, in constant memory; documents go one by one.
 
@@ -39,6 +41,13 @@ def sweep(  # noqa: PLR0913 - one a flag
         raise typer.BadParameter(f"--shard: wanted K/N, as in 0/4, got {shard}")
     if ray is not None and shard != "0/1":
         raise typer.BadParameter("--ray: wanted all documents for the cluster, got --shard too; leave one out")
+    if plan:
+        from grokscope.model.loading import load
+
+        print(load(model).sweep(source, labels, shard=(int(number), int(of)), plan=True).to_string())
+        return
+    if out is None:
+        raise typer.BadParameter("--out: wanted a new file for the counters, got none; as in --out counters.npz")
     out, tables = out.expanduser(), tables and tables.expanduser()
     if out.exists():
         raise FileExistsError(f"{out}: wanted a new file, got one that is there; name another")

@@ -57,7 +57,7 @@ class RoutingCounters(Strata):
         labels: one for all texts or one for each (domain, language, ...). documents: a name for each text, from which its
         shard follows; without them, its token ids. distances: between layers, for transitions. lags: between tokens.
         contributions: count the norms of experts' outputs too (`y_norm_sum`, after the gate `gy_norm_sum`, largest `y_absmax`).
-        classes: of tokens (`classes.Classes`); those of a class are a part named "label/class", and parts of a text share a shard.
+        classes: of tokens, as `Model.sweep` takes them: each a part named "label/class"; parts of a text share a shard.
         """
         settings = {"distances": tuple(distances), "lags": tuple(lags), "contributions": contributions}
         made = cls(CounterSpec(**identity_of(trace), **settings))

@@ -11,6 +11,7 @@ import numpy as np
 from grokscope.counters.sparse import SparseCounts
 from grokscope.counters.spec import CounterSpec
 from grokscope.harmless import told
+from grokscope.sites import near
 
 
 def name_of(label: str, cls: str | None) -> str:
@@ -65,7 +66,8 @@ class Strata:
         """The counters of these labels alone; the arrays are shared."""
         if wrong := [n for n in labels if n not in self._tables]:
             whole = {part for parts in self.strata.values() for part in parts} & set(wrong)
-            hint = "; by_label() has whole labels, by_class() whole classes" if whole else ""
+            hint = near(wrong[0], self.labels) or "; choose others"
+            hint = "; by_label() has whole labels, by_class() whole classes" if whole else hint
             raise ValueError(f"labels: wanted some of {self.labels}, got {wrong}{hint}")
         made = type(self)(self.spec)
         made._tables = {n: self._tables[n] for n in labels}

@@ -70,7 +70,8 @@ def patch(
     naive = len(modes) * made[0]["value"].size * int(pairs.prompt.lengths[: pairs.texts].sum()) * model.config.num_layers
     return whole.assign_attrs(
         site=parse_site(site)[0], routing=routing if modes == (routing,) else list(modes), draws=draws,
-        null="other places at random" if draws else "absent", layer_tokens=work, layer_tokens_of_whole_runs=naive,
+        null="other places at random" if draws else "absent", p="this place among others of these pairs, no word on other pairs",
+        layer_tokens=work, layer_tokens_of_whole_runs=naive,
     )  # fmt: skip
 
 

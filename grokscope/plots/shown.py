@@ -100,7 +100,8 @@ def read(x: xr.Dataset | Trace, variable: str, figure: str, at: Mapping[str, Any
     numbers = [str(n) for n, v in data.data_vars.items() if v.dtype.kind in "fiub"]
     if variable not in numbers:
         have = ", ".join(numbers) or "none"
-        raise ValueError(f"{figure}: wanted a variable with numbers, got {variable!r}; choose one of {have}")
+        do = "gs.explore shows a trace, gs.routing makes answers of it" if isinstance(x, Trace) else f"choose one of {have}"
+        raise ValueError(f"{figure}: wanted a variable with numbers, got {variable!r}; {do}")
     null_mean, null_sd = _null(data, variable)
     same = _same(data, variable)
     data = _chosen(data, figure, at)

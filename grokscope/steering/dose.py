@@ -46,7 +46,8 @@ def dose(
         ("strength", "texts"), stacked.pop("value"), {"strength": doses, "texts": ["wanted", "other"]}, null_mean=drawn.mean(-1),
         null_sd=drawn.std(-1, ddof=1) * np.sqrt(1 + 1 / draws), df=float(draws - 1),
         ci=(stacked.pop("low"), stacked.pop("high")), **stacked,
-        attrs={"unit": "nats", "null": kinds[1].about["control"], "draws": draws, "seed": seed, "steering": repr(steering)[:200]},
+        attrs={"name": "change of NLL (below 0: likelier than before)", "unit": "nats",
+               "null": kinds[1].about["control"], "draws": draws, "seed": seed, "steering": repr(steering)[:200]},
     )  # fmt: skip
 
 

@@ -120,6 +120,8 @@ class Trace:
         unknown = (told.get("recording") or {}).get("unknown", ())
         if any(s.startswith("router.") for s in self.sites) and "router.score" not in unknown:
             lines.append(f"  router: {self.config.router.rule}")
+        elif "router.experts" in self.sites:
+            lines.append(f"  router: {self.config.router.num_experts} experts; its rule was not recorded")
         if edits := told["edits"]:
             lines.append(f"  edits: {'; '.join(edits)}")
         return "\n".join(map(visible, lines))

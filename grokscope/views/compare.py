@@ -16,6 +16,7 @@ from grokscope.views.routing import Text
 
 ALIGNED = 4000
 """Beyond so many differing tokens they are taken to correspond by place: alignment takes the square of them."""
+SAME = "the same tokens"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,11 @@ class Comparison:
     pieces: list[str]
     experts: np.ndarray
     gates: Plane | None
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the two are called: one text before and after something, or two texts."""
+        return ("before", "after") if self.how == SAME else ("this text", "the other")
 
 
 def comparison(a: Text, b: Text) -> Comparison:
@@ -100,7 +106,7 @@ def keys_of(text: Text) -> list[object]:
 def align(a: Sequence[object], b: Sequence[object]) -> tuple[np.ndarray, str]:
     """Pairs of corresponding places [P, 2] in the order of a, -1 where there is none, and how they were found."""
     if list(a) == list(b):
-        return np.repeat(np.arange(len(a))[:, None], 2, 1), "the same tokens"
+        return np.repeat(np.arange(len(a))[:, None], 2, 1), SAME
     head = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     most = min(len(a), len(b)) - head
     tail = next((i for i in range(most) if a[-1 - i] != b[-1 - i]), most)

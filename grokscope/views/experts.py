@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
+from scipy.special import ndtri
 
 from grokscope.analysis.coactivation import coactivation
 from grokscope.analysis.load import expert_load
@@ -54,10 +55,10 @@ class LayerView:
     """A layer's experts.
 
     load, z [E]: the share of tokens that an expert serves, and how far from the null k/E of even use, whose sd takes tokens as
-    independent. first [E]: the share whose first choice it is. gate [E]: the mean gate of those that it serves, NaN for none.
-    together, expected, apart [M, M] over `busiest`: P(column | row),
-    its load-matched null, z of the difference (NaN under 4 documents); None where each token has one expert, expected and apart
-    also beyond NULL_UP_TO experts. notes: what is not so, in words.
+    independent; far: the |z| that by chance one expert of all layers would pass in one text of 20. first [E]: the share whose first
+    choice it is. gate [E]: the mean gate of those that it serves, NaN for none. together, expected, apart [M, M] over `busiest`:
+    P(column | row), its load-matched null, z of the difference (NaN under 4 documents); None where each token has one expert,
+    expected and apart also beyond NULL_UP_TO experts. notes: what is not so, in words.
     """
 
     tokens: int
@@ -67,6 +68,7 @@ class LayerView:
     z: np.ndarray
     even: float
     sd: float
+    far: float
     busiest: np.ndarray
     together: np.ndarray | None
     expected: np.ndarray | None
@@ -126,12 +128,19 @@ def layer_view(text: Text, layer: int) -> LayerView:
         z=_f4((load["value"] - load["null_mean"]) / sd),
         even=even,
         sd=sd,
+        far=_far(text.trace),
         busiest=busy.astype(np.uint16),
         together=None if pairs is None else _f4(pairs["value"]),
         expected=_f4(pairs["null_mean"]) if pairs is not None and "null_mean" in pairs else None,
         apart=_f4(pairs["z"]) if pairs is not None and "null_mean" in pairs else None,
         notes=notes,
     )
+
+
+def _far(trace: Trace) -> float:
+    """The layer that is shown may have been chosen for its oddness, so all are counted."""
+    cells = trace.config.router.num_experts * trace["router.experts"].sizes["layer"]
+    return float(ndtri(1 - 0.025 / cells))
 
 
 def _mean_gates(text: Text, layer: int) -> np.ndarray:

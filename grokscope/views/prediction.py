@@ -34,7 +34,8 @@ class Next:
 @dataclass(frozen=True, eq=False)
 class Change:
     """The distributions after one token in two runs. ids, pieces, before, after [N]: the most likely of either, the larger
-    probability first; rank, rank_after: from 1, as in `Next`. kl: of the first from the second, nats. entropy: of both.
+    probability first; rank, rank_after: from 1, as in `Next`. kl: of the first from the second, nats. entropy: of both. names: of
+    the two runs.
     """
 
     ids: list[int]
@@ -45,6 +46,7 @@ class Change:
     rank_after: np.ndarray
     kl: float
     entropy: tuple[float, float]
+    names: tuple[str, str] = ("before", "after")
 
 
 @dataclass(frozen=True, eq=False)

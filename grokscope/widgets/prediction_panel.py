@@ -87,7 +87,7 @@ def _change(bench: Bench, token: int) -> Change | None:
         return None
     mine, other = Text(bench.trace, bench.text), trace_text(bench.other, bench.text)
     pair = (t.array("logits", "vocab", token=n) for t, n in ((mine, token), (other, place)))
-    return change_view(*pair, pieces_of(bench))
+    return replace(change_view(*pair, pieces_of(bench)), names=found.names)
 
 
 def _text_change(bench: Bench, params: dict[str, Any]) -> dict[str, Any] | None:
@@ -101,7 +101,8 @@ def _text_change(bench: Bench, params: dict[str, Any]) -> dict[str, Any] | None:
     places = found.pairs[most, 0]
     return {
         "tokens": len(known), "before": float(pair[:, 0].sum()), "after": float(pair[:, 1].sum()),
-        "edits": found.edits, "places": places.astype(np.uint32), "logprob": found.logprob[most].astype(np.float32),
+        "edits": found.edits, "names": found.names, "places": places.astype(np.uint32),
+        "logprob": found.logprob[most].astype(np.float32),
         "pieces": [visible(bench.trace.pieces[bench.text][t + 1]) for t in places],
     }  # fmt: skip
 

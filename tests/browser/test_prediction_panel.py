@@ -100,3 +100,32 @@ def test_after_an_edit_the_distributions_stand_side_by_side(chromium, trace, poc
         assert not host.page.inner_text(".gs-changes")
         assert not host.faults
     bench.close()
+
+
+def test_two_texts_are_not_called_before_and_after(chromium, pocket):
+    one, two = pocket.trace("The brown dog came home."), pocket.trace("The red dog came home again.")
+    bench = gs.explore(one, two, panels=["text", "prediction", "compare"])
+    bench.token = 3
+    with Host(chromium, bench) as host:
+        host.page.wait_for_selector(".gs-next-head")
+        host.page.wait_for_timeout(300)
+        heads = host.page.eval_on_selector_all(".gs-next-head span", "all => all.map(s => s.textContent)")
+        assert heads == ["next token", "this text", "the other", "points"]
+        said = host.page.inner_text("[data-panel=prediction]")
+        assert "before" not in said.lower() and "This text: " in said
+        assert "with “[BOS] The red dog" in host.page.inner_text("[data-panel=compare]")
+        assert not host.faults
+    bench.close()
+
+
+def test_lines_break_between_words(chromium, pocket):
+    """Every line but those that a newline ends begins with a word's first piece, where no word is as long as a line."""
+    trace = pocket.trace("The wind in the garden was grey and the summer had been warmer than the winter before it. " * 6)
+    bench = gs.explore(trace, panels=["text"])
+    with Host(chromium, bench, width=520) as host:
+        host.page.wait_for_selector(".gs-tokens [data-t]")
+        lines = host.page.eval_on_selector_all(".gs-tokens [data-t]", """all => {
+          const tops = all.map(s => [Math.round(s.getClientRects()[0].top), s.textContent, s.getClientRects().length]);
+          return tops.filter(([top], i) => i && top > tops[i - 1][0] + 4).map(([, text]) => text).concat(tops.filter(t => t[2] > 1).map(t => "broken " + t[1])); }""")
+        assert len(lines) > 5 and all(line.startswith("▁") for line in lines), lines
+    bench.close()

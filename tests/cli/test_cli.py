@@ -227,3 +227,13 @@ def test_a_lab_that_is_told_to_end_ends_its_server(tmp_path):
         assert lab.wait(30) == 0
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_what_a_sweep_would_take_is_told_before_it_is_run(tmp_path):
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text("".join(json.dumps({"text": "The moon is bright. " * n, "d": "ab"[n % 2]}) + "\n" for n in (1, 3, 200)))
+    done = grokscope("sweep", str(corpus), "--label", "d", "--plan")
+    assert (done.returncode, done.stderr) == (0, "") and "tokens_read" in done.stdout and [p.name for p in tmp_path.iterdir()] == ["c.jsonl"]
+    assert done.stdout.splitlines()[-1].split()[1:3] == ["all", "3"]
+    done = grokscope("sweep", str(corpus))
+    assert done.returncode == 2 and "--out" in done.stderr and "counters.npz" in done.stderr

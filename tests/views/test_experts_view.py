@@ -217,6 +217,18 @@ def test_clusters_are_the_experts_that_go_together():
     assert [set(hues[sets[k]].tolist()) for k in order] == [{n} for n in range(6)]
 
 
+def test_chance_alone_is_seldom_bold_at_the_oddest_layer():
+    """Random choices of one text: the largest |z| of all layers passes `far` in about one text of 20."""
+    rng, passed = np.random.default_rng(0), 0
+    for _ in range(40):
+        ids = rng.random((211, 7, 31)).argsort(-1)[..., :3].astype(np.int32)
+        text = Text(gs.read_routed_experts(ids, num_experts=31))
+        views = [layer_view(text, layer) for layer in range(7)]
+        assert len({v.far for v in views}) == 1
+        passed += max(np.abs(v.z).max() for v in views) > views[0].far
+    assert passed <= 6 and views[0].far == pytest.approx(3.67, abs=0.02)
+
+
 def test_mean_gates_are_of_those_that_it_serves():
     trace = made_up(101, layers=2, experts=23, slots=3, score="sigmoid", scale=2.5)
     experts, gates = (trace[s].isel(batch=0).sel(layer=1).transpose("token", "slot").values for s in ("router.experts", "router.gates"))

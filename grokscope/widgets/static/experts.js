@@ -78,12 +78,12 @@ export function expertsPanel(state, root) {
 
   /** The bars of load, each on its null. */
   function loads() {
-    const { load, first, z, even, sd, tokens: n, notes, gate } = layer;
+    const { load, first, z, even, sd, far: bold, tokens: n, notes, gate } = layer;
     sort.querySelector("[value=gate]").disabled = !gate;
     if (by === "gate" && !gate) by = "load";
     sort.value = by;
     order = by === "number" ? Array.from(load, (_, e) => e) : ordered(by === "load" ? load : gate);
-    said.textContent = `Layer ${state.get("layer")}: the share of ${n} tokens that each expert serves, first choices dark. Whisker: even use, ${short(even)} ± 2 sd, tokens taken as independent. ${notes.join(" ")}`;
+    said.textContent = `Layer ${state.get("layer")}: the share of ${n} tokens that each expert serves, first choices dark. Whisker: even use, ${short(even)} ± 2 sd, tokens taken as independent; bold: beyond ${bold.toFixed(1)}, which chance passes in one text of 20, at any layer. ${notes.join(" ")}`;
     const most = Math.min(1, 1.05 * Math.max(even + 2 * sd, ...load));
     const percent = (x) => `${(100 * Math.max(0, Math.min(1, x / most))).toFixed(2)}%`;
     rows.replaceChildren(
@@ -105,7 +105,7 @@ export function expertsPanel(state, root) {
         const far = Number.isFinite(z[e]) ? `z ${z[e] > 0 ? "+" : ""}${z[e].toFixed(Math.abs(z[e]) < 99.95 ? 1 : 0)}` : "";
         const label = `expert ${e}: ${short(value)} of tokens, first choice of ${short(first[e])}, ${far}${gate ? `, mean gate ${short(gate[e])}` : ""}`;
         return el("div", { role: "option", "data-e": e, "aria-label": label, title: label },
-          expertChip(e, state.colourOf(e)), track, el("span", {}, value.toFixed(3)), el("span", { class: Math.abs(z[e]) > 2 ? "gs-far" : "" }, far));
+          expertChip(e, state.colourOf(e)), track, el("span", {}, value.toFixed(3)), el("span", { class: Math.abs(z[e]) > bold ? "gs-far" : "" }, far));
       }),
     );
     mark();

@@ -24,6 +24,8 @@ export function changeRows(change, next) {
   }));
 }
 
+const upperFirst = (words) => words[0].toUpperCase() + words.slice(1);
+
 /** A difference of probabilities for a reader, in percentage points with its sign. */
 export function points(x) {
   const value = Math.abs(100 * x);
@@ -72,16 +74,16 @@ export function predictionPanel(state, root) {
     latestWhole(state.ask("text_change"), (found) => (found ? changes(found) : whole.replaceChildren()), () => whole.replaceChildren());
   }
 
-  function changes({ tokens, before, after: then, edits, places, logprob, pieces }) {
+  function changes({ tokens, before, after: then, edits, names, places, logprob, pieces }) {
     const change = then - before;
-    const words = `Text: log-probability of ${tokens} tokens ${before.toFixed(2)} before, ${then.toFixed(2)} after, difference ${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(2)} nats. Most changed:`;
-    const head = el("tr", {}, ...["token", "before", "after", "nats"].map((t) => el("th", { scope: "col" }, t)));
+    const words = `Text: log-probability of ${tokens} tokens ${before.toFixed(2)} ${names[0]}, ${then.toFixed(2)} ${names[1]}, difference ${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(2)} nats. Most changed:`;
+    const head = el("tr", {}, ...["token", ...names, "nats"].map((t) => el("th", { scope: "col" }, t)));
     const rows = Array.from(places, (t, i) => {
       const [a, b] = [logprob[2 * i], logprob[2 * i + 1]];
       const go = el("button", { class: "gs-token", title: `token ${state.data.positions[t]}: what is expected after it`, onclick: () => state.set({ token: t }) }, pieces[i]);
       return el("tr", {}, el("td", { class: "gs-token" }, go), ...[percent(Math.exp(a)), percent(Math.exp(b)), `${b < a ? "−" : "+"}${short(Math.abs(b - a))}`].map((v) => el("td", {}, v)));
     });
-    const of = edits.length ? `After: ${edits.join("; ")}.` : "After: the other trace.";
+    const of = edits.length ? `${upperFirst(names[1])}: ${edits.join("; ")}.` : names[1] === "after" ? "After: the other trace." : "";
     renew(whole, el("p", { class: "gs-note" }, words), el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)), el("p", { class: "gs-note" }, of));
   }
 
@@ -120,18 +122,18 @@ export function predictionPanel(state, root) {
   function twoListed(next, change, token) {
     const rows = changeRows(change, next);
     const most = Math.max(...change.before, ...change.after, 1e-9);
-    const head = el("div", { class: "gs-next-head", "aria-hidden": "true" }, ...["next token", "before", "after", "points"].map((t) => el("span", {}, t)));
+    const head = el("div", { class: "gs-next-head", "aria-hidden": "true" }, ...["next token", ...change.names, "points"].map((t) => el("span", {}, t)));
     renew(
       list,
       head,
       ...rows.map((row) => {
         const piece = row.came ? el("button", { class: "gs-token", onclick: () => state.set({ token: token + 1 }), title: "the token that came; select it" }, row.piece) : el("span", { class: "gs-token" }, row.piece);
         const cell = (p) => el("span", { class: "gs-cell" }, shareBar(p / most), percent(p));
-        const title = `id ${row.id}, rank ${row.ranks[0]}, after ${row.ranks[1]}${row.came ? "; it came" : ""}`;
+        const title = `id ${row.id}, rank ${row.ranks[0]}, ${change.names[1]} ${row.ranks[1]}${row.came ? "; it came" : ""}`;
         return el("div", { role: "listitem", class: row.came ? "gs-came" : "", title }, piece, cell(row.before), cell(row.after), el("span", {}, `${points(row.after - row.before)}${row.came ? " ◂" : ""}`));
       }),
     );
-    said.textContent = `KL of the two ${short(change.kl)} nats; entropy ${short(change.entropy[0])} before, ${short(change.entropy[1])} after. Before: ${tellNext(next, token === state.data.pieces.length - 1)}`;
+    said.textContent = `KL of the two ${short(change.kl)} nats; entropy ${short(change.entropy[0])} ${change.names[0]}, ${short(change.entropy[1])} ${change.names[1]}. ${upperFirst(change.names[0])}: ${tellNext(next, token === state.data.pieces.length - 1)}`;
   }
 
   function loadLens(token) {

@@ -57,11 +57,14 @@ export function directionOf(pieces) {
   return "ltr";
 }
 
+/** Whether a line may break before this piece: "▁" is a space that is seen, at which a browser breaks no line. */
+const wordBegins = (piece) => piece.startsWith("▁") || piece.startsWith("[");
+
 /** The pieces as spans, in blocks that each run in the direction of their text: [blocks, spans]. */
 export function spelled(pieces) {
   const spans = pieces.map((piece, t) => el("span", { role: "option", "data-t": t }, piece));
   const made = blocks(pieces).map(([first, last]) =>
-    el("div", { class: "gs-block", dir: directionOf(pieces.slice(first, last)) }, ...spans.slice(first, last)));
+    el("div", { class: "gs-block", dir: directionOf(pieces.slice(first, last)) }, ...spans.slice(first, last).flatMap((span, i) => (wordBegins(pieces[first + i]) ? [el("wbr"), span] : [span]))));
   return [made, spans];
 }
 
