@@ -38,6 +38,13 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
+
+
+def in_a_hurry() -> dict[str, str]:
+    """The environment of a process that compiles much and computes little, as training a toy does: LLVM's level 0."""
+    return {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()}
+
+
 TINY = ModelConfig(
     vocab_size=97, d_model=40, num_layers=3, num_heads=6, num_kv_heads=2, d_head=14, d_expert=24, max_tokens=67,
     router=RouterConfig(num_experts=5, top_k=2), attention_scale=14**-0.5, embed_scale=40**0.5, logit_scale=0.577,

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,11 @@ from grokscope.sweeps.corpus import Document
 from grokscope.train import loop
 from tests.conftest import make
 from tests.fuzz import _experts, _gates, _grok1
-from tests.train.test_training import CORPORA, RECIPE
+from tests.train.test_training import CORPORA
+from tests.train.test_training import RECIPE as WHOLE
 
+RECIPE = replace(WHOLE, config=replace(WHOLE.config, num_layers=1), contexts=((64, 1.0),), tokens=12 * 512)
+"""What is compiled in a few seconds: a process that is killed early leaves that to the next."""
 CALLS = ("replace", "fsync", "link", "rename", "unlink")
 """Of `os`: after each a power cut, and a kill, finds another state."""
 AT_ONCE = 4

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, in_a_hurry
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,6 @@ from tests.conftest import ROOT
 )
 def test_nothing_is_lost(work, kills):
     command = [sys.executable, "-m", "tests.kill", *work, "--kills", str(kills)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=in_a_hurry())
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" 0 wrong") == len(work)

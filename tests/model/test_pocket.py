@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,8 +71,6 @@ def test_scores_are_those_of_the_trace(pocket):
 
 
 def test_scores_of_a_text_longer_than_the_context(pocket):
-    from dataclasses import replace
-
     short = replace(pocket, config=replace(pocket.config, max_tokens=32))
     text = "one two three four five six seven eight nine ten " * 6
     scored = short.score(text)
@@ -81,10 +80,11 @@ def test_scores_of_a_text_longer_than_the_context(pocket):
 
 @pytest.mark.slow
 def test_quality_on_some_held_out_text(pocket):
-    """The first two documents of each domain; the card has the figures of all."""
-    measured = evaluate(pocket, shared("corpora/heldout_dev.jsonl.xz"), documents=1)
+    """The beginning of a document of each domain, which reads 1.17; the card has the figures of all, of whole texts."""
+    short = replace(pocket, config=replace(pocket.config, max_tokens=1024))
+    measured = evaluate(short, shared("corpora/heldout_dev.jsonl.xz"), documents=1)
     assert len(measured["bits_per_byte"]) == 17
-    assert measured["bits_per_byte"]["mean"] < 1.4
+    assert measured["bits_per_byte"]["mean"] < 1.2
     assert np.array(measured["load"]).min() > 0.01
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +19,7 @@ from grokscope.train.loop import num_steps
 from grokscope.train.pocket import heldout_documents
 from grokscope.train.recipe import Recipe, pocket_config
 from grokscope.train.tokenizer import train_tokenizer
+from tests.conftest import in_a_hurry
 from tests.train.test_training import CORPORA, RECIPE
 
 WORDS = ["the", "moon", "river", "stone", "bird", "walks", "over", "old", "green", "hill", "and", "sings", "a", "song", "of", "wind", "in", "night"]
@@ -116,7 +116,7 @@ def test_from_the_shell(corpora, tmp_path):
     def train(name, recipe):
         command = [sys.executable, "-m", "grokscope.cli", "train", "model", str(corpora), str(corpora / "t.model"), str(tmp_path / name)]
         return subprocess.run(
-            [*command, "--recipe", str(tmp_path / recipe)], capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=False
+            [*command, "--recipe", str(tmp_path / recipe)], capture_output=True, text=True, env=in_a_hurry() | {"JAX_PLATFORMS": "cpu"}, check=False
         )
 
     done = train("run", "r.json")

@@ -19,6 +19,7 @@ from grokscope.train.data import Corpus, batches, plan
 from grokscope.train.loop import load_run, num_steps, train
 from grokscope.train.pocket import export
 from grokscope.train.recipe import Recipe, pocket_config
+from tests.conftest import in_a_hurry
 
 CONFIG = pocket_config(
     vocab_size=97, d_model=32, num_layers=2, num_heads=6, num_kv_heads=2, d_head=8, d_expert=24, max_tokens=128
@@ -55,6 +56,7 @@ def fresh():
 
 
 def set_every() -> None:
+    os.environ |= in_a_hurry()
     loop.EVERY = 4
 
 
