@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
 import pickle
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import traitlets
 
 import grokscope as gs
 from grokscope import arguments
-from tests.conftest import make
+from tests.conftest import in_a_hurry, make
 
 MODEL = make()
 IDS = [[3, 4, 5, 6]]
@@ -114,18 +113,16 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     assert gs.load(tokenizer="~/t.model").tokenizer.sha256 == pocket.tokenizer.sha256
 
 
-def test_in_64_bits_it_is_the_same():
+def test_in_64_bits_it_is_the_same(capsys):
     code = (
         "import jax; jax.config.update('jax_enable_x64', True); import grokscope as gs; m = gs.load(dtype='float32'); "
         "e = gs.edits; x = [e.Add('resid_pre', 0.5, layers=1, tokens=[-1]), e.BanExperts([1]), e.ForceExperts([2, 3], layers=2)]; "
         "print(m.generate('Once upon', 4).text, m.trace('a cat', edits=x)['logits'].dtype, m.score('a cat').logprob.sum().round(3), "
         "m.sweep(['a cat'], progress=False).tokens)"
     )
-    got = [
-        subprocess.run([sys.executable, "-c", c], capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=True).stdout
-        for c in (code, code.replace("'jax_enable_x64', True", "'jax_enable_x64', False"))
-    ]
-    assert got[0] == got[1]
+    wide = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=in_a_hurry() | {"JAX_PLATFORMS": "cpu"}, check=True).stdout
+    exec(code.replace("'jax_enable_x64', True", "'jax_enable_x64', False"), {})
+    assert wide == capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("call", "message"), [
