@@ -39,6 +39,8 @@ def attribution_patch(
     who = "attribution_patch"
     check_arguments(over, ("model", "clean", "corrupt", "site", "metric", "into", "exact", *OVER), who)
     pairs = Pairs(model, clean, corrupt, metric, into, who)
+    if parse_site(site)[0] in ("final", "logits"):
+        raise ValueError(f"{who}: site: wanted one before the last norm, got {site}; patch gives its exact answer without a run")
     asked = Asked.of(model, site, over, who)
     check_derivative(model, (asked.site,), who)
     places = tokens_of(over.get("tokens"), pairs.lengths, who)

@@ -132,7 +132,8 @@ class Asked:
         site, layer = parse_site(site)
         have, size = model.config.layers_with(site), model.config.num_layers
         if site in AS_STREAM:
-            if unwanted := [n for n in ("layers", "heads", "slots", "experts") if given.get(n) is not None]:
+            said = given if layer is None else given | {"layers": layer}
+            if unwanted := [n for n in ("layers", "heads", "slots", "experts") if said.get(n) is not None]:
                 raise ValueError(f"{who}: {unwanted[0]}: {site} lies outside the layers, and has none; leave {unwanted[0]} out")
             stream, layer = AS_STREAM[site]
             return cls(stream, [(site, (layer % size,))], None, None, False)

@@ -168,9 +168,10 @@ class BothRuns:
             whole = [("the streams of all layers", streams, free_memory() // 2), ("what attention remembers", past, device // 2)]
         for what, need, room in whole:
             if need > room:
+                fits = pairs.texts * room // need
                 raise MemoryError(
-                    f"{pairs.who}: wanted at most {room / 1e9:.2f} GB for {what}, got {need / 1e9:.2f} GB. What would fit: about "
-                    f"{max(1, pairs.texts * room // need)} pairs of this length"
+                    f"{pairs.who}: wanted at most {room / 1e9:.2f} GB for {what}, got {need / 1e9:.2f} GB. What would fit: "
+                    + (f"about {fits} pairs of this length" if fits else "shorter prompts, not one pair of this length")
                 )
 
 

@@ -27,9 +27,8 @@ def rows_of(sae: Sae, acts: Activations, said: bool = False) -> Rows:
         raise TypeError(f"sae: wanted Activations, got {type(acts).__name__}; gs.open_activations(out) gives them")
     site, name, width = (sae.writes, "d_out", sae.d_out) if said else (sae.site, "d_in", sae.d_in)
     if site is None:
-        raise ValueError(
-            f"sae: wanted a site, got the hook {sae.about.get('hook_name')!r:.60}; load(path, site=, layer=, writes=) says it"
-        )
+        hook = sae.about.get("hook_name_out" if said else "hook_name")
+        raise ValueError(f"sae: wanted a site to {'write' if said else 'read'}, got the hook {hook!r:.60}; say it in load")
     rows = acts[site, sae.layer]
     if rows.width != width:
         of = visible(str(acts.about["model"]))[:40]
@@ -57,6 +56,9 @@ def score(sae: Sae, acts: Activations) -> pd.Series:
     rows_of(sae, acts)
     acts = acts.where((acts.tokens["position"] > 0).to_numpy())
     rows, said, document = rows_of(sae, acts), rows_of(sae, acts, said=True), acts.tokens["document"].to_numpy()
+    if not np.array_equal(rows.token, said.token):
+        got = f"{len(said)} and {len(rows)} rows"
+        raise ValueError(f"score: wanted a row of {sae.writes} for each of {sae.site}, got {got}; take one of a site without slots")
     mean = np.mean([said[part].sum(0) for part in np.array_split(np.arange(len(said)), 8)], 0) * 8 / len(said)
     missed, whole, l0, ever = np.empty(len(rows)), np.empty(len(rows)), 0, np.zeros(sae.d_sae, bool)
     for where, x, f in encoded(sae, rows):

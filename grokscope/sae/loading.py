@@ -55,12 +55,19 @@ def load(path: str | Path, site: str | None = None, layer: int | None = None, wr
     made = _settings(path / CONFIG, config)
     weights = _weights(path / WEIGHTS, made["architecture"], config)
     hook = _of(config, "hook_name")
-    where = (site, layer) if site is not None else _place(hook, _of(config, "hook_layer") if layer is None else layer)
-    if where[0] is not None:
-        name, named = parse_site(where[0])
-        where = (name, named if where[1] is None else where[1])
-    writes = _written(config, made["architecture"], where[1]) if writes is None else parse_site(writes)[0]
+    where = _asked(path, site, layer, _place(hook, _of(config, "hook_layer")))
+    if writes is None:
+        writes = _written(config, made["architecture"], where[1])
+    elif "transcoder" not in made["architecture"]:
+        got = f"{made['architecture']}, which writes what it reads"
+        raise ValueError(f"{path}: writes: wanted a transcoder, got {got}; leave writes out")
+    else:
+        writes, named = parse_site(writes)
+        if named not in (None, where[1]):
+            raise ValueError(f"{path}: writes: wanted a site of layer {where[1]}, which it reads, got one of {named}; leave it out")
     about = {k: _of(config, k) for k in ("hook_name", "hook_name_out", "model_name", "sae_lens_version")}
+    out = _of(config, "hook_layer_out")
+    about |= {"hook_layer_out": str(out)} if is_whole(out) else {}
     if made["k"] > weights["W_enc"].shape[1]:
         raise ValueError(f"{path / CONFIG}: wanted k up to d_sae, got {made['k']}; save it anew")
     about = {k: v for k, v in about.items() if isinstance(v, str)}
@@ -80,6 +87,23 @@ def _place(hook: Any, layer: Any) -> tuple[str | None, int | None]:
         return None, None
     layer = named if named is not None else layer if SITES[site].in_block and is_whole(layer) else None
     return site, layer
+
+
+def _asked(path: Path, site: str | None, layer: int | None, hook: tuple[str | None, int | None]) -> tuple[str | None, int | None]:
+    """(site, layer) as the caller says, else as the hook does."""
+    name, named = (hook[0], None) if site is None else parse_site(site)
+    if layer is not None and (not is_whole(layer) or layer < 0 or named not in (None, layer)):
+        also = "" if named is None else f", as {site} says"
+        raise ValueError(f"{path}: layer: wanted a number from 0{also}, got {layer!r:.40}; name one place")
+    if name is None:
+        return None, None
+    inside = SITES[name].in_block
+    if layer is not None and not inside:
+        raise ValueError(f"{path}: layer: wanted none for {name}, which lies outside the layers, got {layer}; leave it out")
+    chosen = next((n for n in (layer, named, hook[1]) if n is not None), None) if inside else None
+    if inside and chosen is None:
+        raise ValueError(f"{path}: wanted the layer of {name}, got none from the hook; say it in load(path, layer=)")
+    return name, chosen
 
 
 def _written(config: Mapping[str, Any], architecture: str, layer: int | None) -> str | None:
@@ -111,6 +135,8 @@ def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     norm = config.get("normalize_activations", "none") or "none"
     if norm not in NORMS:
         raise wanted(f"normalize_activations of {', '.join(NORMS)} (a scale by the average is folded in by SAELens first)", norm)
+    if config.get("rescale_acts_by_decoder_norm") is True and architecture != "topk":
+        raise wanted("rescale_acts_by_decoder_norm of a topk dictionary", architecture)
     if "transcoder" in architecture and norm != "none":
         raise wanted("normalize_activations none of a transcoder", norm)
     center = config.get("apply_b_dec_to_input", "transcoder" not in architecture)
@@ -166,6 +192,7 @@ def save(sae: Sae, path: str | Path) -> None:
     if sae.is_transcoder:
         config["d_out"] = sae.d_out
         config["metadata"] |= {"hook_name_out": out}
+        config["metadata"] |= {"hook_layer_out": int(at)} if (at := sae.about.get("hook_layer_out")) and sae.writes is None else {}
     with whole_file(path / WEIGHTS) as file:
         for part in stretches(sae.weights):
             file.write(part)

@@ -23,6 +23,7 @@ from grokscope.sae.sae import Sae
 from grokscope.sites import SITES
 from grokscope.text.given import is_whole
 from grokscope.transformer.primitives import Primitive
+from grokscope.transformer.values import sizes_of
 
 WHO, OVER = "sae.patch", ("features", "tokens", "draws", "top")
 
@@ -45,6 +46,9 @@ def patch(
     check_arguments(over, ("model", "sae", "clean", "corrupt", "metric", "routing", "into", *OVER), WHO)
     if routing not in ("free", "frozen"):
         raise ValueError(f'{WHO}: routing: wanted "free" or "frozen", got {routing!r:.40}; a choice belongs to no feature')
+    if not isinstance(sae, Sae):
+        raise TypeError(f"{WHO}: wanted a Model and a Sae, got {type(sae).__name__}; gs.sae.load(path) gives one")
+    sae.check_places()
     if sae.layer is None or sae.writes is None:
         raise ValueError(f"{WHO}: wanted a dictionary that writes inside a layer, got {sae!r}; say it in load(path, writes=)")
     if "A" in SITES[sae.site].dims:
@@ -62,7 +66,7 @@ def patch(
     found = sweep.measure(cells_of([(sae.layer, (sae.layer,))], features, places), draws)
     made = recovered(runs, {"feature": coordinate(features), "token": coordinate(places)}, *found)
     return made.assign_attrs(
-        site=sae.site, layer=sae.layer, routing=routing, draws=draws,
+        site=sae.site, writes=sae.writes, layer=sae.layer, routing=routing, draws=draws,
         null="other features that differ there" if draws else "absent", layer_tokens=runs.work + sweep.through.work,
     )  # fmt: skip
 
@@ -78,9 +82,11 @@ class FeatureValues:
         x = np.nan_to_num(runs.arrays[sae.site][runs.layers[sae.site].index(sae.layer)])
         self._x = x.reshape(*x.shape[:2], -1)[:n, : runs.pairs.tokens]
         found = sae.encode(x)
-        self.difference = (found[n:] - found[:n])[:, : runs.pairs.tokens]
+        inside = np.arange(runs.pairs.tokens) < runs.pairs.lengths[:, None]
+        self.difference = np.where(inside[..., None], (found[n:] - found[:n])[:, : runs.pairs.tokens], 0)
         self.differs = {sae.layer: self.difference != 0}
-        self._shape = runs.arrays[sae.site].shape[3:] if sae.writes == sae.site else (sae.d_out,)
+        sizes = sizes_of(runs.pairs.model.config, sae.writes)
+        self._shape = tuple(sizes[c] for c in SITES[sae.writes].dims[2:])
 
     @property
     def units(self) -> int:
@@ -104,7 +110,7 @@ class FeatureValues:
     def primitive(self, layer: int, pairs: Sequence[int], mask: Bool[np.ndarray, "R w U"], window: slice) -> Primitive:
         """The edit for rows of these pairs: what the features in question have more, as the dictionary decodes it."""
         change = np.where(mask, cut(self.difference, pairs, window), 0)
-        value = np.asarray(self.sae.decoded_change(change, cut(self._x, pairs, window)))
+        value = np.nan_to_num(np.asarray(self.sae.decoded_change(change, cut(self._x, pairs, window))))
         held = mask.any(-1).reshape(*mask.shape[:2], *[1] * len(self._shape))
         return Primitive(held, value.reshape(*mask.shape[:2], *self._shape), site=self.sae.writes, kind="add")
 

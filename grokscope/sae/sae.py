@@ -10,21 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from grokscope.config import ModelConfig
+from grokscope.sae.formulas import decode, encode, normed
 from grokscope.sites import SITES
 from grokscope.text.given import is_whole
 from grokscope.trace.trace import Trace
 from grokscope.transformer.edits import Map
 from grokscope.transformer.values import sizes_of
-
-EPS = 1e-5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,7 +52,7 @@ class Sae:
     writes: str | None = None
 
     def __post_init__(self) -> None:
-        if self.writes is None and not self.is_transcoder:
+        if not self.is_transcoder:
             object.__setattr__(self, "writes", self.site)
 
     @property
@@ -80,7 +80,7 @@ class Sae:
 
         Raises ValueError for activations of another width.
         """
-        out = _encode(self, jnp.asarray(x, jnp.float32).reshape(self._flat(np.shape(x))))
+        out = encode(self, jnp.asarray(x, jnp.float32).reshape(self._flat(np.shape(x))))
         return out if isinstance(x, jax.Array) else np.asarray(out)
 
     def decode(self, features: Any, x: Any = None) -> Any:
@@ -92,7 +92,7 @@ class Sae:
         if x is None and (self.norm != "none" or "W_skip" in self.weights):
             raise ValueError("decode: wanted x too, as this dictionary norms by it or passes it on, got none; decode(features, x)")
         flat = None if x is None else jnp.asarray(x, jnp.float32).reshape(self._flat(np.shape(x)))
-        out = _decode(self, jnp.asarray(features, jnp.float32), flat)
+        out = decode(self, jnp.asarray(features, jnp.float32), flat)
         return out if isinstance(features, jax.Array) else np.asarray(out)
 
     def _flat(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -109,26 +109,40 @@ class Sae:
         """
         self.check(trace.config)
         x = trace[self.site] if self.layer is None else trace[self.site, self.layer]
-        found = self.encode(x.transpose("batch", "token", ...).values)
+        found = self.encode(x.transpose("batch", "source" if "source" in x.dims else "token", ...).values)
         inside = np.asarray(trace.data["token"].values < trace.data["length"].values[:, None])
         return np.where(inside.reshape(*inside.shape, *[1] * (found.ndim - 2)), found, np.nan)
 
     def check(self, config: ModelConfig) -> None:
-        """Raise ValueError where a model has not the place that the features are of, or has it in another width."""
-        site = self.site
+        """Raise ValueError where a model has not the places that the features are of, or has them in another width."""
+        self.check_places()
+        for at, name, got in ((self.site, "d_in", self.d_in), (self.writes, "d_out", self.d_out)):
+            if at is None:
+                continue
+            if SITES[at].in_block and self.layer not in (have := config.layers_with(at)):
+                raise ValueError(f"sae: wanted a layer with {at}, of {list(have)}, got {self.layer}; is it another model's?")
+            if (width := width_of(config, at)) != got:
+                raise ValueError(f"sae: wanted {name} {width}, the width of this model's {at}, got {got}; is it another model's?")
+
+    def check_places(self) -> None:
+        """Raise ValueError where it is not known what is read, or nothing can be written from there."""
+        site, writes = self.site, self.writes
         if site is None:
             raise ValueError(
                 f"sae: wanted a site of grokscope.SITES, got the hook {self.about.get('hook_name')!r:.60}; "
                 "say it in load(path, site=, layer=)"
             )
-        inside = SITES[site].in_block
-        if inside != (self.layer is not None) or (inside and self.layer not in config.layers_with(site)):
-            have = f"one of {config.num_layers} layers"
-            raise ValueError(f"sae: wanted a model that has {site} at layer {self.layer}, got {have}; is it another model's?")
-        for at, name, got in ((site, "d_in", self.d_in), (self.writes, "d_out", self.d_out)):
-            width = got if at is None else width_of(config, at)
-            if width != got:
-                raise ValueError(f"sae: wanted {name} {width}, the width of this model's {at}, got {got}; is it another model's?")
+        for at in (site, writes or site):
+            if SITES[at].dtype != "float32" or SITES[at].dims == "BHTS":
+                raise ValueError(f"sae: wanted a site with a row of numbers a token, got {at}; take another dictionary")
+            if SITES[at].in_block != (self.layer is not None):
+                wanted = "a layer" if SITES[at].in_block else "no layer"
+                raise ValueError(f"sae: wanted {wanted} for {at}, got {self.layer}; say it in load(path, layer=)")
+        if writes in (None, site):
+            return
+        order = list(SITES)
+        if order.index(writes) < order.index(site) or ("A" in SITES[writes].dims) != ("A" in SITES[site].dims):
+            raise ValueError(f"sae: wanted writes that comes after {site} and has as many rows, got {writes}; name another site")
 
     def numbers(self, features: Sequence[int] | int, who: str) -> list[int]:
         """One feature or several by their numbers. Raises ValueError in the name of `who` for none and for others."""
@@ -150,7 +164,7 @@ class Sae:
 
     def decoded_change(self, change: Any, x: Any) -> Any:
         """What is decoded more where the features of x are `change` more: decoding is linear in them, once x is known."""
-        return change @ self.directions * _normed(self, x)[0]
+        return change @ self.directions * normed(self, x)[0]
 
     def edit(self, feature: int, value: float | None = None, scale: float | None = None, tokens: Any = None) -> Map:
         """An edit that sets a feature to `value`, or multiplies it by `scale`, and leaves all else of the stream as it is, the part
@@ -162,20 +176,26 @@ class Sae:
         if not is_whole(feature) or not 0 <= feature < self.d_sae:
             raise ValueError(f"edit: feature: wanted 0 to {self.d_sae - 1}, got {feature!r:.40}; choose one")
         given = [v for v in (value, scale) if v is not None]
-        if len(given) != 1 or isinstance(given[0], bool) or not np.isfinite(given[0]):
+        if len(given) != 1 or not isinstance(given[0], Real) or isinstance(given[0], bool) or not np.isfinite(given[0]):
             raise ValueError(f"edit: wanted a finite value or a scale, got value={value!r:.40}, scale={scale!r:.40}; give one")
-        if self.site is None or self.writes is None:
+        if self.writes is None or self.site is None:
             raise ValueError(
                 f"edit: wanted the sites that it reads and writes, got {self.site} and {self.writes}; "
                 'say them, as in load(path, site="moe.in", writes="moe.out")'
             )
 
+        self.check_places()
+        heads = sum(c in "HGK" for c in SITES[self.site].dims) == 2
+
         def change(x: Array, read: Array | None = None) -> Array:
             read = x if read is None else read
-            flat = read.astype(jnp.float32).reshape(self._flat(read.shape))
-            f = _encode(self, flat)[..., feature, None]
+            flat = read.astype(jnp.float32).reshape(*read.shape[: -2 if heads else -1], -1)
+            if flat.shape[-1] != self.d_in or x.size != flat.size // self.d_in * self.d_out:
+                wanted = f"d_in {self.d_in} and d_out {self.d_out}"
+                raise ValueError(f"edit: wanted {wanted} at these sites, got {read.shape} and {x.shape}; is it another model's?")
+            f = encode(self, flat)[..., feature, None]
             by = value - f if value is not None else (scale - 1) * f
-            moved = by * jnp.asarray(self.direction(feature)) * _normed(self, flat)[0]  # decode is linear in the features
+            moved = by * jnp.asarray(self.direction(feature)) * normed(self, flat)[0]  # decode is linear in the features
             return (x + moved.reshape(x.shape)).astype(x.dtype)
 
         change.__name__ = f"feature_{feature}_{'to' if value is not None else 'times'}_{given[0]:g}"
@@ -191,52 +211,3 @@ def width_of(config: ModelConfig, site: str) -> int:
     """Of one token's activations, heads put one after another."""
     sizes = sizes_of(config, site)
     return int(np.prod([sizes[c] for c in SITES[site].dims if c in "DHGKEFV"]))
-
-
-def _encode(sae: Sae, x: Float[Array, "... D"]) -> Float[Array, "... S"]:
-    w = {name: jnp.asarray(a) for name, a in sae.weights.items()}
-    _, scale, shift = _normed(sae, x)
-    x = (x - shift) * scale
-    x = x - w["b_dec"] if sae.center else x
-    with jax.default_matmul_precision("highest"):
-        pre = x @ w["W_enc"]
-        if sae.architecture == "gated":
-            magnitude = jax.nn.relu(x @ (w["W_enc"] * jnp.exp(w["r_mag"])) + w["b_mag"])
-            return (pre + w["b_gate"] > 0) * magnitude
-    pre = pre + w["b_enc"]
-    if sae.by_decoder_norm:
-        pre = pre * jnp.linalg.norm(w["W_dec"], axis=-1)
-    if sae.k:
-        best = jax.lax.top_k(pre, sae.k)[1]
-        kept = jnp.zeros(pre.shape, bool)
-        kept = jnp.put_along_axis(kept, best, True, axis=-1, inplace=False)
-        return jnp.where(kept, jax.nn.relu(pre), 0)
-    out = jax.nn.relu(pre)
-    return out * (pre > w["threshold"]) if "threshold" in w else out
-
-
-def _decode(sae: Sae, features: Float[Array, "... S"], x: Array | None) -> Float[Array, "... O"]:
-    w = {name: jnp.asarray(a) for name, a in sae.weights.items()}
-    if sae.by_decoder_norm:
-        features = features / jnp.linalg.norm(w["W_dec"], axis=-1)
-    with jax.default_matmul_precision("highest"):
-        out = features @ w["W_dec"] + w["b_dec"]
-        if sae.is_transcoder:
-            return out + x @ w["W_skip"].T if "W_skip" in w else out
-    if x is None:
-        return out
-    back, _, shift = _normed(sae, x)
-    return out * back + shift
-
-
-def _normed(sae: Sae, x: Array) -> tuple[Array, Array, Array]:
-    """(what undoes the scale on the way out, the scale on the way in, the shift)."""
-    one = jnp.ones((), jnp.float32)
-    if sae.norm == "layer_norm":
-        shift = x.mean(-1, keepdims=True)
-        sd = x.std(-1, ddof=1, keepdims=True)
-        return sd, 1 / (sd + EPS), shift
-    if sae.norm == "constant_norm_rescale":
-        scale = sae.d_in**0.5 / jnp.linalg.norm(x, axis=-1, keepdims=True)
-        return 1 / scale, scale, 0 * one
-    return one, one, 0 * one

@@ -201,7 +201,10 @@ class Map(Edit):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.reads is not None:
-            object.__setattr__(self, "reads", parse_site(self.reads)[0])
+            reads, layer = parse_site(self.reads)
+            if layer is not None and self.layers != layer:
+                raise ValueError(f"Map: reads: wanted a site of the layer that is edited, got {self.reads}; leave its layer out")
+            object.__setattr__(self, "reads", reads)
         if not callable(self.value):
             raise TypeError(f"Map: wanted a function of the site's array, got {self.value!r}; for a number use Replace or Scale")
 
@@ -213,7 +216,7 @@ class Map(Edit):
         before = before[: before.index(self.site)] if self.site in before else []
         if self.reads not in before:
             there = f"one of {', '.join(before)}" if before else "of which there is none"
-            raise ValueError(f"{self}: reads: wanted a site that comes before {self.site}, {there}, got {self.reads}")
+            raise ValueError(f"{self}: reads: wanted a site that comes before {self.site}, {there}, got {self.reads}; name another")
         have = config.layers_with(self.reads)
         if lacking := [n for n in layers if n not in have and n in config.layers_with(self.site)]:
             raise ValueError(f"{self}: reads: wanted layers with {self.reads}, {list(have)}, got {lacking[:8]}; name others")

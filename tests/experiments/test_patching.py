@@ -254,6 +254,8 @@ def test_what_cannot_be_asked_says_so_in_one_line(tiny, pocket):
         (lambda: patch(site="router.experts", experts=[0]), "experts: wanted a site that has them"),
         (lambda: patch(site="logits", layers=[2]), "layers: logits lies outside the layers, and has none"),
         (lambda: patch(site="embed", heads=[0]), "heads: embed lies outside"),
+        (lambda: patch(site="blocks.2.hook_embed"), "layers: embed lies outside"),
+        (lambda: X.attribution_patch(tiny, CLEAN, CORRUPT, "logits", METRIC), "one before the last norm, got logits; patch gives its exact"),
         (lambda: patch(site="shared.out"), "this model has no shared.out"),
         (lambda: patch(site="attn.zz"), "wanted one of grokscope.SITES"),
         (lambda: patch(tokens=[11]), "positions of pair 0, 0 to 10, got 11"),
@@ -281,6 +283,7 @@ def test_what_memory_does_not_hold_is_refused_before_the_run(tiny, monkeypatch):
     for free, device, refused in (
         (2 * (streams + past), None, None), (2 * (streams + past) - 2, None, "streams of all layers and what attention"),
         (2 * streams, 2 * past, None), (2 * streams, 2 * past - 2, "GB for what attention remembers"), (2 * streams - 2, 2 * past, "GB for the streams"),
+        (20, None, "shorter prompts, not one pair"),
     ):  # fmt: skip
         monkeypatch.setattr(pairs, "free_memory", lambda free=free: free)
         monkeypatch.setattr(pairs, "device_memory", lambda device=device: device)

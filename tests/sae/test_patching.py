@@ -45,6 +45,33 @@ def test_a_patched_feature_is_the_edit_by_hand(tiny, kind):
     assert np.isnan(found.p.sel(token=0)).all(), "without a control nothing is said"
 
 
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
+def test_pairs_of_several_lengths_are_those_alone(tiny, norm):
+    sae = dictionary(40, "moe.in", norm=norm)
+    short = ([20, 21, 22, 23, 24], [20, 50, 22, 23, 24])
+    both = gs.sae.patch(tiny, sae, [CLEAN, short[0]], [CORRUPT, short[1]], metric, features=[2, 23], draws=0)
+    for pair, texts in enumerate(((CLEAN, CORRUPT), short)):
+        alone = gs.sae.patch(tiny, sae, *texts, metric, features=[2, 23], draws=0)
+        n = len(texts[0])
+        np.testing.assert_allclose(both.metric.values[pair][:, :n], alone.metric.values[0], atol=2e-6)
+        assert np.isnan(both.metric.values[pair][:, n:]).all()
+    assert np.abs(both.effect).max() > 1e-3
+    assert gs.sae.patch(tiny, sae, [CLEAN, short[0]], [CORRUPT, short[1]], metric, top=3, draws=0)["value"].shape == (3, 9)
+
+
+@pytest.mark.parametrize("writes", ["attn.q", "resid_post", "router.logits"])
+def test_a_transcoder_to_any_later_site(tiny, writes):
+    reads, layer = ("attn.in", 1) if writes == "attn.q" else ("moe.in", 1)
+    width = {"attn.q": 84, "resid_post": 40, "router.logits": 5}[writes]
+    sae = replace(transcoder(40, width, layer=layer, writes=writes), site=reads)
+    found = gs.sae.patch(tiny, sae, CLEAN, CORRUPT, metric, top=1, draws=0)
+    assert found.attrs["writes"] == writes
+    feature, f = int(found.feature[0]), sae.features(tiny.trace([CLEAN], [reads], layers=[1]))
+    edit = sae.edit(feature, value=float(f[0, 5, feature]), tokens=[5])
+    by_hand = metric(tiny.trace([CORRUPT], ["logits"], edits=[edit])["logits"].values[0, -1:])[0]
+    np.testing.assert_allclose(found.metric[0, 0, 5], by_hand, atol=3e-6)
+
+
 def test_controls_are_other_features_and_routes_may_be_frozen(tiny):
     sae = dictionary(40)
     every = gs.sae.patch(tiny, sae, [CLEAN, CLEAN[::-1]], [CORRUPT, CORRUPT[::-1]], metric, features=slice(None), tokens=[5], draws=200)
@@ -74,8 +101,14 @@ def test_what_cannot_be_patched_is_said(tiny):
         (lambda: gs.sae.patch(tiny, dictionary(24, "expert.act"), CLEAN, CORRUPT, metric), "which has slots"),
         (lambda: gs.sae.patch(tiny, dictionary(39), CLEAN, CORRUPT, metric), "wanted d_in 40"),
         (lambda: gs.sae.patch(tiny, dictionary(40, "final", None), CLEAN, CORRUPT, metric), "inside a layer"),
+        (lambda: gs.sae.patch(tiny, transcoder(writes="final"), CLEAN, CORRUPT, metric), "wanted no layer for final, got 1"),
+        (lambda: gs.sae.patch(tiny, transcoder(writes="shared.out"), CLEAN, CORRUPT, metric), r"wanted a layer with shared.out, of \[\], got 1"),
+        (lambda: gs.sae.patch(tiny, transcoder(writes="resid_pre"), CLEAN, CORRUPT, metric), "comes after moe.in"),
+        (lambda: gs.sae.patch(tiny, transcoder(writes="expert.out"), CLEAN, CORRUPT, metric), "as many rows"),
+        (lambda: gs.sae.patch(tiny, replace(sae, site=None), CLEAN, CORRUPT, metric), "wanted a site of grokscope.SITES"),
+        (lambda: gs.sae.patch(tiny, "x", CLEAN, CORRUPT, metric), "wanted a Model and a Sae, got str"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             ask()
 
 

@@ -98,8 +98,9 @@ def test_what_older_versions_wrote(tmp_path):
     x = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32)
     np.testing.assert_array_equal(old.encode(x), new.encode(x))
     assert (old.site, old.layer) == ("resid_post", 1)
-    elsewhere = gs.sae.load(WHERE / "topk", site="resid_mid", layer=2)
-    assert (elsewhere.site, elsewhere.layer) == ("resid_mid", 2)
+    for asked, place in (({"site": "resid_mid", "layer": 2}, ("resid_mid", 2)), ({"layer": 5}, ("resid_post", 5)), ({"site": "resid_mid"}, ("resid_mid", 1)), ({"site": "final"}, ("final", None))):
+        elsewhere = gs.sae.load(WHERE / "topk", **asked)
+        assert (elsewhere.site, elsewhere.layer) == place
 
 
 def test_an_edit_moves_one_feature_and_nothing_else(tiny, ids):
@@ -145,7 +146,10 @@ def test_a_transcoder_is_edited_where_it_writes(tiny, ids, tmp_path):
     about["hook_layer_out"], about["hook_name_out"] = 2, "blocks.2.hook_mlp_out"
     config = json.loads((tmp_path / "saved" / "cfg.json").read_text()) | {"metadata": about}
     (tmp_path / "saved" / "cfg.json").write_text(json.dumps(config))
-    assert gs.sae.load(tmp_path / "saved").writes is None, "it writes in another layer"
+    apart = gs.sae.load(tmp_path / "saved")
+    assert apart.writes is None, "it writes in another layer"
+    gs.sae.save(apart, tmp_path / "again")
+    assert gs.sae.load(tmp_path / "again").writes is None
     assert gs.sae.load(tmp_path / "saved", writes="moe.out").writes == "moe.out"
 
 
@@ -159,6 +163,8 @@ def test_a_transcoder_is_scored_by_what_it_should_say(tmp_path):
     assert gs.sae.score(sae, acts)["explained"] > 0.999
     half = made(tmp_path / "half", {("moe.in", 0): x, ("moe.out", 0): y + y.std(0) * rng.standard_normal(y.shape)}, ids, label)
     assert 0.4 < gs.sae.score(sae, half)["explained"] < 0.6
+    slots = made(tmp_path / "slots", {("moe.in", 0): x, ("moe.out", 0): y[::-1].copy()}, ids, label)
+    assert gs.sae.score(sae, slots)["explained"] < 0.5, "rows are those of the same tokens"
     alone = made(tmp_path / "alone", {("moe.in", 0): x}, ids, label)
     with pytest.raises(ValueError, match=r"wanted one of moe.in, got 'moe.out'"):
         gs.sae.score(sae, alone)
@@ -237,6 +243,7 @@ def weights_as(change):
         (config_as(k="3"), "wanted k, a whole number"),
         (config_as(normalize_activations="expected_average_only_in"), "folded in by SAELens first"),
         (config_as(apply_b_dec_to_input="yes"), "true or false"),
+        (config_as(architecture="standard", activation_fn="relu", rescale_acts_by_decoder_norm=True), "rescale_acts_by_decoder_norm of a topk"),
         (config_as(architecture="standard", activation_fn="tanh-relu"), "wanted the activation relu"),
         (config_as(finetuning_scaling_factor=True), "folded into the weights"),
         (lambda p: (p / "cfg.json").write_text("[]"), "wanted SAELens' settings"),
@@ -266,7 +273,7 @@ def test_what_does_not_fit_is_said(tiny, ids, sparse, tmp_path):
     for ask, message in (
         (lambda: gs.sae.load("weights.pt"), "got a pickle"),
         (lambda: dictionary(39).features(trace), "wanted d_in 40, the width of this model's resid_post, got 39"),
-        (lambda: dictionary(40, layer=7).features(trace), "has resid_post at layer 7, got one of 3 layers"),
+        (lambda: dictionary(40, layer=7).features(trace), r"wanted a layer with resid_post, of \[0, 1, 2\], got 7"),
         (lambda: strange.features(trace), r"say it in load\(path, site=, layer=\)"),
         (lambda: sae.encode(np.zeros((2, 41))), "of width d_in 40"),
         (lambda: sae.decode(np.zeros((2, 30))), "wanted 31 features"),
@@ -274,6 +281,21 @@ def test_what_does_not_fit_is_said(tiny, ids, sparse, tmp_path):
         (lambda: sae.edit(31, value=1.0), "wanted 0 to 30"),
         (lambda: sae.edit(3), "give one"),
         (lambda: sae.edit(3, value=np.inf), "finite"),
+        (lambda: sae.edit(3, value=np.array([1.0, 2.0])), "finite"),
+        (lambda: sae.edit(3, scale=np.bool_(True)), "finite"),
+        (lambda: replace(sae, layer=None).edit(3, value=1.0), "wanted a layer for resid_post, got None"),
+        (lambda: transcoder(writes="resid_mid").edit(3, value=1.0), "wanted writes that comes after moe.in .*, got resid_mid"),
+        (lambda: transcoder(writes="expert.out").edit(3, value=1.0), "as many rows, got expert.out"),
+        (lambda: dictionary(5, "attn.pattern").edit(3, value=1.0), "a row of numbers a token, got attn.pattern"),
+        (lambda: dictionary(2, "router.experts").edit(3, value=1.0), "a row of numbers a token, got router.experts"),
+        (lambda: tiny.trace(ids, edits=[dictionary(14, "attn.z").edit(3, value=1.0)]), "edit: wanted d_in 14 and d_out 14 at these sites"),
+        (lambda: tiny.trace(ids, edits=[transcoder(40, 39).edit(3, value=1.0)]), "edit: wanted d_in 40 and d_out 39"),
+        (lambda: gs.sae.load(WHERE / "topk", layer="3"), "layer: wanted a number from 0, got '3'"),
+        (lambda: gs.sae.load(WHERE / "topk", layer=True), "layer: wanted a number from 0"),
+        (lambda: gs.sae.load(WHERE / "topk", site="final", layer=3), "wanted none for final"),
+        (lambda: gs.sae.load(WHERE / "topk", site="blocks.2.hook_resid_post", layer=0), "as blocks.2.hook_resid_post says, got 0"),
+        (lambda: gs.sae.load(WHERE / "topk", writes="moe.out"), "writes: wanted a transcoder, got topk"),
+        (lambda: gs.sae.load(WHERE / "transcoder", writes="blocks.2.hook_mlp_out"), "a site of layer 1, which it reads, got one of 2"),
         (lambda: skip.edit(3, value=1.0), "the sites that it reads and writes, got resid_post and None"),
         (lambda: transcoder(d_out=39).features(tiny.trace(ids, ["moe.in"])), "wanted d_out 40, the width of this model's moe.out, got 39"),
         (lambda: gs.sae.router_push(tiny, replace(sae, layer=2)), "wanted a mixture after layer 2, got the last"),
@@ -285,7 +307,7 @@ def test_what_does_not_fit_is_said(tiny, ids, sparse, tmp_path):
         (lambda: gs.sae.predict_choice(sae, acts, 1), r"a layer of \[0\]"),
         (lambda: gs.sae.train(acts, "resid_post", 0, k=9, features=8), "k up to features"),
         (lambda: gs.sae.score(sae, "out"), "gs.open_activations"),
-        (lambda: gs.sae.score(replace(skip, site="resid_post", layer=0, weights=skip.weights | {"W_enc": np.ones((12, 11))}), acts), "wanted a site, got"),
+        (lambda: gs.sae.score(replace(skip, site="resid_post", layer=0, weights=skip.weights | {"W_enc": np.ones((12, 11))}), acts), "wanted a site to write, got the hook None"),
     ):  # fmt: skip
         with pytest.raises((ValueError, TypeError), match=message):
             ask()

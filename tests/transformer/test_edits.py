@@ -180,6 +180,7 @@ def test_heads_sources_and_rows():
         (E.Scale("attn.z", 0.0, heads=[6]), "head: wanted some of 0 to 5"),
         (E.Scale("logits", 0.0, layers=1), "lies outside the layers"),
         (E.Map("moe.out", jnp.add, 1, reads="resid_post"), "reads: wanted a site that comes before moe.out, one of resid_pre, .*, got resid_post"),
+        (lambda: E.Map("moe.out", jnp.add, 1, reads="blocks.0.hook_resid_pre"), "a site of the layer that is edited, got blocks.0"),
         (E.Map("moe.out", jnp.add, 1, reads="moe.out"), "reads: wanted a site that comes before"),
         (E.Map("logits", jnp.add, reads="moe.out"), "of which there is none, got moe.out"),
         (E.BanExperts([5]), "expert: wanted some of 0 to 4"),
@@ -194,7 +195,7 @@ def test_heads_sources_and_rows():
 )
 def test_what_cannot_take_effect_raises(edit, message):
     with pytest.raises(ValueError, match=message):
-        run(edit)
+        run(edit if hasattr(edit, "primitives") else edit())
 
 
 def test_a_trace_holds_some_of_what_is_meant_and_a_function_keeps_its_shape():
