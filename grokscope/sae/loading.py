@@ -36,10 +36,10 @@ def load(path: str | Path, site: str | None = None, layer: int | None = None, wr
     """A sparse autoencoder or transcoder from a directory with SAELens' cfg.json and sae_weights.safetensors (versions 3 to 6).
 
     site, layer: where it belongs, else as its hook_name says ("blocks.3.hook_resid_post"); writes: of a transcoder the site that it
-    says, else as its hook_name_out says. Architectures: standard, gated, topk,
-    jumprelu (to which SAELens turns batch-top-k), transcoder, skip_transcoder, jumprelu_transcoder, jumprelu_skip_transcoder.
-    Weights are widened to float32. Raises FileNotFoundError, ValueError in one line for a pickle, another architecture or
-    activation, a missing array, shapes that do not agree, numbers that are not finite.
+    says, else as its hook_name_out says. Architectures: standard, gated, topk, jumprelu (to which SAELens turns batch-top-k),
+    transcoder, skip_transcoder, jumprelu_transcoder, jumprelu_skip_transcoder. Weights are widened to float32. Raises
+    FileNotFoundError, ValueError in one line for a pickle, another architecture or activation, a missing array, shapes that do not
+    agree, numbers that are not finite, places that contradict each other.
     """
     path = Path(path).expanduser()
     if path.suffix in (".pt", ".pth", ".pkl", ".bin"):
@@ -56,15 +56,7 @@ def load(path: str | Path, site: str | None = None, layer: int | None = None, wr
     weights = _weights(path / WEIGHTS, made["architecture"], config)
     hook = _of(config, "hook_name")
     where = _asked(path, site, layer, _place(hook, _of(config, "hook_layer")))
-    if writes is None:
-        writes = _written(config, made["architecture"], where[1])
-    elif "transcoder" not in made["architecture"]:
-        got = f"{made['architecture']}, which writes what it reads"
-        raise ValueError(f"{path}: writes: wanted a transcoder, got {got}; leave writes out")
-    else:
-        writes, named = parse_site(writes)
-        if named not in (None, where[1]):
-            raise ValueError(f"{path}: writes: wanted a site of layer {where[1]}, which it reads, got one of {named}; leave it out")
+    writes = _written(path, writes, made["architecture"], config, where[1])
     about = {k: _of(config, k) for k in ("hook_name", "hook_name_out", "model_name", "sae_lens_version")}
     out = _of(config, "hook_layer_out")
     about |= {"hook_layer_out": str(out)} if is_whole(out) else {}
@@ -106,12 +98,18 @@ def _asked(path: Path, site: str | None, layer: int | None, hook: tuple[str | No
     return name, chosen
 
 
-def _written(config: Mapping[str, Any], architecture: str, layer: int | None) -> str | None:
-    """Where a transcoder writes, if that is in the layer that it reads."""
-    if "transcoder" not in architecture:
-        return None
-    site, at = _place(_of(config, "hook_name_out"), _of(config, "hook_layer_out"))
-    return site if at in (None, layer) else None
+def _written(path: Path, asked: str | None, architecture: str, config: Mapping[str, Any], layer: int | None) -> str | None:
+    """The site that a transcoder writes, as the caller says, else as its hook does where that is in the layer that it reads."""
+    transcodes = "transcoder" in architecture
+    if asked is None:
+        site, at = _place(_of(config, "hook_name_out"), _of(config, "hook_layer_out")) if transcodes else (None, None)
+        return site if at in (None, layer) else None
+    if not transcodes:
+        raise ValueError(f"{path}: writes: wanted a transcoder, got {architecture}, which writes what it reads; leave writes out")
+    site, at = parse_site(asked)
+    if at not in (None, layer):
+        raise ValueError(f"{path}: writes: wanted a site of layer {layer}, which it reads, got one of {at}; leave it out")
+    return site
 
 
 def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -183,7 +183,6 @@ class Sae:
                 f"edit: wanted the sites that it reads and writes, got {self.site} and {self.writes}; "
                 'say them, as in load(path, site="moe.in", writes="moe.out")'
             )
-
         self.check_places()
         heads = sum(c in "HGK" for c in SITES[self.site].dims) == 2
 
