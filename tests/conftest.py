@@ -39,7 +39,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-
 def in_a_hurry() -> dict[str, str]:
     """The environment of a process that compiles much and computes little, as training a toy does: LLVM's level 0."""
     return {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()}
@@ -51,6 +50,8 @@ TINY = ModelConfig(
     eos_id=2,
 )  # fmt: skip
 
+LIVE = 300
+"""Programs that a file of tests may have at a time: with the product's 96 the largest files make theirs again and again."""
 
 LONG = ("test_notebooks.py", "test_lab.py", "test_kill.py", "test_training.py", "test_sweep.py", "test_true_shapes.py")
 
@@ -82,7 +83,9 @@ def few_programs(request: pytest.FixtureRequest) -> Iterator[None]:
         whole = getattr(request.module, "AS_USERS_HAVE_IT", False)
         some = getattr(request.module, "COMPUTES_MUCH", False)
         programs.COMPILER |= AS_XLA_DOES if whole else {} if some else {"xla_backend_optimization_level": 0}
+    limit, programs.LIMIT = programs.LIMIT, LIVE
     yield
+    programs.LIMIT = limit
     programs.COMPILER.clear()
     programs.let_go()
     jax.clear_caches()
