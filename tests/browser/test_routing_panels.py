@@ -287,5 +287,16 @@ def test_dense_layers_are_rows_without_a_choice(chromium):
           return [...c.getContext('2d').getImageData((c.clientWidth - 9) * r, y * r, 1, 1).data.slice(0, 3)]; }"""
         grey, chosen = (host.page.evaluate(colour, (layer + 0.2) * high) for layer in (0, routed[0]))
         assert max(grey) - min(grey) < 40 < max(chosen) - min(chosen)
+        with_dense = [host.page.evaluate(colour, (layer + 0.2) * high) for layer in routed]
         assert not host.faults
     bench.close()
+    alone = gs.explore(trace, panels=["map"])
+    alone.data = alone.data | {"dense": []}
+    with Host(chromium, alone) as host:
+        settled(host)
+        alone.layer, alone.expert, alone.token = bench.layer, bench.expert, bench.token
+        host.page.wait_for_timeout(150)
+        high = (host.page.locator("[data-panel=map] canvas").bounding_box()["height"] - 16) / len(routed)
+        assert [host.page.evaluate(colour, (row + 0.2) * high) for row in range(len(routed))] == with_dense
+        assert len(set(map(tuple, with_dense))) > 1
+    alone.close()
