@@ -58,11 +58,10 @@ def load(path: str | Path, site: str | None = None, layer: int | None = None, wr
     where = _asked(path, site, layer, _place(hook, _of(config, "hook_layer")))
     writes = _written(path, writes, made["architecture"], config, where[1])
     about = {k: _of(config, k) for k in ("hook_name", "hook_name_out", "model_name", "sae_lens_version")}
-    out = _of(config, "hook_layer_out")
-    about |= {"hook_layer_out": str(out)} if is_whole(out) else {}
+    about = {k: v for k, v in about.items() if isinstance(v, str)}
+    about |= {"hook_layer_out": out} if is_whole(out := _of(config, "hook_layer_out")) else {}
     if made["k"] > weights["W_enc"].shape[1]:
         raise ValueError(f"{path / CONFIG}: wanted k up to d_sae, got {made['k']}; save it anew")
-    about = {k: v for k, v in about.items() if isinstance(v, str)}
     return Sae(weights=weights, site=where[0], layer=where[1], writes=writes, about=about, **made)
 
 
@@ -189,8 +188,7 @@ def save(sae: Sae, path: str | Path) -> None:
     config |= {"k": sae.k, "rescale_acts_by_decoder_norm": sae.by_decoder_norm} if sae.architecture == "topk" else {}
     if sae.is_transcoder:
         config["d_out"] = sae.d_out
-        config["metadata"] |= {"hook_name_out": out}
-        config["metadata"] |= {"hook_layer_out": int(at)} if (at := sae.about.get("hook_layer_out")) and sae.writes is None else {}
+        config["metadata"] |= {"hook_name_out": out} | ({} if sae.writes is None else {"hook_layer_out": sae.layer})
     with whole_file(path / WEIGHTS) as file:
         for part in stretches(sae.weights):
             file.write(part)

@@ -153,8 +153,7 @@ class Sae:
 
     def direction(self, feature: int) -> np.ndarray:
         """[d_out]: what one unit of a feature adds to what is decoded (before a norm is undone)."""
-        row = self.weights["W_dec"][feature]
-        return row / np.linalg.norm(row) if self.by_decoder_norm else row
+        return self.directions[feature]
 
     @cached_property
     def directions(self) -> np.ndarray:

@@ -57,15 +57,19 @@ class Program:
         with _lock:
             found = _live.get(key)
             if found is None:
-                bound, options = partial(self.function, **static), (ON_A_CPU if jax.default_backend() == "cpu" else {}) | COMPILER
-                found = _live[key] = jax.jit(bound, donate_argnums=self._given_away, compiler_options=options or None)
+                found = _live[key] = self._made(static)
                 _let_go()
             _live.move_to_end(key)
         return found
 
     def lower(self, *args: Any, **static: Any) -> Any:
         """As of `jax.jit`: the program before it is compiled, for those who look into it."""
-        return jax.jit(partial(self.function, **static)).lower(*args)
+        return self._made(static).lower(*args)
+
+    def _made(self, static: dict[str, Any]) -> Any:
+        options = (ON_A_CPU if jax.default_backend() == "cpu" else {}) | COMPILER
+        bound = partial(self.function, **static)
+        return jax.jit(bound, donate_argnums=self._given_away, compiler_options=options or None)
 
     @property
     def live(self) -> int:

@@ -45,11 +45,8 @@ class Comparison:
     pieces: list[str]
     experts: np.ndarray
     gates: Plane | None
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """What the two are called: one text before and after something, or two texts."""
-        return ("before", "after") if self.how == SAME else ("this text", "the other")
+    names: tuple[str, str]
+    """What the two are called: one text before and after something, or two texts."""
 
 
 def comparison(a: Text, b: Text) -> Comparison:
@@ -88,6 +85,7 @@ def comparison(a: Text, b: Text) -> Comparison:
         pieces=[visible(piece) for piece in b.trace.pieces[b.row][: b.length]],
         experts=small(there),
         gates=None if gates is None else Plane.of(gates[[numbers[1].index(n) for n in layers]], "gate", (0.0, 1.0)),
+        names=("before", "after") if how == SAME else ("this text", "the other"),
     )
 
 

@@ -1,9 +1,9 @@
-"""An atlas of the embedded model over real text, every twentieth document and every second: time, peak of memory, size of the page, what is found.
+"""An atlas of the embedded model over real text, every twentieth document and every second: time, memory, the page, rows of tables.
 
     python tests/bench/atlas.py [CORPUS]
 
 CORPUS: JSON lines with text and domain; by default ../shared/corpora/heldout_dev.jsonl.xz, 16 domains. Each side is a process of
-its own. Peaks are less that of a process that loaded the model and swept one text.
+its own. Peaks are less that of a process that loaded the model and read two short texts.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ export function comparePanel(state, root) {
     for (let p = 0; p < found.pairs.shape[0]; p++) if (found.pairs[2 * p] >= 0) byPlace.set(found.pairs[2 * p], p);
     alone = -1;
     const own = others().length > 0;
-    const about = found.edits.length ? `with ${found.edits.join("; ")}` : own ? "" : found.how === "the same tokens" ? `with ${found.model}` : `with “${found.texts[state.get("text")] ?? found.texts[0]}”`;
+    const about = found.edits.length ? `with ${found.edits.join("; ")}` : own ? "" : found.names[1] === "after" ? `with ${found.model}` : `with “${found.texts[state.get("text")] ?? found.texts[0]}”`;
     const jumps = [["← difference", -1], ["difference →", 1]].map(([name, step]) => el("button", { onclick: () => toDifference(step) }, name));
     renew(head, ...(own ? [withText] : []), el("span", { class: "gs-note" }, about), ...jumps, el("span", { class: "gs-note" }, found.how), key());
     write();
