@@ -103,6 +103,7 @@ def test_the_path_is_in_the_colours_of_its_experts(host, trace):
 def test_loads_are_the_layers_and_python_moves_them(host, trace):
     for layer in (2, 6):
         host.widget.layer = layer
+        host.page.wait_for_selector(f"{EXPERTS} >> text=Layer {layer}:")  # a busy machine answers later than the page comes to rest
         settled(host)
         chosen = trace["router.experts"].isel(batch=0).sel(layer=layer).values
         chosen = chosen[: int(trace.data["length"].values[0])]
