@@ -26,8 +26,6 @@ experts = st.integers(0, 4)
 stream = st.sampled_from(["resid_pre", "resid_mid", "resid_post", "attn.out", "moe.out"])
 few = settings(max_examples=12, deadline=None)
 
-COMPUTES_MUCH = True
-
 
 def run(*edits, capture=("*",)):
     return MODEL.trace(IDS, list(capture), edits=edits)
@@ -135,7 +133,7 @@ def test_mean_ablation_and_map():
         t["expert.out", 2].values[hit], np.broadcast_to(means.values[2, 1], (hit.sum(), 40)), atol=1e-6
     )
     mapped = run(E.Map("moe.out", jnp.tanh, 1), capture=["moe.out"])["moe.out", 1]
-    np.testing.assert_allclose(mapped, np.tanh(CLEAN["moe.out", 1]), atol=1e-6)
+    np.testing.assert_allclose(mapped, np.tanh(CLEAN["moe.out", 1]), atol=1e-5)
 
 
 def test_a_map_reads_what_stands_before_it_in_the_block():
@@ -146,7 +144,7 @@ def test_a_map_reads_what_stands_before_it_in_the_block():
     both = E.Map("moe.out", lambda x, read: x + read @ w, 1, tokens=[4], reads="ln2.hook_normalized")
     made = run(both, capture=sites)["moe.out", 1].values
     np.testing.assert_allclose(made[:, 4], by_hand[:, 4], rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(made[:, :4], plain["moe.out", 1].values[:, :4])
+    np.testing.assert_allclose(made[:, :4], plain["moe.out", 1].values[:, :4], atol=1e-5)
     raised = run(E.Add("moe.in", 1.0, 1), E.Map("moe.out", lambda x, read: read, 1, reads="moe.in"), capture=sites)
     np.testing.assert_allclose(raised["moe.out", 1], plain["moe.in", 1] + 1, atol=1e-5)
     paid = np.moveaxis(plain["attn.pattern", 1].values[..., :1], 1, 2)  # to the first token, which no kernel keeps
@@ -160,7 +158,7 @@ def test_a_map_reads_what_stands_before_it_in_the_block():
 def test_heads_sources_and_rows():
     t = run(E.Scale("attn.z", 0.0, 1, heads=[4]))
     assert (t["attn.z", 1].sel(head=4).values == 0).all()
-    np.testing.assert_array_equal(t["attn.z", 1].values[:, :, :4], CLEAN["attn.z", 1].values[:, :, :4])
+    np.testing.assert_allclose(t["attn.z", 1].values[:, :, :4], CLEAN["attn.z", 1].values[:, :, :4], atol=1e-5)
     cut = run(E.Replace("attn.scores", -np.inf, 0, tokens=5, sources=[2]), capture=["attn.pattern"])["attn.pattern", 0]
     assert (cut.values[:, :, 5, 2] == 0).all()
     np.testing.assert_allclose(cut.sum("source"), 1, atol=1e-6)

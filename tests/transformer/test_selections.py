@@ -18,8 +18,6 @@ few = settings(max_examples=25, deadline=None)
 bound = st.one_of(st.none(), st.integers(-12, 12))
 selections = st.one_of(st.builds(slice, bound, bound, st.sampled_from([None, 1, 2, -1])), st.lists(st.integers(-2, 1), min_size=1))
 
-COMPUTES_MUCH = True
-
 
 def changed(tokens):
     """Which tokens of which texts an edit at layer 1 changes there."""
@@ -93,7 +91,7 @@ def test_selections_that_no_end_moves_act_in_generation():
 
 def test_what_is_kept_counts_from_the_end_too():
     one = MODEL.trace(IDS[:1], ["resid_post"], tokens=[-1, 0], layers=-1)
-    np.testing.assert_array_equal(one["resid_post", 2].values[0], BASE["resid_post", 2].values[0, [10, 0]])
+    np.testing.assert_allclose(one["resid_post", 2].values[0], BASE["resid_post", 2].values[0, [10, 0]], atol=1e-5)
     assert MODEL.trace(IDS[:1], tokens=slice(-2, None)).data.sizes["token"] == 2
     with pytest.raises(ValueError, match="end at different places; trace them apart"):
         MODEL.trace(IDS, tokens=[-1])
@@ -126,10 +124,10 @@ def test_a_trace_is_taken_where_an_array_is():
     patched = MODEL.trace(dirty, ["*"], edits=[E.Replace("resid_pre", clean, layers=[2])])
     np.testing.assert_array_equal(patched["resid_pre", 2].values[0, :11], clean["resid_pre", 2].values[0])
     own = MODEL.trace(dirty, ["resid_pre"])
-    np.testing.assert_array_equal(patched["resid_pre", 2].values[0, 11:], own["resid_pre", 2].values[0, 11:])
+    np.testing.assert_allclose(patched["resid_pre", 2].values[0, 11:], own["resid_pre", 2].values[0, 11:], atol=1e-5)
     some = MODEL.trace(IDS[:1], ["resid_pre"], tokens=[2, 5])
     at = MODEL.trace(dirty, ["resid_pre"], edits=[E.Replace("resid_pre", some, layers=1)])["resid_pre", 1].values[0]
-    changed_at = np.flatnonzero((at != own["resid_pre", 1].values[0]).any(-1)).tolist()
+    changed_at = np.flatnonzero((np.abs(at - own["resid_pre", 1].values[0]) > 1e-4).any(-1)).tolist()
     assert changed_at == [2, 5]
     np.testing.assert_array_equal(at[[2, 5]], clean["resid_pre", 1].values[0, [2, 5]])
 
