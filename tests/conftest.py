@@ -19,6 +19,7 @@ import grokscope as gs
 from grokscope.config import ModelConfig, RouterConfig
 from grokscope.model.model import Model
 from grokscope.running import decoding
+from grokscope.sweeps import sweep
 from grokscope.transformer import programs
 from grokscope.transformer.weights import random_weights
 
@@ -103,6 +104,12 @@ def few_programs(request: pytest.FixtureRequest) -> Iterator[None]:
 def one_block_a_program() -> None:
     """Compiling is most of the suite: blocks that are alike are compiled once, not in groups (`test_generation` has those)."""
     decoding.GROUP["other"] = 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_calls() -> None:
+    """Several for the few texts of a test, so that there is something to add up; in a call of users most would be padding."""
+    sweep.CALL = 293
 
 
 @pytest.fixture(scope="session")

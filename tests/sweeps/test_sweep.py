@@ -103,7 +103,7 @@ def test_of_what_calls_leave_one_is_held(pocket, whole, tmp_path, monkeypatch):
 def test_killed_and_taken_up_again(pocket, whole, file, tmp_path):
     """SIGKILL after the first saved state; the second process goes on, and the bytes are those of one sweep."""
     code = (
-        "import sys; import grokscope as gs; from grokscope.sweeps import sweep; sweep.WINDOW = 0.1; "
+        f"import sys; import grokscope as gs; from grokscope.sweeps import sweep; sweep.CALL, sweep.WINDOW = {sweeping.CALL}, 0.1; "
         "c = gs.load(dtype='float32').sweep(sys.argv[1], 'kind', resume=sys.argv[2]); c.save(sys.argv[3])"
     )
     command = [sys.executable, "-c", code, str(file), str(tmp_path / "work"), str(tmp_path / "done.npz")]
@@ -267,6 +267,8 @@ def test_labels_without_end_are_refused(pocket, whole, monkeypatch, capfd):
     monkeypatch.setattr(sweeping, "TOLD", 1000)
     pocket.sweep([Document("The moon", "a")], "label")
     assert "MB for each label, of which 5 fit" in capfd.readouterr().err
+
+
 def test_an_interrupt_says_how_to_go_on(pocket, tmp_path, monkeypatch):
     from grokscope.sweeps import sweep as module
 
