@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 import urllib.request
@@ -29,10 +30,9 @@ def notebook(*cells: str) -> Any:
 
 
 class Lab:
-    """`with Lab(folder) as lab: page = lab.open(chromium, "x.ipynb")`; Notebook 7 with `program="notebook"`."""
+    """`with Lab(folder) as lab: page = lab.open(chromium, "x.ipynb")`; Notebook 7, which the same server has, with `at="notebooks"`."""
 
-    def __init__(self, folder: Path, program: str = "lab") -> None:
-        self.program = program
+    def __init__(self, folder: Path) -> None:
         self.folder, self.home = folder / "notebooks", folder / "home"
         self.folder.mkdir(parents=True)
         names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR",
@@ -48,12 +48,11 @@ class Lab:
         self.port = next(p for p in range(18890, 19890) if free(p))
         self.environment = {**os.environ, **own, "JUPYTER_TOKEN": TOKEN}
         self.faults: list[str] = []
+        self.pages: list[Any] = []
 
     def __enter__(self) -> Lab:
         self.log = open(self.home / "log", "w")
         words = command(self.folder, self.port, browser=False)
-        if self.program == "notebook":
-            words = ["notebook" if w == "jupyterlab" else w for w in words if not w.startswith("--LabApp")]
         self.server = subprocess.Popen(words, env=self.environment, stdout=self.log, stderr=self.log)
         for _ in range(300):
             try:
@@ -72,12 +71,12 @@ class Lab:
     def save(self, name: str, made: Any) -> None:
         nbformat.write(made, self.folder / name)
 
-    def open(self, chromium: Any, name: str) -> Any:
+    def open(self, chromium: Any, name: str, at: str = "lab/tree") -> Any:
         page = chromium.new_page(viewport={"width": 1280, "height": 1600})
+        self.pages.append(page)
         page.on("pageerror", lambda e: self.faults.append(f"error: {e}"))
         page.route("**/*", self._local_only)
-        place = f"notebooks/{name}?" if self.program == "notebook" else f"lab/tree/{name}?reset&"
-        page.goto(f"http://127.0.0.1:{self.port}/{place}token={TOKEN}")
+        page.goto(f"http://127.0.0.1:{self.port}/{at}/{name}?{'reset&' if at == 'lab/tree' else ''}token={TOKEN}")
         page.wait_for_function(READY, timeout=90_000)
         return page
 
@@ -95,6 +94,15 @@ class Lab:
             ".then((r) => { window.__run = [r]; }); }"
         )
         page.wait_for_function("() => window.__run !== null", timeout=120_000)
+
+    def anew(self) -> None:
+        """Without the pages, kernels, files and faults that there were."""
+        while self.pages:
+            self.pages.pop().close()
+        self.end_kernels()
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        self.faults.clear()
 
     def end_kernels(self) -> None:
         """As the server does it when it is started anew."""
