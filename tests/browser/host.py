@@ -24,6 +24,20 @@ MISSING = (
     "`pip install playwright`, without its own browsers"
 )
 PAGE = """<!doctype html><meta charset="utf-8"><style>:root { color-scheme: SCHEME }</style><body><div id="root"></div>"""
+WATCH = """() => {
+  const waits = window.__waits = new Set(), { setTimeout, clearTimeout } = window;
+  window.waiting = (promise) => { waits.add(promise); return promise.finally(() => waits.delete(promise)); };
+  window.setTimeout = (act, after = 0, ...given) => {
+    const id = setTimeout(() => { waits.delete(id); act(...given); }, after);
+    if (after < 1000) waits.add(id);
+    return id;
+  };
+  window.clearTimeout = (id) => { waits.delete(id); clearTimeout(id); };
+}"""
+"""Keeps count of what the page waits for: its timers of less than a second, and what it asks of Python."""
+SETTLED = """async () => {
+  for (let still = 0; still < 3; still = window.__waits?.size ? 0 : still + 1) await new Promise(requestAnimationFrame);
+}"""
 MODEL = """
 async ([state, esm, css]) => {
   const un64 = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
@@ -35,11 +49,11 @@ async ([state, esm, css]) => {
     state: bytes(state), dirty: {},
     get: (name) => model.state[name],
     set(name, value) { model.state[name] = value; model.dirty[name] = value; emit(`change:${name}`); },
-    async save_changes() { const sent = model.dirty; model.dirty = {}; model.take(await window.pySet(sent)); },
+    async save_changes() { const sent = model.dirty; model.dirty = {}; model.take(await waiting(window.pySet(sent))); },
     take(changes) { for (const [k, v] of Object.entries(changes)) { model.state[k] = bytes(v); emit(`change:${k}`); } },
     on: (event, f) => listeners.set(event, (listeners.get(event) ?? new Set()).add(f)),
     off: (event, f) => listeners.get(event)?.delete(f),
-    async send(content) { for (const [m, b] of await window.pyAsk(content)) emit("msg:custom", m, b.map((x) => new DataView(un64(x)))); },
+    async send(content) { for (const [m, b] of await waiting(window.pyAsk(content))) emit("msg:custom", m, b.map((x) => new DataView(un64(x)))); },
   };
   window.model = model; window.count = () => [...listeners.values()].reduce((n, s) => n + s.size, 0);
   document.head.append(Object.assign(document.createElement("style"), { textContent: css }));
@@ -98,6 +112,7 @@ class Host:
         state = {n: _plain(getattr(widget, n)) for n in names}
         self._names = names
         self._count(state)
+        page.evaluate(WATCH)
         page.evaluate(MODEL, [state, widget._esm, widget._css])
         page.wait_for_selector("[data-ready]")
         widget.observe(self._moved, names)
@@ -163,6 +178,6 @@ def at_the_beginning(bench: Any) -> Any:
     return bench
 
 
-def settled(host: Host) -> None:
-    """Wait until what was asked for is drawn."""
-    host.page.wait_for_timeout(150)
+def settled(page: Any) -> None:
+    """Wait until what was asked for has come and is drawn: three frames in which the page waits for nothing."""
+    page.evaluate(SETTLED)

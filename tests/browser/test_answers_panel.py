@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import grokscope as gs
-from tests.browser.host import Host
+from tests.browser.host import Host, settled
 from tests.browser.shapes import made_up
 from tests.browser.test_report import opened
 
@@ -31,26 +31,26 @@ def test_a_cell_is_a_selection(chromium, scheme, width, tmp_path):
         box = canvas.bounding_box()
         across, high = (box["width"] - 40) / 13, (box["height"] - 16) / 4
         canvas.click(position={"x": 40 + 7.5 * across, "y": 2.5 * high})
-        page.wait_for_timeout(200)
+        settled(page)
         assert (bench.layer, bench.token) == (2, 7)
         shown = page.inner_text("[data-panel=answers] .gs-said")
         assert shown.startswith("layer 2, token 7 · ")
         assert float(shown.split(" · ")[1]) == pytest.approx(float(given["patch"]["value"][2, 7, 0]), rel=6e-3)
         canvas.click(position={"x": 40 + 4.5 * across, "y": 0.5 * high})
-        page.wait_for_timeout(200)
+        settled(page)
         assert (bench.layer, bench.token) == (2, 4), "a dense layer is not selected"
         canvas.focus()
         page.keyboard.press("ArrowRight")
         page.keyboard.press("ArrowDown")
-        page.wait_for_timeout(200)
+        settled(page)
         assert (bench.layer, bench.token) == (3, 5)
         page.select_option("[data-panel=answers] select[aria-label=head]", "1")
-        page.wait_for_timeout(200)
+        settled(page)
         assert float(page.inner_text("[data-panel=answers] .gs-said").split(" · ")[1]) == pytest.approx(float(given["patch"]["value"][3, 5, 1]), rel=6e-3)
         page.select_option("select[aria-label=answer]", "1")
-        page.wait_for_timeout(200)
+        settled(page)
         canvas.click(position={"x": 40 + 9.5 * (box["width"] - 40) / 11, "y": 1})
-        page.wait_for_timeout(200)
+        settled(page)
         assert (bench.layer, bench.expert) == (1, 9)
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
         assert page.query_selector("#root b") is None

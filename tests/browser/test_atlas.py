@@ -10,6 +10,7 @@ import pytest
 
 import grokscope as gs
 from grokscope.harmless import visible
+from tests.browser.host import WATCH, settled
 from tests.browser.shapes import HOSTILE
 
 
@@ -47,6 +48,7 @@ def atlas(pocket):
 
 def ready(chromium, path):
     page, faults = chromium.new_page(viewport={"width": 1100, "height": 800}, offline=True), []
+    page.add_init_script(f"({WATCH})()")
     page.on("pageerror", lambda e: faults.append(str(e)))
     page.on("console", lambda m: faults.append(m.text))
     page.on("request", lambda r: r.url.startswith(path.as_uri()) or faults.append(r.url))
@@ -74,7 +76,7 @@ def test_an_expert_is_found_and_leads_to_others(chromium, atlas, tmp_path):
     page.fill("input", "name of")
     assert len(page.query_selector_all("nav a")) == atlas.labels.shape[0]
     page.click("article table a >> nth=-1")
-    page.wait_for_timeout(100)
+    settled(page)
     assert page.inner_text("h2").startswith("L2 E") and page.inner_text("h2") != "L2 E3"
     page.go_back()
     page.wait_for_selector("[data-ready='L2 E3']")

@@ -8,7 +8,7 @@ import pytest
 import grokscope as gs
 from grokscope.text.visible import visible
 from grokscope.trace.trace import Trace
-from tests.browser.host import Host, at_the_beginning
+from tests.browser.host import Host, at_the_beginning, settled
 from tests.browser.shapes import HOSTILE, random_trace
 from tests.conftest import TINY
 
@@ -55,7 +55,7 @@ def heads_seen(trace, tokens, seed=0, config=TINY):
 
 def test_the_text_says_what_the_token_reads(host, trace, pattern):
     host.widget.layer, host.widget.head, host.widget.token = 3, 4, 9
-    host.page.wait_for_timeout(200)
+    settled(host.page)
     assert host.page.eval_on_selector_all(READS, "all => all.map(s => s.textContent)") == [visible(p) for p in trace.pieces[0]]
     got = told(host)
     np.testing.assert_allclose(got[:10], pattern[3, 4, 9, :10], rtol=6e-3)
@@ -74,17 +74,17 @@ def test_the_text_says_what_the_token_reads(host, trace, pattern):
 def test_clicks_and_keys_move_python(host):
     host.page.click(f"{READS} >> nth=4")
     host.page.click("[data-head='5']")
-    host.page.wait_for_timeout(200)
+    settled(host.page)
     assert (host.widget.token, host.widget.head) == (4, 5)
     assert host.page.get_attribute("[data-head='5']", "aria-selected") == "true"
     host.page.focus(".gs-reads")
     host.page.keyboard.press("End")
-    host.page.wait_for_timeout(200)
+    settled(host.page)
     assert host.widget.token == len(host.widget.data["pieces"]) - 1
     host.page.focus(".gs-heads")
     host.page.keyboard.press("ArrowLeft")
     host.page.keyboard.press("ArrowDown")
-    host.page.wait_for_timeout(200)
+    settled(host.page)
     assert (host.widget.head, host.widget.layer) == (4, 1)
     assert "L1, head 4" in host.page.inner_text(".gs-key >> nth=0")
 
@@ -92,7 +92,7 @@ def test_clicks_and_keys_move_python(host):
 def test_one_head_is_drawn_zoomed_and_told(host, pattern):
     host.widget.layer, host.widget.head = 2, 1
     host.page.click("[data-part=head]")
-    host.page.wait_for_timeout(300)
+    settled(host.page)
     canvas = host.page.locator(".gs-attention canvas.gs-map")
     n = len(host.widget.data["pieces"])
     assert f"{n} by {n} tokens" in canvas.get_attribute("aria-label")
@@ -108,26 +108,26 @@ def test_one_head_is_drawn_zoomed_and_told(host, pattern):
     said = host.page.locator(".gs-attention .gs-tip").inner_text()
     assert float(said.split("about ")[1]) == pytest.approx(pattern[2, 1, t, s], abs=0.02)
     host.page.mouse.click(*at(t, s))
-    host.page.wait_for_timeout(100)
+    settled(host.page)
     assert host.widget.token == t
     pixel = "(c, [x, y]) => [...c.getContext('2d').getImageData(x * devicePixelRatio, y * devicePixelRatio, 1, 1).data]"
     seen = canvas.evaluate(f"(c) => ({pixel})(c, [{76 + side * 2.5 / n}, {62 + side * 1.5 / n}])")
     assert seen[3] == 0, "what comes later is left empty"
     assert canvas.evaluate(f"(c) => ({pixel})(c, [{76 + side * 0.5 / n}, {62 + side * 0.5 / n}])")[3] == 255
     host.page.click("[aria-label='zoom in']")
-    host.page.wait_for_timeout(200)
+    settled(host.page)
     host.page.mouse.move(box["x"] + 76 + side - 2, box["y"] + 62 + side - 2)
     assert "token" in host.page.locator(".gs-attention .gs-tip").inner_text()
     host.page.focus(".gs-attention canvas.gs-map")
     host.page.keyboard.press("ArrowUp")
     host.page.keyboard.press("ArrowRight")
-    host.page.wait_for_timeout(200)
+    settled(host.page)
     assert (host.widget.token, host.widget.head) == (t - 1, 2)
 
 
 def test_another_text(host):
     host.widget.text = 1
-    host.page.wait_for_timeout(300)
+    settled(host.page)
     assert len(told(host)) == len(host.widget.data["pieces"])
 
 
@@ -137,10 +137,10 @@ def test_hostile_tokens_are_text(chromium, scheme):
     bench = gs.widgets.Attention(heads_seen(random_trace(n, TINY, HOSTILE), n))
     with Host(chromium, bench, scheme, width=500) as host:
         bench.token = n - 1
-        host.page.wait_for_timeout(300)
+        settled(host.page)
         assert host.page.eval_on_selector_all(READS, "all => all.map(s => s.textContent)") == [visible(p) for p in HOSTILE]
         host.page.click("[data-part=head]")
-        host.page.wait_for_timeout(300)
+        settled(host.page)
         assert host.page.title() == ""
         assert host.page.query_selector("#root script, #root img") is None
         assert not host.faults
@@ -151,19 +151,19 @@ def test_a_long_text_is_a_list_and_a_head_comes_in_tiles(chromium):
     bench = gs.widgets.Attention(heads_seen(random_trace(n, TINY), n))
     with Host(chromium, bench) as host:
         bench.token = 1400
-        host.page.wait_for_timeout(500)
+        settled(host.page)
         assert host.page.locator(".gs-read").count() == 20
         place = int(host.page.get_attribute(".gs-read >> nth=2", "data-t"))
         host.page.focus(".gs-read >> nth=2")
         host.page.keyboard.press("Enter")
-        host.page.wait_for_timeout(200)
+        settled(host.page)
         assert bench.token == place
         host.page.click("[data-part=head]")
-        host.page.wait_for_timeout(500)
+        settled(host.page)
         assert "the largest of each block" in host.page.inner_text(".gs-attention")
         for _ in range(3):
             host.page.click("[aria-label='zoom in']")
-        host.page.wait_for_timeout(600)
+        settled(host.page)
         assert "the largest of each block" not in host.page.inner_text(".gs-attention")
         assert not host.faults
 
@@ -180,16 +180,16 @@ def test_attention_that_was_not_kept_is_asked_of_the_model(chromium, pocket, pat
         page = host.page
         page.wait_for_selector(READS)
         bench.layer, bench.head, bench.token = 3, 4, 9
-        page.wait_for_timeout(200)
+        settled(page)
         np.testing.assert_allclose(told(host)[:10], pattern[3, 4, 9, :10], rtol=6e-3)
         assert "made by one run of the model over" in page.inner_text("[data-panel=attention]")
         row = pattern[:, :, 9]
         bench.layer, bench.head = (int(i) for i in np.unravel_index(row[..., 0].argmax(), row.shape[:2]))
-        page.wait_for_timeout(200)
+        settled(page)
         share = pattern[bench.layer, bench.head, 9]
         assert f"{round(100 * share[0])} % goes to the text's first token" in page.inner_text(".gs-sink-said")
         page.check("text=rescale without the first token")
-        page.wait_for_timeout(300)
+        settled(page)
         assert page.get_attribute(f"{READS} >> nth=0", "class") == "gs-apart"
         strength = page.eval_on_selector_all(READS, "all => all.map(s => Number(s.style.background.match(/[0-9.]+(?=\\))/)?.[0] ?? 0))")
         assert int(np.argmax(strength)) == 1 + int(np.argmax(share[1:]))

@@ -7,7 +7,7 @@ import pytest
 
 import grokscope as gs
 from grokscope.text.visible import visible
-from tests.browser.host import Host
+from tests.browser.host import Host, settled
 from tests.browser.shapes import HOSTILE, random_trace
 from tests.conftest import TINY
 
@@ -25,7 +25,7 @@ def test_the_next_tokens_and_the_lens(chromium, trace, pocket, scheme, width):
     with Host(chromium, bench, scheme, width=width) as host:
         bench.token = 3
         host.page.wait_for_selector(".gs-next > div")
-        host.page.wait_for_timeout(200)
+        settled(host.page)
         z = trace["logits"].isel(batch=0, token=3).values.astype(float)
         best = np.argsort(-z)[:10]
         rows = host.page.eval_on_selector_all(".gs-next > div > :first-child", "all => all.map(s => s.textContent)")
@@ -40,14 +40,14 @@ def test_the_next_tokens_and_the_lens(chromium, trace, pocket, scheme, width):
         assert visible(pocket.tokenizer.pieces(best[:1].tolist())[0]) in last
         assert str(rank) in last.split()
         host.page.click("[data-layer='5'] button")
-        host.page.wait_for_timeout(100)
+        settled(host.page)
         assert bench.layer == 5
         assert host.page.get_attribute("[data-layer='5']", "aria-selected") == "true"
         host.page.click(".gs-came button")
-        host.page.wait_for_timeout(300)
+        settled(host.page)
         assert bench.token == 4
         bench.token = len(bench.data["pieces"]) - 1
-        host.page.wait_for_timeout(300)
+        settled(host.page)
         assert "the text ends here" in host.page.inner_text("[data-panel=prediction]")
         assert "came" not in host.page.inner_text(".gs-lens table")
         assert not host.faults
@@ -59,7 +59,7 @@ def test_hostile_tokens_are_text(chromium):
     logits = np.random.default_rng(0).standard_normal((1, len(HOSTILE), 13), np.float32)
     trace.data["logits"] = (("batch", "token", "vocab"), logits)
     with Host(chromium, gs.widgets.Prediction(trace)) as host:
-        host.page.wait_for_timeout(300)
+        settled(host.page)
         rows = host.page.eval_on_selector_all(".gs-next .gs-token", "all => all.map(s => s.textContent)")
         assert set(rows) <= {visible(p) for p in HOSTILE} | {"[12]"}
         assert "explore(trace, model=model)" in host.page.inner_text(".gs-lens")
@@ -108,7 +108,7 @@ def test_two_texts_are_not_called_before_and_after(chromium, pocket):
     bench.token = 3
     with Host(chromium, bench) as host:
         host.page.wait_for_selector(".gs-next-head")
-        host.page.wait_for_timeout(300)
+        settled(host.page)
         heads = host.page.eval_on_selector_all(".gs-next-head span", "all => all.map(s => s.textContent)")
         assert heads == ["next token", "this text", "the other", "points"]
         said = host.page.inner_text("[data-panel=prediction]")

@@ -8,17 +8,19 @@ import pytest
 
 import grokscope as gs
 from grokscope.text.visible import visible
+from tests.browser.host import WATCH, settled
 from tests.browser.shapes import HOSTILE, random_trace
 
 
 def opened(chromium, path, **options):
     page, faults = chromium.new_page(viewport={"width": 900, "height": 1400}, **options), []
+    page.add_init_script(f"({WATCH})()")
     page.on("pageerror", lambda e: faults.append(str(e)))
     page.on("console", lambda m: faults.append(m.text))
     page.on("request", lambda r: r.url == path.as_uri() or faults.append(r.url))
     page.goto(path.as_uri())
     page.wait_for_selector("[data-ready]")
-    page.wait_for_timeout(300)
+    settled(page)
     return page, faults
 
 
@@ -30,11 +32,11 @@ def test_it_opens_from_disk_and_follows_a_click(chromium, pocket, tmp_path):
     assert shown == [visible(p) for p in trace.pieces[0]]
     page.click(".gs-tokens [data-t='3'] >> nth=0")
     page.select_option("select[aria-label='colour tokens by']", "margin")
-    page.wait_for_timeout(200)
+    settled(page)
     assert "token 3 " in page.inner_text(".gs-said >> nth=0")
     assert "margin" in page.inner_text(".gs-key")
     page.select_option("select[aria-label=text]", "1")
-    page.wait_for_timeout(200)
+    settled(page)
     assert "moon" in page.inner_text(".gs-tokens >> nth=0")
     assert "of experts shared" in page.inner_text("[data-panel=compare]")
     assert "needs Python" in page.inner_text("[data-panel=edit]")
@@ -80,7 +82,7 @@ def test_what_does_not_fit_is_said(chromium, tmp_path):
     path = gs.report(random_trace(97), tmp_path / "x.html", max_bytes=200_000)
     page, faults = opened(chromium, path)
     page.select_option("select[aria-label='colour tokens by']", "logit")
-    page.wait_for_timeout(200)
+    settled(page)
     assert "Not in this report" in page.inner_text("[data-panel=text]")
     assert faults == []
 

@@ -48,7 +48,7 @@ def test_every_expert_has_its_logit_and_the_chosen_their_gate(chromium, trace, s
     bench = Workbench(trace, panels=["router"])
     bench.token, bench.layer = 5, 3
     with Host(chromium, bench, scheme, 500) as host:
-        settled(host)
+        settled(host.page)
         at = trace.data.isel(batch=0, token=5).sel(layer=3)
         z, chosen = at["router.logits"].values, at["router.experts"].values.tolist()
         shown = rows(host, ROUTER)
@@ -69,28 +69,28 @@ def test_every_expert_has_its_logit_and_the_chosen_their_gate(chromium, trace, s
 
 def test_a_click_on_a_bar_selects_the_expert_and_on_the_path_the_layer(host):
     host.page.click(f"{ROUTER} [data-e='6']")
-    settled(host)
+    settled(host.page)
     assert host.widget.expert == 6
     assert host.page.get_attribute(f"{EXPERTS} [data-e='6']", "aria-selected") == "true"
     box = host.page.locator(f"{ROUTER} canvas").bounding_box()
     host.page.mouse.click(box["x"] + box["width"] * 4.5 / 8, box["y"] + 20)
-    settled(host)
+    settled(host.page)
     assert host.widget.layer == 4
     assert "layer 4." in host.page.inner_text(".gs-margin")
     host.page.keyboard.press("Tab")
     host.page.focus(f"{ROUTER} canvas")
     host.page.keyboard.press("ArrowLeft")
-    settled(host)
+    settled(host.page)
     assert host.widget.layer == 3
     host.page.focus(f"{ROUTER} [role=listbox]")
     host.page.keyboard.press("ArrowDown")
-    settled(host)
+    settled(host.page)
     assert host.widget.expert == 7
 
 
 def test_the_path_is_in_the_colours_of_its_experts(host, trace):
     host.widget.token = 7
-    settled(host)
+    settled(host.page)
     first = trace["router.experts"].isel(batch=0, token=7, slot=0).values
     pixels = host.page.eval_on_selector(
         f"{ROUTER} canvas",
@@ -104,7 +104,7 @@ def test_loads_are_the_layers_and_python_moves_them(host, trace):
     for layer in (2, 6):
         host.widget.layer = layer
         host.page.wait_for_selector(f"{EXPERTS} >> text=Layer {layer}:")  # a busy machine answers later than the page comes to rest
-        settled(host)
+        settled(host.page)
         chosen = trace["router.experts"].isel(batch=0).sel(layer=layer).values
         chosen = chosen[: int(trace.data["length"].values[0])]
         for e, label in rows(host, EXPERTS):
@@ -115,7 +115,7 @@ def test_loads_are_the_layers_and_python_moves_them(host, trace):
 def test_an_experts_tokens_stand_in_their_context_and_jump(host, trace):
     e = int(trace["router.experts"].isel(batch=0, token=5, slot=0).sel(layer=3))
     host.widget.layer, host.widget.expert = 3, e
-    settled(host)
+    settled(host.page)
     assert host.page.inner_text(f"{EXPERTS} [role=tabpanel] p >> nth=0").startswith(f"Expert {e} at layer 3 serves ")
     at = trace.data.isel(batch=0).sel(layer=3)
     gates = np.where(at["router.experts"].values == e, at["router.gates"].values, -1).max(-1)
@@ -125,7 +125,7 @@ def test_an_experts_tokens_stand_in_their_context_and_jump(host, trace):
     assert float(cells[0]) == pytest.approx(gates[top], rel=0.01)
     assert cells[1:] == ["".join(pieces[max(0, top - 5) : top]), pieces[top], "".join(pieces[top + 1 : top + 6])]
     host.page.click(f"{EXPERTS} tr:first-child button")
-    settled(host)
+    settled(host.page)
     assert host.widget.token == top
 
 
@@ -141,7 +141,7 @@ def test_pairs_and_flow_say_their_numbers_and_select(host, trace):
     assert float(re.search(r"with expert 2, ([\d.]+) also have expert 5", said).group(1)) == pytest.approx(share, abs=0.006)
     assert "by load alone" in said
     canvas.click(position={"x": 26 + 15, "y": 26 + 30 * 4.5})
-    settled(host)
+    settled(host.page)
     assert host.widget.expert == 4
     host.page.focus("[data-part=together]")
     host.page.keyboard.press("ArrowRight")
@@ -152,7 +152,7 @@ def test_pairs_and_flow_say_their_numbers_and_select(host, trace):
     node = f"4:{int(after[0])}"
     host.page.focus(f"[data-key='{node}']")
     host.page.keyboard.press("Enter")
-    settled(host)
+    settled(host.page)
     assert (host.widget.layer, host.widget.expert) == (4, int(after[0]))
     assert host.page.evaluate("document.activeElement.getAttribute('data-key')") == node
 
@@ -162,7 +162,7 @@ def test_hostile_pieces_stay_text(chromium):
     with Host(chromium, bench, width=500) as host:
         for e in range(8):
             bench.expert = e
-            settled(host)
+            settled(host.page)
         buttons = set(host.page.eval_on_selector_all(f"{EXPERTS} button.gs-token", "all => all.map(b => b.textContent)"))
         assert buttons
         assert buttons <= {visible(p) for p in HOSTILE}
@@ -177,7 +177,7 @@ def test_a_recording_has_its_path_and_says_what_is_missing(chromium):
     bench = Workbench(gs.read_routed_experts(ids, num_experts=61), panels=["router", "experts"])
     bench.token, bench.layer = 4, 2
     with Host(chromium, bench) as host:
-        settled(host)
+        settled(host.page)
         said = host.page.inner_text(".gs-margin")
         assert said == f"Token 4 “{bench.data['pieces'][4]}”, layer 2. Experts {', '.join(map(str, ids[4, 2]))} are chosen; how near others came is not recorded."
         assert "does not hold logits and probabilities or the gates: trace with" in host.page.inner_text(ROUTER)
@@ -187,7 +187,7 @@ def test_a_recording_has_its_path_and_says_what_is_missing(chromium):
         bench.layer = 4
         host.page.wait_for_selector("text=P(first choice at layer 4, across | at layer 3, down)")
         host.page.locator(f"{EXPERTS} canvas").click(position={"x": 26 + 7.5 * 6, "y": 40})
-        settled(host)
+        settled(host.page)
         assert bench.expert == 7  # the layer is the second one, so its experts are the columns
         assert not host.faults
 
@@ -197,7 +197,7 @@ def test_of_many_experts_the_best_are_shown(chromium):
 
     config = replace(gs.MIXTRAL_8X7B, router=replace(gs.MIXTRAL_8X7B.router, num_experts=61, top_k=4))
     with Host(chromium, Workbench(random_trace(19, config), panels=["router"])) as host:
-        settled(host)
+        settled(host.page)
         assert len(rows(host, ROUTER)) == 16
         assert "The 16 best of 61 experts" in host.page.inner_text(ROUTER)
         assert not host.faults
@@ -206,7 +206,7 @@ def test_of_many_experts_the_best_are_shown(chromium):
 def test_both_answer_in_a_report(chromium, trace, tmp_path):
     page, faults = opened(chromium, gs.report(trace, tmp_path / "x.html", panels=["text", "router", "experts"]), offline=True)
     page.click(".gs-tokens [data-t='5'] >> nth=0")
-    page.wait_for_timeout(200)
+    settled(page)
     assert "ahead of runner-up" in page.inner_text(".gs-margin")
     assert "serves" in page.inner_text(f"{EXPERTS} [role=tabpanel]")
     for part, what in (("together", "canvas"), ("flow", "svg path")):
@@ -218,10 +218,10 @@ def test_both_answer_in_a_report(chromium, trace, tmp_path):
 def test_grok_1s_shape_at_8192_tokens_sends_little(chromium):
     bench = Workbench(random_trace(8192), panels=["router", "experts"])
     with Host(chromium, bench) as host:
-        settled(host)
+        settled(host.page)
         before = host.sent
         bench.token, bench.layer, bench.expert = 8000, 63, 7
-        host.page.wait_for_timeout(400)
+        settled(host.page)
         assert "layer 63." in host.page.inner_text(".gs-margin")
         assert "Expert 7 at layer 63 serves" in host.page.inner_text(EXPERTS)
         assert host.sent - before < 40_000
@@ -242,23 +242,23 @@ def test_many_experts_at_deepseeks_shape(chromium):
         assert len(load) == 256 and load == sorted(load, reverse=True)
         seen = "all => new Set(all.map(e => getComputedStyle(e).backgroundColor)).size"
         bench.expert = int(page.get_attribute(".gs-loads [data-e] >> nth=99", "data-e"))
-        page.wait_for_timeout(300)
+        settled(page)
         assert page.eval_on_selector_all(".gs-loads .gs-chip", seen) == 8, "six, the selected one, and grey"
         page.select_option("select[aria-label='experts in order of']", "number")
         assert page.get_attribute(".gs-loads [data-e] >> nth=1", "data-e") == "1"
         page.fill("input[aria-label='Find an expert by its number']", "217")
-        page.wait_for_timeout(200)
+        settled(page)
         assert bench.expert == 217
         page.select_option("select[aria-label='colours for']", "chosen")
         page.fill("input[aria-label='Experts that have a colour, by number']", "5, 217, 9999")
         page.keyboard.press("Tab")
-        page.wait_for_timeout(300)
+        settled(page)
         assert bench.marks == [5, 217]
         assert [b.split()[0] for b in page.eval_on_selector_all(".gs-swatch", "all => all.map(e => e.textContent)")] == ["5", "217"], "the selected one stands behind the others"
         with pytest.raises(traitlets.TraitError, match="marks: wanted"):
             bench.marks = [256]
         bench.slot = 7
-        page.wait_for_timeout(200)
+        settled(page)
         assert page.input_value("input[aria-label=slot]") == "7"
         assert not host.faults
     bench.close()
@@ -274,13 +274,13 @@ def test_dense_layers_are_rows_without_a_choice(chromium):
     bench = gs.explore(trace, panels=["map"])
     assert bench.data["dense"] == dense == [0] and bench.data["layers"] == routed
     with Host(chromium, bench) as host:
-        settled(host)
+        settled(host.page)
         box = host.page.locator("[data-panel=map] canvas").bounding_box()
         high, wide = (box["height"] - 16) / len(dense + routed), (box["width"] - 34) / n
         before = (bench.token, bench.layer)
         for layer in (0, *routed):
             host.page.mouse.click(box["x"] + 34 + 4.5 * wide, box["y"] + (layer + 0.5) * high)
-            host.page.wait_for_timeout(150)
+            settled(host.page)
             assert (bench.token, bench.layer) == ((4, layer) if layer else before)
         colour = """([x, y]) => { const c = document.querySelector('[data-panel=map] canvas'), r = c.width / c.clientWidth;
           return [...c.getContext('2d').getImageData(x * r, y * r, 1, 1).data].join(); }"""

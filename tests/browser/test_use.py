@@ -44,7 +44,7 @@ def press(host, selector, *keys):
     host.page.focus(selector)
     for key in keys:
         host.page.keyboard.press(key)
-        settled(host)
+        settled(host.page)
 
 
 def test_no_key_leaves_the_widget_but_the_notebooks_own(host):
@@ -70,7 +70,7 @@ def test_the_focus_stays_where_it_is(host):
         assert focused(host, selector)
     assert (host.widget.colour, host.widget.text) == (host.widget.colours[1], 1)
     host.widget.colour, host.widget.text = "expert", 0
-    settled(host)
+    settled(host.page)
     press(host, ".gs-swatch >> nth=5", "Enter")
     assert host.widget.expert == 5
     assert focused(host, ".gs-swatch[aria-pressed=true]")
@@ -79,7 +79,7 @@ def test_the_focus_stays_where_it_is(host):
         assert host.widget.token == token
         assert focused(host, ".gs-came button")
     host.widget.token = len(host.widget.data["pieces"]) - 2
-    settled(host)
+    settled(host.page)
     press(host, ".gs-came button", "Enter")
     assert focused(host, "[data-panel=prediction] *"), "also where the text ends"
 
@@ -94,7 +94,7 @@ def test_the_text_is_walked_by_pages_and_ends(host):
     assert f"selected: token {last} “{host.widget.data['pieces'][last]}”" in label
     host.page.fill("[data-panel=map] input[type=search]", "the moon")
     host.page.keyboard.press("Enter")
-    settled(host)
+    settled(host.page)
     assert host.widget.data["pieces"][host.widget.token] == "▁The"
 
 
@@ -111,7 +111,7 @@ def test_tabs_are_one_stop_and_arrows_go_between_them(host):
 
 def test_a_line_runs_in_its_own_direction(host):
     host.widget.text = 1
-    settled(host)
+    settled(host.page)
     pieces = host.widget.data["pieces"]
     for where in ("[data-panel=text]", "[data-panel=attention]"):
         xs = host.page.eval_on_selector_all(
@@ -130,7 +130,7 @@ def test_a_line_runs_in_its_own_direction(host):
     assert [x[i] for i in arabic] == sorted((x[i] for i in arabic), reverse=True), "a foreign word runs its own way"
     assert x[0] < x[1] < x[arabic[-1]], second
     host.widget.text = 0
-    settled(host)
+    settled(host.page)
     xs = host.page.eval_on_selector_all(
         "[data-panel=compare] .gs-block >> nth=0 >> span", "all => all.map(s => s.getBoundingClientRect().x)"
     )
@@ -144,7 +144,7 @@ def test_compare_opens_on_another_text_and_goes_on_over_its_own_tokens(host):
     host.page.focus("[data-panel=compare] button >> text=difference →")
     for _ in range(60):
         host.page.keyboard.press("Enter")
-        host.page.wait_for_timeout(40)
+        settled(host.page)
         said = panel(host, "compare")
         if "no further difference" in said:
             break
@@ -156,17 +156,17 @@ def test_compare_opens_on_another_text_and_goes_on_over_its_own_tokens(host):
     assert host.page.evaluate(OTHER) == "1"
     assert "other “" in host.page.inner_text("[data-panel=compare] .gs-said")
     host.widget.text, before = 1, host.widget.token
-    settled(host)
+    settled(host.page)
     assert host.page.input_value(WITH) == "0"
     host.page.click("[data-panel=map] button >> text=difference →")
-    settled(host)
+    settled(host.page)
     assert host.widget.token > 0 or "other" in host.page.inner_text("[data-panel=map] .gs-note"), before
 
 
 def test_a_wait_is_shown_and_numbers_keep_their_tokens_name(host):
     page, pieces = host.page, host.widget.data["pieces"]
     host.widget.token = 1
-    settled(host)
+    settled(host.page)
     for name in ("router", "prediction"):
         assert f"“{pieces[1]}”" in panel(host, name)
     page.evaluate(SLOW)
@@ -190,14 +190,14 @@ def test_without_a_kernel_every_panel_says_what_to_do(chromium, trace):
         host.page.click(".gs-tokens [data-t='3'] >> nth=0")
         host.page.fill("input[aria-label=layer]", "2")
         host.page.keyboard.press("Tab")
-        settled(host)
+        settled(host.page)
         assert "layer 2" in host.page.inner_text(".gs-said >> nth=0"), "the page goes on alone"
         host.page.evaluate("model.set('data', model.get('data'))")
-        settled(host)
+        settled(host.page)
         for name in ("router", "experts", "attention", "prediction", "compare"):
             assert "No kernel: run the cell again." in panel(host, name), name
         host.page.click("[data-panel=edit] button >> text=run")
-        settled(host)
+        settled(host.page)
         assert "No kernel" in panel(host, "edit")
         assert not host.faults
     bench.close()

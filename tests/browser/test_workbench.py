@@ -12,7 +12,7 @@ import traitlets
 
 import grokscope as gs
 from grokscope.text.visible import visible
-from tests.browser.host import Host, at_the_beginning
+from tests.browser.host import Host, at_the_beginning, settled
 from tests.browser.shapes import HOSTILE, random_trace
 
 TEXT = "The moon is bright. 床前明月光\ndef moon(): return 42 # مرحبا"
@@ -50,13 +50,13 @@ def test_every_token_is_text_in_the_colour_of_its_expert(host, trace):
 
 def test_a_click_in_one_panel_moves_python_and_the_others(host):
     host.page.click(".gs-tokens [data-t='6'] >> nth=0")
-    host.page.wait_for_timeout(100)
+    settled(host.page)
     assert host.widget.token == 6
     assert "token 6 " in host.page.inner_text(".gs-said >> nth=0")
     box = host.page.locator("[data-panel=map] canvas").bounding_box()
     layers, n = 8, len(host.widget.data["pieces"])
     host.page.mouse.click(box["x"] + 34 + (box["width"] - 34) * (9.5 / n), box["y"] + (box["height"] - 16) * (2.5 / layers))
-    host.page.wait_for_timeout(100)
+    settled(host.page)
     assert (host.widget.token, host.widget.layer) == (9, 2)
     assert host.page.get_attribute(".gs-tokens [data-t='9'] >> nth=0", "aria-selected") == "true"
     active = host.page.get_attribute(".gs-tokens >> nth=0", "aria-activedescendant")
@@ -65,7 +65,7 @@ def test_a_click_in_one_panel_moves_python_and_the_others(host):
 
 def test_python_moves_the_page(host):
     host.widget.layer, host.widget.token = 5, 3
-    host.page.wait_for_timeout(100)
+    settled(host.page)
     assert "layer 5" in host.page.inner_text(".gs-said >> nth=0")
     assert host.page.input_value("input[aria-label=layer]") == "5"
     with pytest.raises(traitlets.TraitError, match="layer: wanted one of 0, 1"):
@@ -77,21 +77,21 @@ def test_the_keyboard_goes_everywhere(host):
     host.page.keyboard.press("ArrowRight")
     host.page.keyboard.press("ArrowRight")
     host.page.keyboard.press("ArrowDown")
-    host.page.wait_for_timeout(100)
+    settled(host.page)
     assert (host.widget.token, host.widget.layer) == (2, 1)
     host.page.focus("[data-panel=map] canvas")
     host.page.keyboard.press("ArrowLeft")
-    host.page.wait_for_timeout(100)
+    settled(host.page)
     assert host.widget.token == 1
     host.page.fill("[data-panel=map] input[type=search]", "moon")
     host.page.keyboard.press("Enter")
-    host.page.wait_for_timeout(100)
+    settled(host.page)
     assert "moon" in host.widget.data["pieces"][host.widget.token]
 
 
 def test_colours_by_value(host, trace):
     host.page.select_option("select[aria-label='colour tokens by']", "entropy")
-    host.page.wait_for_timeout(200)
+    settled(host.page)
     assert host.widget.colour == "entropy"
     assert "entropy of the router, bits" in host.page.inner_text(".gs-key")
     host.widget.token = 4
@@ -104,7 +104,7 @@ def test_colours_by_value(host, trace):
 
 def test_another_text_is_another_page(host, trace):
     host.widget.text = 1
-    host.page.wait_for_timeout(200)
+    settled(host.page)
     assert tokens(host) == [visible(p) for p in trace.pieces[1]]
     host.widget.text = 0
 
@@ -113,7 +113,7 @@ def test_comparing_two_texts_shows_where_they_differ(host):
     host.page.wait_for_selector("[data-panel=compare] canvas")
     assert "of experts shared (chance" in host.page.inner_text("[data-panel=compare] .gs-said")
     host.page.click("text=difference →")
-    host.page.wait_for_timeout(100)
+    settled(host.page)
     assert host.widget.token > 0
 
 
@@ -126,10 +126,10 @@ def test_an_edit_from_the_panel_gives_a_trace_and_the_line_that_makes_it(host, p
     assert host.page.inner_text(".gs-code") == "model.trace(prompt, edits=[gs.edits.BanExperts(experts=[3], layers=[2])])"
     mine = pocket.trace([TEXT, "The sun is dark. 床前明月光\ndef sun(): return 7"], edits=[gs.edits.BanExperts([3], layers=[2])])
     assert (mine["router.experts"] == host.widget.other["router.experts"]).all()
-    host.page.wait_for_timeout(200)
+    settled(host.page)
     assert "BanExperts" in host.page.inner_text("[data-panel=compare]")
     host.page.click("[data-panel=edit] button >> text=reset")
-    host.page.wait_for_timeout(300)
+    settled(host.page)
     assert host.widget.other is None
 
 
@@ -155,10 +155,10 @@ def test_hostile_tokens_are_text_and_do_nothing(chromium, scheme):
     trace = random_trace(len(HOSTILE), pieces=HOSTILE)
     bench = gs.explore(trace, values={"<b>\ud800": np.arange(len(HOSTILE))})  # xarray holds no lone surrogate in a piece
     with Host(chromium, bench, scheme) as host:
-        host.page.wait_for_timeout(300)
+        settled(host.page)
         assert tokens(host) == [visible(p) for p in HOSTILE]
         bench.colour = bench.colours[-1]
-        host.page.wait_for_timeout(200)
+        settled(host.page)
         assert host.page.inner_text(".gs-key").startswith("<b>\\u{d800}")
         assert host.page.title() == ""
         assert host.page.query_selector("#root script, #root img") is None
@@ -202,7 +202,7 @@ def test_grok_1s_shape_at_8192_tokens(chromium):
         assert host.sent < 5_000_000 * 4 / 3  # base64 here, bytes in Jupyter
         assert len(tokens(host)) == 8192
         host.widget.token = 8000
-        host.page.wait_for_timeout(300)
+        settled(host.page)
         assert "token 8000 " in host.page.inner_text(".gs-said >> nth=0")
         assert not host.faults
 
@@ -211,7 +211,7 @@ def test_a_recording_shows_what_it_has(chromium):
     rng = np.random.default_rng(0)
     ids = np.stack([rng.permutation(7)[:3] for _ in range(11 * 5)]).reshape(11, 5, 3).astype(np.int32)
     with Host(chromium, gs.explore(gs.read_routed_experts(ids, num_experts=7))) as host:
-        host.page.wait_for_timeout(300)
+        settled(host.page)
         assert len(tokens(host)) == 11
         assert host.widget.colours == ["expert"]
         assert "does not say the router" in host.page.inner_text(".gs-head")
