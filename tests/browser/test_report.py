@@ -10,6 +10,7 @@ import grokscope as gs
 from grokscope.text.visible import visible
 from tests.browser.host import WATCH, settled
 from tests.browser.shapes import HOSTILE, random_trace
+from tests.conftest import TINY
 
 
 def opened(chromium, path, **options):
@@ -44,7 +45,7 @@ def test_it_opens_from_disk_and_follows_a_click(chromium, pocket, tmp_path):
 
 
 def test_hostile_tokens_and_names_stay_text(chromium, tmp_path):
-    trace = random_trace(len(HOSTILE), pieces=HOSTILE)
+    trace = random_trace(len(HOSTILE), TINY, HOSTILE)
     page, faults = opened(chromium, gs.report(trace, tmp_path / "<b>x&.html"))
     shown = page.eval_on_selector_all(".gs-tokens:not(.gs-other) [data-t]", "all => all.map(s => s.textContent)")
     assert shown == [visible(p) for p in HOSTILE]
@@ -53,7 +54,7 @@ def test_hostile_tokens_and_names_stay_text(chromium, tmp_path):
 
 
 def test_its_policy_forbids_every_request_and_foreign_script(chromium, tmp_path):
-    path = gs.report(random_trace(7), tmp_path / "x.html")
+    path = gs.report(random_trace(7, TINY), tmp_path / "x.html")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', path.read_text()).group(1)
     assert "default-src &#x27;none&#x27;" in policy
     assert "unsafe" not in policy
@@ -79,7 +80,7 @@ def test_one_text_has_nothing_to_compare_with(chromium, pocket, tmp_path):
 
 
 def test_what_does_not_fit_is_said(chromium, tmp_path):
-    path = gs.report(random_trace(97), tmp_path / "x.html", max_bytes=200_000)
+    path = gs.report(random_trace(97, gs.MIXTRAL_8X7B), tmp_path / "x.html", max_bytes=200_000)
     page, faults = opened(chromium, path)
     page.select_option("select[aria-label='colour tokens by']", "logit")
     settled(page)
@@ -91,9 +92,9 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.html"
     path.write_text("old")
     with pytest.raises(OSError, match="name another place"):
-        gs.report(random_trace(5), tmp_path / "no" / "x.html")
+        gs.report(random_trace(5, TINY), tmp_path / "no" / "x.html")
     monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space left"):
-        gs.report(random_trace(5), path)
+        gs.report(random_trace(5, TINY), path)
     assert [p.name for p in tmp_path.iterdir()] == ["x.html"]
     assert path.read_text() == "old"
