@@ -8,8 +8,8 @@ demo: .venv/ready  ## set up, then show how the embedded model routes a sentence
 	$(BIN)/grokscope trace "The moon is bright. 床前明月光 def moon(): return 42"
 	@echo 'next: $(BIN)/grokscope lab, the notebooks; make test'
 
-families: .venv/ready  ## the list of every family for all of them, not for one, and a layer of Grok-2 at its true size (15 minutes)
-	GROKSCOPE_FAMILIES=all $(BIN)/python -m pytest -n 2 tests/test_every_family.py tests/checkpoints/test_true_shapes_grok2.py
+families: .venv/ready  ## the list of every family for all of them, not for one, and a layer of Grok-1 and of Grok-2 at their true sizes (15 minutes)
+	GROKSCOPE_FAMILIES=all $(BIN)/python -m pytest -n 2 tests/test_every_family.py tests/checkpoints/test_true_shapes.py tests/checkpoints/test_true_shapes_grok2.py
 
 test: .venv/ready  ## set up, then run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
