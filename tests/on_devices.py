@@ -57,9 +57,10 @@ def layouts() -> dict:
 
 
 def numbers() -> dict:
-    """The numbers of one mesh, with nothing edited."""
+    """The numbers of one mesh, with nothing edited, of several models in FOLDER."""
     mesh = gs.mesh(**{k: int(v) for k, v in (part.split("=") for part in REST[0].split(","))})
-    save(gs.load(FOLDER, dtype="float32", mesh=mesh).trace(IDS, SITES), Path(FOLDER).parent / "numbers.npz")
+    for name in REST[1:]:
+        save(gs.load(f"{FOLDER}/{name}", dtype="float32", mesh=mesh).trace(IDS, SITES), Path(FOLDER) / f"{name}.npz")
     return {}
 
 

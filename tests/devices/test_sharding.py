@@ -16,7 +16,7 @@ from grokscope.checkpoints import native
 from grokscope.config import ModelConfig, RopeConfig, RouterConfig
 from grokscope.transformer.quantize import quantize
 from grokscope.transformer.weights import random_weights
-from tests.conftest import ROOT
+from tests.conftest import ROOT, in_a_hurry
 
 # Heads, widths and experts that 8 devices divide; key/value heads that they do not.
 CONFIG = ModelConfig(
@@ -35,8 +35,9 @@ def folder(tmp_path_factory):
 
 def run(*words: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.on_devices", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "tests.on_devices", *words],
+        cwd=ROOT, env=in_a_hurry(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def answer(process: subprocess.Popen) -> dict:
@@ -75,27 +76,26 @@ OTHERS = {
 """What other families have, in sizes that devices divide."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", OTHERS)
-def test_every_field_lies_on_a_mesh(kind, tmp_path):
-    from tests.sharded_run import IDS, SITES
-
-    native.save(tmp_path / "m", OTHERS[kind], random_weights(OTHERS[kind]))
-    answer(run("numbers", str(tmp_path / "m"), MESHES[-1]))
-    same(tmp_path / "numbers.npz", gs.load(tmp_path / "m", dtype="float32").trace(IDS, SITES))
-
-
-@pytest.mark.slow
-def test_ranks_files_on_a_mesh(tmp_path):
-    """Grok-2 as released, cut for eight ranks in another way than this mesh cuts it; in sizes that the mesh divides."""
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Them, and Grok-2 as released, cut for eight ranks in another way than this mesh cuts it; their numbers on it."""
     from tests.checkpoints import grok2
+
+    where = tmp_path_factory.mktemp("others")
+    for kind, config in OTHERS.items():
+        native.save(where / kind, config, random_weights(config))
+    sizes = {"intermediate_size": 32, "num_local_experts": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 96}
+    grok2.write(where / "ranks", grok2.TINY | sizes, grok2.random_tensors(grok2.TINY | sizes))
+    answer(run("numbers", str(where), MESHES[-1], *OTHERS, "ranks"))
+    return where
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*OTHERS, "ranks"])
+def test_every_field_lies_on_a_mesh(kind, others):
     from tests.sharded_run import IDS, SITES
 
-    sizes = {"intermediate_size": 32, "num_local_experts": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 96}
-    config = grok2.TINY | sizes
-    grok2.write(tmp_path / "m", config, grok2.random_tensors(config))
-    answer(run("numbers", str(tmp_path / "m"), MESHES[-1]))
-    same(tmp_path / "numbers.npz", gs.load(tmp_path / "m", dtype="float32").trace(IDS, SITES))
+    same(others / f"{kind}.npz", gs.load(others / kind, dtype="float32").trace(IDS, SITES))
 
 
 @pytest.mark.slow
