@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd  # noqa: F401 - here once, not in each process anew
 import pyarrow.parquet  # noqa: F401
+import scipy.stats  # noqa: F401
 import xarray  # noqa: F401
 import zarr  # noqa: F401
 

@@ -13,7 +13,7 @@ from tests.conftest import ROOT, in_a_hurry
 @pytest.mark.parametrize(
     ("work", "kills"),
     [
-        (["convert", "save", "counters", "csv", "parquet"], 10),
+        (["convert", "save", "counters", "csv", "parquet"], 5),
         pytest.param(["sweep", "train"], 2, marks=pytest.mark.slow),
     ],
 )

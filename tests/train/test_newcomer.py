@@ -109,7 +109,7 @@ def test_a_recipe_s_file_is_told_when_it_is_none(tmp_path):
 @pytest.mark.slow
 def test_from_the_shell(corpora, tmp_path):
     config = pocket_config(vocab_size=500, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_head=8, d_expert=16, max_tokens=128)
-    recipe = Recipe(config=config, dtype="float32", tokens=5000, batch_tokens=700, contexts=((64, 0.9), (128, 0.1)))
+    recipe = Recipe(config=config, dtype="float32", tokens=5000, batch_tokens=700, contexts=((64, 1.0),))
     (tmp_path / "r.json").write_text(recipe.to_json())
     (tmp_path / "small.json").write_text(replace(recipe, config=replace(config, vocab_size=300)).to_json())
 

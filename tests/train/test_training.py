@@ -89,7 +89,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(run, fresh, tmp_path):
 
 @pytest.mark.slow
 def test_a_student_hears_its_teachers_and_is_exported(run, fresh, tmp_path):
-    recipe = replace(RECIPE, tokens=6 * 512, distill=0.5)
+    recipe = replace(RECIPE, tokens=6 * 512, contexts=((64, 1.0),), distill=0.5)
     teachers = [load_run(run[1])]
     weights = fresh(train, recipe, CORPORA, tmp_path / "s", HELDOUT, teachers=teachers, start=run[0])
     row = log(tmp_path / "s")[-1]
