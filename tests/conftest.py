@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,11 @@ from grokscope.transformer.weights import random_weights
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 GOLDENS = ROOT / "tests" / "goldens"
+
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # beside the sources, that is; a hundred processes would compile all anew
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(ROOT / ".pytest_cache" / "bytecode")
+    sys.dont_write_bytecode = False
+sys.modules.setdefault("rfc3987_syntax", None)  # a grammar that jsonschema makes for 3 s when a notebook is read, and never asks
 
 QUICK = {"xla_backend_optimization_level": 1, "xla_cpu_parallel_codegen_split_count": 1}
 AS_XLA_DOES: dict[str, int | bool] = {"xla_backend_optimization_level": 3, "xla_cpu_parallel_codegen_split_count": 32}
