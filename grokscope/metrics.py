@@ -48,7 +48,8 @@ class Reading:
         if self.at_once or logits.ndim == 3:
             return self._checked(self.of_logits(logits, other), logits.shape[:-2])
         flat = logits.reshape(-1, *logits.shape[-3:])
-        rows = [self._checked(self.of_logits(each, other), (batch,)) for each in flat]
+        # By numbers: to walk over the array would compile a program with an answer for each, anew for every number of them.
+        rows = [self._checked(self.of_logits(flat[n], other), (batch,)) for n in range(len(flat))]
         return jnp.stack(rows).reshape(logits.shape[:-2])
 
     def _checked(self, found: Any, shape: tuple[int, ...]) -> Array:
