@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -222,7 +223,8 @@ def _console() -> Any:
     return Console(highlight=False)
 
 
-def _add_others() -> None:
+@cache
+def _add_others() -> None:  # once, however often `main` is called
     from grokscope.cli.look import lab, report
     from grokscope.cli.train import app as training
 
