@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ from grokscope.model.model import Model
 from grokscope.running import decoding
 from grokscope.sweeps import sweep
 from grokscope.transformer import programs
-from grokscope.transformer.weights import random_weights
+from grokscope.transformer.weights import ModelWeights, random_weights
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -78,6 +79,12 @@ def pytest_collection_finish() -> None:
 
 def make(config: ModelConfig = TINY, seed: int = 0, dtype: str = "float32") -> Model:
     """A model with random weights, norms and routers too, so that nothing is one by chance."""
+    return Model(config, varied(config, seed), None, dtype, "tiny")
+
+
+@cache
+def varied(config: ModelConfig, seed: int) -> ModelWeights:
+    """Its weights, which models of several files share."""
     weights = random_weights(config, seed)
     rng = np.random.default_rng(seed)
 
@@ -86,7 +93,7 @@ def make(config: ModelConfig = TINY, seed: int = 0, dtype: str = "float32") -> M
             leaf * (1 + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32)) if "norm" in path[-1].name else leaf
         )
 
-    return Model(config, jax.tree_util.tree_map_with_path(vary, weights), None, dtype, "tiny")
+    return jax.tree_util.tree_map_with_path(vary, weights)
 
 
 @pytest.fixture(scope="module", autouse=True)
