@@ -288,7 +288,7 @@ def test_a_bar_for_what_takes_longer(source, tmp_path, capsys, monkeypatch):
     import time
 
     whole = native_writer.stretches
-    monkeypatch.setattr(native_writer, "stretches", lambda arrays: (time.sleep(0.15), *whole(arrays))[1:])
+    monkeypatch.setattr(native_writer, "stretches", lambda arrays: (time.sleep(0.1), *whole(arrays))[1:])
     convert(source, tmp_path / "piped")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
