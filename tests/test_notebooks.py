@@ -8,6 +8,7 @@ import re
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.util import run_sync
 
 from grokscope.widgets.display import CLASS
 from tests.conftest import ROOT
@@ -66,12 +67,34 @@ def test_it_opens_with_the_question_and_a_figure_that_answers_it(path):
     assert any("seen" in kinds(c) for c in code(notebook)[:2]), f"{path.name}: the first figure, or widget, comes late{AGAIN}"
 
 
+@pytest.fixture(scope="module")
+def run():
+    """Runs a notebook in a kernel that all of them share, but nothing that the one before left there but imported modules:
+    to start one for each is a quarter of their time. `python -m tests.browser.outputs` starts one for each.
+    """
+    kernel = None
+
+    def run(notebook, folder):
+        nonlocal kernel
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(f"%reset -f\nimport os; os.chdir({str(folder)!r}); del os"))
+        client = NotebookClient(notebook, km=kernel, timeout=120, kernel_name="python3")
+        try:
+            client.execute(cleanup_kc=False)
+        finally:
+            kernel = client.km
+            client.kc.stop_channels()
+        del notebook.cells[0]
+
+    yield run
+    run_sync(kernel.shutdown_kernel)(now=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_it_runs_and_its_stored_answer_is_what_it_says_now(path, tmp_path):
+def test_it_runs_and_its_stored_answer_is_what_it_says_now(path, tmp_path, run):
     stored = nbformat.read(path, as_version=4)
     ran = copy.deepcopy(stored)
-    NotebookClient(ran, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    run(ran, tmp_path)
     for then, now in zip(code(stored), code(ran), strict=True):
         assert kinds(then) == kinds(now), f"{path.name}, {then.source[:60]!r}: other outputs are stored{AGAIN}"
     then, now = (said(code(notebook)[-1]) for notebook in (stored, ran))
