@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +20,16 @@ from tests.conftest import TINY, make
 E = gs.edits
 MODEL = make()
 IDS = np.random.default_rng(7).integers(3, 97, (3, 11))
-CLEAN = MODEL.trace(IDS, ["*"])
 layers = st.integers(0, 2)
 tokens = st.integers(0, 10)
 experts = st.integers(0, 4)
 stream = st.sampled_from(["resid_pre", "resid_mid", "resid_post", "attn.out", "moe.out"])
 few = settings(max_examples=12, deadline=None)
+
+
+@cache
+def clean():
+    return MODEL.trace(IDS, ["*"])
 
 
 def run(*edits, capture=("*",)):
@@ -38,16 +43,16 @@ def same(a, b, sites=MODEL.sites, **where):
 
 
 def test_no_edits_change_nothing():
-    same(CLEAN, run())
+    same(clean(), run())
 
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_scaling_by_one_and_replacing_by_itself_change_nothing(layer):
     """At every site of a layer, and outside the layers, at once: whatever one of them changed, all that follows would show."""
     sites = {s: layer if SITES[s].in_block else None for s in MODEL.sites if s != "router.experts"}
-    same(CLEAN, run(*(E.Scale(site, 1.0, where) for site, where in sites.items())))
+    same(clean(), run(*(E.Scale(site, 1.0, where) for site, where in sites.items())))
     del sites["attn.scores"]  # whose trace holds nothing for what is never read
-    same(CLEAN, run(*(E.Replace(site, CLEAN[site], where) for site, where in sites.items())))
+    same(clean(), run(*(E.Replace(site, clean()[site], where) for site, where in sites.items())))
 
 
 @few
@@ -61,10 +66,10 @@ def test_a_banned_expert_is_never_chosen(banned, layer, reroute):
     if reroute:
         assert (np.sum(chosen >= 0, axis=-1) == min(2, 5 - len(banned))).all()
     else:
-        before = CLEAN["router.experts", layer].values
+        before = clean()["router.experts", layer].values
         kept = ~np.isin(before, banned)
         np.testing.assert_array_equal(chosen[kept], before[kept])
-        np.testing.assert_allclose(gates[kept], CLEAN["router.gates", layer].values[kept], atol=1e-6)
+        np.testing.assert_allclose(gates[kept], clean()["router.gates", layer].values[kept], atol=1e-6)
 
 
 @few
@@ -72,9 +77,9 @@ def test_a_banned_expert_is_never_chosen(banned, layer, reroute):
 def test_an_edit_reaches_neither_the_layers_below_nor_the_tokens_before(site, layer, token, strength):
     t = run(E.Add(site, strength, layer, token))
     for name in [s for s in MODEL.sites if SITES[s].in_block]:
-        same(CLEAN, t, [name], layer=slice(0, layer))
+        same(clean(), t, [name], layer=slice(0, layer))
     with_tokens = [s for s in MODEL.sites if "T" in SITES[s].dims]
-    same(CLEAN, t, with_tokens, token=slice(0, token))
+    same(clean(), t, with_tokens, token=slice(0, token))
 
 
 @few
@@ -95,11 +100,11 @@ def test_forced_experts_are_the_chosen_and_their_gates_their_probabilities(pair,
 
 
 def test_replaying_a_trace_s_own_routing_changes_nothing_and_another_s_is_followed():
-    same(CLEAN, run(E.Replay(CLEAN)))
+    same(clean(), run(E.Replay(clean())))
     other = MODEL.trace(IDS[::-1].copy(), ["router.*"])
     t = run(E.Replay(other["router.experts"]), capture=["router.*"])
     np.testing.assert_array_equal(t["router.experts"], other["router.experts"])
-    served = np.moveaxis(CLEAN["router.experts"].values[:, 0], 0, 1).astype(np.int16)  # [tokens, layers, slots]
+    served = np.moveaxis(clean()["router.experts"].values[:, 0], 0, 1).astype(np.int16)  # [tokens, layers, slots]
     served[4:6] = -1  # unset: the model's own choice
     t = MODEL.trace(IDS[:1], ["router.*"], edits=[E.Replay(served)])
     same(MODEL.trace(IDS[:1], ["router.*"]), t, ["router.experts", "router.gates"])
@@ -107,7 +112,7 @@ def test_replaying_a_trace_s_own_routing_changes_nothing_and_another_s_is_follow
 
 def test_top_k():
     one = run(E.SetTopK(1), capture=["router.*"])
-    np.testing.assert_array_equal(one["router.experts", 0][..., 0], CLEAN["router.experts", 0][..., 0])
+    np.testing.assert_array_equal(one["router.experts", 0][..., 0], clean()["router.experts", 0][..., 0])
     assert (one["router.experts"][..., 1].values == -1).all()
     wide = run(E.SetTopK(4, layers=1, tokens=[2, 3]), capture=["router.*"])["router.experts"]
     assert wide.sizes["slot"] == 4
@@ -121,11 +126,11 @@ def test_scaling_a_gate_to_zero_is_replacing_the_output_by_zero():
     a = run(E.ScaleGate([2, 3], 0.0, layers=1), capture=["resid_post", "logits"])
     b = run(E.ReplaceExpert([2, 3], 0.0, layers=1), capture=["resid_post", "logits"])
     same(a, b, ["resid_post", "logits"])
-    assert np.abs(a["logits"].values - CLEAN["logits"].values).max() > 1e-4
+    assert np.abs(a["logits"].values - clean()["logits"].values).max() > 1e-4
 
 
 def test_mean_ablation_and_map():
-    means = gs.expert_means(CLEAN)
+    means = gs.expert_means(clean())
     t = run(E.ReplaceExpert([1], means, layers=2), capture=["expert.out", "router.experts"])
     hit = t["router.experts", 2].values == 1
     assert hit.any()
@@ -133,7 +138,7 @@ def test_mean_ablation_and_map():
         t["expert.out", 2].values[hit], np.broadcast_to(means.values[2, 1], (hit.sum(), 40)), atol=1e-6
     )
     mapped = run(E.Map("moe.out", jnp.tanh, 1), capture=["moe.out"])["moe.out", 1]
-    np.testing.assert_allclose(mapped, np.tanh(CLEAN["moe.out", 1]), atol=1e-5)
+    np.testing.assert_allclose(mapped, np.tanh(clean()["moe.out", 1]), atol=1e-5)
 
 
 def test_a_map_reads_what_stands_before_it_in_the_block():
@@ -158,15 +163,15 @@ def test_a_map_reads_what_stands_before_it_in_the_block():
 def test_heads_sources_and_rows():
     t = run(E.Scale("attn.z", 0.0, 1, heads=[4]))
     assert (t["attn.z", 1].sel(head=4).values == 0).all()
-    np.testing.assert_allclose(t["attn.z", 1].values[:, :, :4], CLEAN["attn.z", 1].values[:, :, :4], atol=1e-5)
+    np.testing.assert_allclose(t["attn.z", 1].values[:, :, :4], clean()["attn.z", 1].values[:, :, :4], atol=1e-5)
     cut = run(E.Replace("attn.scores", -np.inf, 0, tokens=5, sources=[2]), capture=["attn.pattern"])["attn.pattern", 0]
     assert (cut.values[:, :, 5, 2] == 0).all()
     np.testing.assert_allclose(cut.sum("source"), 1, atol=1e-6)
     worlds = np.zeros((3, 11), bool)
     worlds[1, 4] = True
     t = run(E.Add("resid_pre", 1.0, 0, tokens=worlds))
-    same(CLEAN, t, ["logits"], batch=[0, 2])
-    assert np.abs(t["logits"].values[1] - CLEAN["logits"].values[1]).max() > 1e-3
+    same(clean(), t, ["logits"], batch=[0, 2])
+    assert np.abs(t["logits"].values[1] - clean()["logits"].values[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -199,7 +204,7 @@ def test_what_cannot_take_effect_raises(edit, message):
 def test_a_trace_holds_some_of_what_is_meant_and_a_function_keeps_its_shape():
     short, part = MODEL.trace(IDS[:1, :4], ["resid_pre"]), MODEL.trace(IDS, ["resid_pre"], tokens=[0, 1])
     other = MODEL.trace(np.flip(IDS, 1), ["resid_pre"])  # other tokens, as many: patching
-    assert not np.allclose(run(E.Replace("resid_pre", other, 1))["logits"], CLEAN["logits"])
+    assert not np.allclose(run(E.Replace("resid_pre", other, 1))["logits"], clean()["logits"])
     named, array = (run(E.Replace("resid_pre", value, 1, tokens)) for value, tokens in ((short, [0, 1, 2, 3]), (short, None)))
     same(named, array)
     for tokens in (7, [-1, 9]):

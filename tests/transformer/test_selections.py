@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,16 +15,20 @@ from tests.conftest import TINY, make
 E = gs.edits
 MODEL = make()
 IDS = [list(range(3, 14)), [20, 21, 22, 23, 24], [40, 41]]
-BASE = MODEL.trace(IDS, ["resid_post", "attn.pattern"])
 few = settings(max_examples=25, deadline=None)
 bound = st.one_of(st.none(), st.integers(-12, 12))
 selections = st.one_of(st.builds(slice, bound, bound, st.sampled_from([None, 1, 2, -1])), st.lists(st.integers(-2, 1), min_size=1))
 
 
+@cache
+def base():
+    return MODEL.trace(IDS, ["resid_post", "attn.pattern"])
+
+
 def changed(tokens):
     """Which tokens of which texts an edit at layer 1 changes there."""
     t = MODEL.trace(IDS, ["resid_post"], edits=[E.Add("resid_post", 50.0, layers=1, tokens=tokens)])
-    far = np.abs(t["resid_post", 1].values - BASE["resid_post", 1].values).max(-1) > 1
+    far = np.abs(t["resid_post", 1].values - base()["resid_post", 1].values).max(-1) > 1
     return [np.flatnonzero(row[: len(ids)]).tolist() for row, ids in zip(far, IDS, strict=True)]
 
 
@@ -91,7 +97,7 @@ def test_selections_that_no_end_moves_act_in_generation():
 
 def test_what_is_kept_counts_from_the_end_too():
     one = MODEL.trace(IDS[:1], ["resid_post"], tokens=[-1, 0], layers=-1)
-    np.testing.assert_allclose(one["resid_post", 2].values[0], BASE["resid_post", 2].values[0, [10, 0]], atol=1e-5)
+    np.testing.assert_allclose(one["resid_post", 2].values[0], base()["resid_post", 2].values[0, [10, 0]], atol=1e-5)
     assert MODEL.trace(IDS[:1], tokens=slice(-2, None)).data.sizes["token"] == 2
     with pytest.raises(ValueError, match="end at different places; trace them apart"):
         MODEL.trace(IDS, tokens=[-1])
@@ -105,9 +111,9 @@ def test_what_is_kept_counts_from_the_end_too():
     (lambda: E.Add("resid_post", np.ones(10)), "wanted 40 d_model, got 10 in shape .10"), (lambda: E.Replace("resid_post", np.ones((2, 5, 40))), "wanted 3 texts, got 2"),
     (lambda: E.Scale("attn.z", np.ones((14, 6))), "wanted 6 head, got 14"), (lambda: E.BiasLogits(np.ones(4)), "wanted 5 expert, got 4"),
     (lambda: E.Add("resid_pre"), "got none; give what to add"), (lambda: E.Add("resid_pre", np.tanh), "use Map"), (lambda: E.Scale("resid_pre", "big"), "got ndarray 'big'"),
-    (lambda: E.Replace("resid_pre", [[1], [2, 3]]), "wanted a number, an array or a trace"), (lambda: E.Replace("resid_pre", BASE["resid_post"].isel(layer=[0, 1])), r"layers \[2\], got \[0, 1\] alone"),
-    (lambda: E.Replace("resid_pre", BASE), "did not keep 'resid_pre'"), (lambda: E.Replace("resid_pre", BASE["resid_post", 0].rename(d_model="x")), "got x too"),
-    (lambda: E.Scale("attn.pattern", BASE["attn.pattern"].isel(head=[1])), r"all 6 of head in their order, got \[0\]"),
+    (lambda: E.Replace("resid_pre", [[1], [2, 3]]), "wanted a number, an array or a trace"), (lambda: E.Replace("resid_pre", base()["resid_post"].isel(layer=[0, 1])), r"layers \[2\], got \[0, 1\] alone"),
+    (lambda: E.Replace("resid_pre", base()), "did not keep 'resid_pre'"), (lambda: E.Replace("resid_pre", base()["resid_post", 0].rename(d_model="x")), "got x too"),
+    (lambda: E.Scale("attn.pattern", base()["attn.pattern"].isel(head=[1])), r"all 6 of head in their order, got \[0\]"),
     (lambda: E.ForceExperts([3, 3]), "each once among a token's slots, got 3 twice"), (lambda: E.ForceExperts([[0, 1], [4, 4]]), "got 4 twice"),
     (lambda: E.Replace("router.experts", 3), "wanted each once|got 3 twice"), (lambda: E.ForceExperts([0, 7]), "wanted 0 to 4"), (lambda: E.Replace("router.experts", [0.5, 1]), "are these the gates"),
     (lambda: E.Add("resid_pre", 1.0, layers="all"), "layer: wanted some of 0 to 2"), (lambda: E.Add("resid_pre", 1.0, layers=[1.5]), "layer: wanted"), (lambda: E.Scale("attn.z", 0, heads=slice(9, 12)), "head: wanted some of 0 to 5"),
@@ -134,10 +140,10 @@ def test_a_trace_is_taken_where_an_array_is():
 
 def test_of_texts_of_unequal_lengths_none_lends_its_padding():
     texts = [[60 + i for i in range(11)] for _ in IDS]
-    patched = MODEL.trace(texts, ["resid_post"], edits=[E.Replace("resid_post", BASE, layers=1)])["resid_post", 1].values
+    patched = MODEL.trace(texts, ["resid_post"], edits=[E.Replace("resid_post", base(), layers=1)])["resid_post", 1].values
     assert np.isfinite(patched).all()
     for row, ids in enumerate(IDS):
-        np.testing.assert_array_equal(patched[row, : len(ids)], BASE["resid_post", 1].values[row, : len(ids)])
+        np.testing.assert_array_equal(patched[row, : len(ids)], base()["resid_post", 1].values[row, : len(ids)])
 
 
 def test_an_expert_answers_as_it_did_elsewhere():
