@@ -82,11 +82,13 @@ def run():
             client.execute(cleanup_kc=False)
         finally:
             kernel = client.km
-            client.kc.stop_channels()
+            if client.kc:  # else the kernel did not start, which is what is to be said
+                client.kc.stop_channels()
         del notebook.cells[0]
 
     yield run
-    run_sync(kernel.shutdown_kernel)(now=True)
+    if kernel:
+        run_sync(kernel.shutdown_kernel)(now=True)
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ class Lab:
         self.pages.append(page)
         page.on("pageerror", lambda e: self.faults.append(f"error: {e}"))
         page.route("**/*", self._local_only)
-        page.goto(f"http://127.0.0.1:{self.port}/{at}/{name}?{'reset&' if at == 'lab/tree' else ''}token={TOKEN}")
+        page.goto(f"http://127.0.0.1:{self.port}/{at}/{name}?reset&token={TOKEN}")
         page.wait_for_function(READY, timeout=90_000)
         return page
 
