@@ -184,6 +184,8 @@ class Sae:
             )
         self.check_places()
         heads = sum(c in "HGK" for c in SITES[self.site].dims) == 2
+        # As arrays, which are no part of the program: all features and sizes share one.
+        which, size, direction = jnp.asarray([feature]), jnp.asarray(given, jnp.float32), jnp.asarray(self.direction(feature))
 
         def change(x: Array, read: Array | None = None) -> Array:
             read = x if read is None else read
@@ -191,9 +193,9 @@ class Sae:
             if flat.shape[-1] != self.d_in or x.size != flat.size // self.d_in * self.d_out:
                 wanted = f"d_in {self.d_in} and d_out {self.d_out}"
                 raise ValueError(f"edit: wanted {wanted} at these sites, got {read.shape} and {x.shape}; is it another model's?")
-            f = encode(self, flat)[..., feature, None]
-            by = value - f if value is not None else (scale - 1) * f
-            moved = by * jnp.asarray(self.direction(feature)) * normed(self, flat)[0]  # decode is linear in the features
+            f = jnp.take(encode(self, flat), which, axis=-1)
+            by = size - f if value is not None else (size - 1) * f
+            moved = by * direction * normed(self, flat)[0]  # decode is linear in the features
             return (x + moved.reshape(x.shape)).astype(x.dtype)
 
         change.__name__ = f"feature_{feature}_{'to' if value is not None else 'times'}_{given[0]:g}"

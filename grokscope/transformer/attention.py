@@ -18,7 +18,7 @@ from grokscope.block_config import BlockConfig
 from grokscope.transformer.forms import pytree
 from grokscope.transformer.kernels import flash
 from grokscope.transformer.ops import einsum, rms_norm, soft_cap
-from grokscope.transformer.rope import rotate
+from grokscope.transformer.rope import Turn, rotate, turn
 from grokscope.transformer.spread import heads_divide, over_heads
 from grokscope.transformer.tap import Tap
 from grokscope.transformer.weights import AttentionWeights
@@ -79,6 +79,11 @@ class Sequence:
         """Where a token stands rather than padding."""
         return self.segments > 0
 
+    def turn(self, config: BlockConfig) -> Turn:
+        """How far each token's position turns queries and keys."""
+        length = self.length if config.rope.scaling == "longrope" else None
+        return turn(self.positions, length, config.rope, config.rope_width)
+
     def mask(self, start: int, stop: int, window: int | None) -> Bool[Array, "B T S"]:
         """Whether the reading tokens `start` to `stop` may read each token up to `stop`, with a past each position of it, of
         those no more than `window` (itself counted) behind.
@@ -97,12 +102,13 @@ def attention(
     w: AttentionWeights, x: Float[Array, "B T D"], seq: Sequence, config: BlockConfig, tap: Tap
 ) -> Float[Array, "B T D"]:
     """What the heads read and write, before the post-norm."""
+    turn = seq.turn(config)
 
     def turned(h: Float[Array, "B T N K"], scale: Array | None) -> Float[Array, "B T N K"]:
         """Queries or keys normed and clipped, and turned by their positions."""
         if scale is not None and not config.qk_norm_last:
             h = rms_norm(h, scale, config.norm_eps)
-        h = rotate(_clip(h, config.qkv_clip), seq.positions, seq.length, config.rope)
+        h = rotate(_clip(h, config.qkv_clip), turn)
         return rms_norm(h, scale, config.norm_eps) if scale is not None and config.qk_norm_last else h
 
     q = tap("attn.q", turned(einsum("BTD,DHK->BTHK", x, w.q, bias=w.q_bias), w.q_norm))

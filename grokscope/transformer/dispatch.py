@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from grokscope.transformer.forms import pytree
 
+NUMBER = jnp.uint32
+"""Of a row, a place, a block or an expert: no sign, so that JAX looks nowhere for numbers that count from the end."""
+
 
 @pytree
 class Plan:
@@ -30,26 +33,31 @@ class Plan:
 
 def plan_blocks(chosen: Int[Array, " N"], num_experts: int, size: int) -> Plan:
     """Blocks of `size` places, each for one expert; `chosen` is `num_experts` for a row that visits none."""
-    rows = chosen.shape[0]
+    rows, chosen = chosen.shape[0], chosen.astype(NUMBER)
+    if rows * (num_experts + 1) > 2**32:
+        raise ValueError(f"a call: wanted rows times experts within 2**32, got {rows} x {num_experts + 1}; give fewer tokens")
     max_blocks = rows // size + num_experts
-    order = jnp.argsort(chosen, stable=True)
-    counts = jnp.bincount(chosen, length=num_experts + 1)
-    first_row = jnp.cumsum(counts) - counts
-    blocks = (counts[:num_experts] + size - 1) // size
+    rank_of_row, place = jnp.arange(rows, dtype=NUMBER), jnp.arange(max_blocks * size, dtype=NUMBER)
+    row_of_rank = jnp.sort(chosen * rows + rank_of_row) % rows  # one number a row takes a quarter of the time of two
+    rank_of_row = jnp.zeros(rows, NUMBER).at[row_of_rank].set(rank_of_row)
+
+    counts = jnp.zeros(num_experts + 1, NUMBER).at[chosen].add(1)[:num_experts]
+    blocks = (counts + size - 1) // size
     last_block = jnp.cumsum(blocks)
-    first_block = last_block - blocks
+    first_place = (last_block - blocks) * size
+    # Ranks and places lie in the same order; from an expert's ranks to its places it is one step (and below 0 it wraps, back too).
+    step = first_place - (jnp.cumsum(counts) - counts)
 
-    expert_of_block = jnp.searchsorted(last_block, jnp.arange(max_blocks), side="right")
+    # Every block beside every expert's end: a search, which is a loop, takes longer to compile and, on a GPU, to run.
+    expert_of_block = (last_block <= jnp.arange(max_blocks, dtype=NUMBER)[:, None]).sum(axis=1, dtype=NUMBER)
+    expert_of_block = jnp.minimum(expert_of_block, num_experts - 1)
     e = jnp.repeat(expert_of_block, size)
-    inside = jnp.minimum(e, num_experts - 1)
-    rank = jnp.arange(max_blocks * size) - first_block[inside] * size
-    used = (e < num_experts) & (rank < counts[inside])
-    row_of_place = jnp.where(used, order[jnp.minimum(first_row[inside] + rank, rows - 1)], rows)
+    used = place < (first_place + counts)[e]
+    row_of_place = jnp.where(used, row_of_rank[jnp.minimum(place - step[e], rows - 1)], rows)
 
-    rank_of_row = jnp.zeros(rows, jnp.int32).at[order].set(jnp.arange(rows, dtype=jnp.int32)) - first_row[chosen]
-    place = first_block[jnp.minimum(chosen, num_experts - 1)] * size + rank_of_row
-    place_of_row = jnp.where(chosen < num_experts, place, max_blocks * size)
-    return Plan(place_of_row, row_of_place, jnp.minimum(expert_of_block, num_experts - 1), last_block[-1])
+    place_of_row = rank_of_row + step[jnp.minimum(chosen, num_experts - 1)]
+    place_of_row = jnp.where(chosen < num_experts, place_of_row, max_blocks * size)
+    return Plan(place_of_row, row_of_place, expert_of_block, last_block[-1])
 
 
 # Moving rows out and back are gathers both ways; the derivative of each is a gather by the other's index, which XLA

@@ -24,11 +24,11 @@ def latent_attention(
     w: AttentionWeights, x: Float[Array, "B T D"], seq: Sequence, config: BlockConfig, tap: Tap
 ) -> Float[Array, "B T D"]:
     """What the heads read and write; attn.k and attn.v are those of every head."""
-    eps = config.latent_norm_eps
+    eps, turn = config.latent_norm_eps, seq.turn(config)
     a = x if w.q_down is None else rms_norm(einsum("BTD,DQ->BTQ", x, w.q_down), w.q_down_norm, eps)
-    q = tap("attn.q", rotate(einsum("BTQ,QHK->BTHK", a, w.q), seq.positions, seq.length, config.rope))
+    q = tap("attn.q", rotate(einsum("BTQ,QHK->BTHK", a, w.q), turn))
     c = tap.remember(LATENT, rms_norm(einsum("BTD,DC->BTC", x, w.kv_down), w.kv_down_norm, eps))
-    shared = rotate(einsum("BTD,DP->BTP", x, w.k_rope)[:, :, None], seq.positions, seq.length, config.rope)
+    shared = rotate(einsum("BTD,DP->BTP", x, w.k_rope)[:, :, None], turn)
     shared = tap.remember(SHARED_KEY, shared[:, :, 0])
 
     k, v = _keys_and_values(w, c, shared)

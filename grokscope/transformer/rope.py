@@ -46,18 +46,25 @@ def _plane_of(turns: float, rope: RopeConfig, width: int) -> float:
     return width * math.log(rope.original_tokens / (2 * math.pi * turns)) / (2 * math.log(rope.base))
 
 
-def rotate(
-    x: Float[Array, "B T N K"], positions: Int[Array, "B T"], length: Int[Array, " B"], rope: RopeConfig
-) -> Float[Array, "B T N K"]:
-    """x with the first `rope.width` entries of each head turned; float32 inside. `length`: tokens of each whole text."""
-    width = rope.width or x.shape[-1]
+Turn = tuple[Float[Array, "B T 1 W"], Float[Array, "B T 1 W"]]
+"""Cosine and sine of each plane, of which W there are."""
+
+
+def turn(positions: Int[Array, "B T"], length: Int[Array, " B"] | None, rope: RopeConfig, width: int) -> Turn:
+    """How far positions turn the planes, float32. `length`: tokens of each whole text, which longrope alone asks."""
     frequency, magnitude = jnp.asarray(frequencies(rope, width)), rope.magnitude
     if rope.scaling == "longrope":
         is_long = (length > rope.original_tokens)[:, None, None, None]
         frequency = jnp.where(is_long, frequencies(rope, width, long_text=True), frequency)
         magnitude = jnp.where(is_long, rope.long_magnitude, rope.magnitude)
     angle = positions[..., None, None].astype(jnp.float32) * frequency
-    cos, sin = magnitude * jnp.cos(angle), magnitude * jnp.sin(angle)
+    return magnitude * jnp.cos(angle), magnitude * jnp.sin(angle)
+
+
+def rotate(x: Float[Array, "B T N K"], turn: Turn) -> Float[Array, "B T N K"]:
+    """x with the first 2 W entries of each head turned; float32 inside."""
+    cos, sin = turn
+    width = 2 * cos.shape[-1]
     x1, x2 = jnp.split(x[..., :width].astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
     return turned if width == x.shape[-1] else jnp.concatenate([turned, x[..., width:]], axis=-1)

@@ -42,7 +42,7 @@ def route(
     if rule.near is not None:
         gates = _against_near(choice, experts, rule.near)
     else:
-        gates = jnp.take_along_axis(probs, jnp.maximum(experts, 0), axis=-1) * (experts != EMPTY)
+        gates = jnp.take_along_axis(probs, experts, axis=-1, mode="clip") * (experts != EMPTY)
     if rule.renormalize:
         gates = gates / jnp.maximum(gates.sum(axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
     return experts, tap("router.gates", gates * rule.scale, experts=experts)

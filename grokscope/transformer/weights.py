@@ -7,6 +7,7 @@ layer at a time. `config.block(layer).shapes` says which arrays a block has, by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -133,11 +134,13 @@ def random_weights(config: ModelConfig, seed: int = 0, dtype: Any = jnp.float32)
     keys = iter(jax.random.split(jax.random.key(seed), 24 * config.num_layers + 4))
 
     def draw(shape: tuple[int, ...], scale: float) -> jax.Array:
-        return (jax.random.normal(next(keys), shape) * scale).astype(dtype)
+        size = math.prod(shape)
+        drawn = np.asarray(jax.random.normal(next(keys), 1 << (size - 1).bit_length()))  # few sizes are few programs
+        return jnp.asarray((drawn[:size].reshape(shape) * np.float32(scale)).astype(dtype))
 
     def array(name: str, shape: tuple[int, ...] | None) -> jax.Array | None:
         if shape is None or (name.endswith(("norm", "norm_in", "norm_out"))):
-            return None if shape is None else jnp.ones(shape)
+            return None if shape is None else jnp.asarray(np.ones(shape, np.float32))
         if name.endswith(("bias", "sinks")):
             return draw(shape, 0.1)
         lead, rows = CONTRACTED.get(name, (0, 1))

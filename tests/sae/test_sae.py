@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import grokscope as gs
 from grokscope.sae.sae import Sae
+from grokscope.transformer.forward import run_block
 from grokscope.views.answers import answer_view
 from tests.bench.against_sae_lens import CASES, compare
 from tests.checkpoints.families import model as family
@@ -114,6 +115,12 @@ def test_an_edit_moves_one_feature_and_nothing_else(tiny, ids):
         wanted[..., 5] = 2.5
         edited = tiny.trace(ids, ["resid_post"], layers=[1], edits=[sae.edit(5, value=2.5)])["resid_post", 1].values
         np.testing.assert_allclose(edited - x, sae.decode(wanted, x) - sae.decode(f, x), atol=3e-4)
+    before = run_block.live
+    another = tiny.trace(ids, ["resid_post"], layers=[1], edits=[sae.edit(7, value=-1.5)])["resid_post", 1].values
+    wanted = f.copy()
+    wanted[..., 7] = -1.5
+    np.testing.assert_allclose(another - x, sae.decode(wanted, x) - sae.decode(f, x), atol=3e-4)
+    assert run_block.live == before, "every feature and every value share a program"
     same = tiny.trace(ids, ["resid_post"], layers=[1], edits=[sae.edit(5, scale=1.0)])["resid_post", 1].values
     np.testing.assert_allclose(same, x, atol=1e-5)
     at_4 = tiny.trace(ids, ["resid_post"], layers=[1], edits=[sae.edit(5, value=9.0, tokens=[4])])["resid_post", 1].values

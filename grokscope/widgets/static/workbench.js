@@ -26,14 +26,16 @@ const PANELS = {
 
 function numberField(state, label, name, all) {
   const input = el("input", { type: "number", "aria-label": label, min: all()[0], max: all().at(-1) });
+  let shown;
   const update = () => {
-    input.value = state.get(name);
+    if (state.get(name) !== shown) input.value = shown = state.get(name); // else it may be what somebody is typing
     input.min = all()[0];
     input.max = all().at(-1);
   };
   input.addEventListener("change", () => {
     const value = Number(input.value);
     if (all().includes(value)) state.set({ [name]: value });
+    shown = undefined;
     update();
   });
   update();
