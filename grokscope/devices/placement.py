@@ -89,7 +89,7 @@ def weights_for_cpu(weights: ModelWeights, dtype: str) -> ModelWeights:
 def array_for_cpu(name: str, w: Any, dtype: str) -> Any:
     """One array of `block_for_cpu`, or one outside the blocks; of experts, one after the other is wide in memory."""
     if w is None or name not in CONTRACTED:
-        return None if w is None else jnp.asarray(w)
+        return None if w is None else jax.device_put(w, may_alias=False)
     kept = jnp.dtype(dtype) if _has_bfloat16_units() else jnp.float32
 
     def rounded(part: Any) -> np.ndarray:
@@ -97,7 +97,7 @@ def array_for_cpu(name: str, w: Any, dtype: str) -> Any:
         return plain.astype(dtype, copy=False).astype(kept, copy=False)
 
     if name not in EXPERTS:
-        return jnp.asarray(rounded(w))
+        return jax.device_put(rounded(w), may_alias=False)
     return PerExpert.of(rounded(w[e]) for e in range(w.shape[0]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
@@ -94,7 +95,7 @@ def _of_rows(
 ) -> dict[str, np.ndarray]:
     """The answers for up to `size` tokens, filled up to so many."""
     n, dtype = len(seen["stream"]), model.dtype
-    rows: Rows = {k: jnp.asarray(np.pad(a, [(0, size - n), (0, 0)], mode="edge")) for k, a in seen.items()}
+    rows: Rows = {k: jax.device_put(np.pad(a, [(0, size - n), (0, 0)], mode="edge")) for k, a in seen.items()}
     end = End.of(model.weights)
     best = _best(end, rows["last"].astype(dtype), config=model.config) if target is None else target
     ids = jnp.broadcast_to(jnp.asarray(best, jnp.int32), size)

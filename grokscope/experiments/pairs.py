@@ -26,6 +26,7 @@ from grokscope.trace.recorder import Recorder
 from grokscope.transformer import kv_cache
 from grokscope.transformer.attention import Past
 from grokscope.transformer.forward import Call, run_layers
+from grokscope.transformer.ops import picked
 from grokscope.transformer.programs import Program
 from grokscope.transformer.to_host import Kept
 from grokscope.transformer.unembed import End
@@ -111,7 +112,7 @@ class BothRuns:
     def final(self) -> np.ndarray:
         """The last streams where the metric reads, [2 P, N, D]."""
         texts, tokens = read_at(self.pairs.prompt, self.pairs.reading)
-        return np.asarray(self.stream(self.pairs.model.config.num_layers)[texts, tokens], np.float32)
+        return np.asarray(picked(self.stream(self.pairs.model.config.num_layers), texts, tokens), np.float32)
 
     @cached_property
     def measured(self) -> tuple[np.ndarray, np.ndarray]:

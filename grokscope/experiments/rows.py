@@ -25,6 +25,7 @@ from grokscope.sites import Capture
 from grokscope.transformer.attention import Past
 from grokscope.transformer.attention import Sequence as Tokens
 from grokscope.transformer.forward import Call, Run, Streams, run_layers
+from grokscope.transformer.ops import picked
 from grokscope.transformer.tap import Selection
 from grokscope.transformer.to_host import Kept
 
@@ -104,7 +105,7 @@ class _Pasts:
 
     def __getitem__(self, layer: int) -> Past:
         past, pairs = self._batch.runs.past(layer), self._batch.pairs
-        return Past(past.k[pairs], past.v[pairs])
+        return Past(picked(past.k, pairs), picked(past.v, pairs))
 
 
 class Starting(Streams):
@@ -215,4 +216,4 @@ def last_streams(batch: Batch, x: Array) -> np.ndarray:
     """Where the metric reads, of streams R w D that left the last layer: [R, N, D]."""
     pairs = batch.runs.pairs
     tokens = read_at(pairs.prompt, pairs.reading)[1][batch.pairs] - batch.window.start
-    return np.asarray(x[np.arange(batch.size)[:, None], tokens], np.float32)
+    return np.asarray(picked(x, np.arange(batch.size)[:, None], tokens), np.float32)

@@ -13,6 +13,7 @@ from grokscope.experiments.pairs import BothRuns
 from grokscope.experiments.rows import Batch, Masks, Row, Through
 from grokscope.experiments.site_values import Choices, SiteValues, StreamValues
 from grokscope.sites import SITES
+from grokscope.transformer.ops import picked
 
 ROUTING = ("free", "frozen", "only")
 _ORDER = list(SITES)
@@ -158,7 +159,7 @@ class Sweep:
         return 0 if isinstance(self.values, StreamValues) else self._first_router
 
     def _start(self, batch: Batch) -> Array:
-        x = self.runs.stream(batch.level)[batch.pairs, batch.window]
+        x = picked(self.runs.stream(batch.level), batch.pairs[:, None], np.arange(batch.window.start, batch.window.stop))
         return self._put(batch, batch.level, x)
 
     def _end(self, batch: Batch, x: Array) -> Array:

@@ -27,6 +27,7 @@ from grokscope.transformer.attention import Past
 from grokscope.transformer.attention import Sequence as Tokens
 from grokscope.transformer.edits import prepare
 from grokscope.transformer.forward import Call, Run, run_embed, run_end, run_layers
+from grokscope.transformer.ops import picked
 from grokscope.transformer.primitives import NOWHERE, LoweredEdits, Place, Primitive
 from grokscope.transformer.programs import Program
 from grokscope.transformer.step import State, run_group, run_next
@@ -66,8 +67,8 @@ class Session:
         """The prompt in one pass."""
         prompt, width = self.prompt, bucket(self.prompt.tokens)
         positions = np.broadcast_to(np.arange(width), (prompt.batch, width))
-        segments = jnp.asarray(prompt.segments(width))
-        seq = Tokens(jnp.asarray(positions), segments, mesh=self.model.mesh, one_text=True)
+        segments = jax.device_put(prompt.segments(width))
+        seq = Tokens(jax.device_put(positions), segments, mesh=self.model.mesh, one_text=True)
         place = Place(self.config, positions, positions, prompt.lengths, self.longest)
         run = replace(self._run, edits_at=LoweredEdits(self.edits, place).at)
 
@@ -76,12 +77,12 @@ class Session:
                 self._pasts.append(kv_cache.remembered(kept, run.remembers, self.room))
             self._record.of_prompt(layer, kept, positions)
 
-        x = run_layers(self.model.weights, [Call(jnp.asarray(prompt.padded(width)), seq, run, record)]).get(0)
+        x = run_layers(self.model.weights, [Call(jax.device_put(prompt.padded(width)), seq, run, record)]).get(0)
         run_end(self.model.weights, x, run, record)
         rows, last = np.arange(prompt.batch), prompt.lengths - 1
         ids, done = prompt.padded(width)[rows, last], np.zeros(prompt.batch, bool)
-        state = (jnp.asarray(a)[:, None] for a in (ids.astype(np.int32), last.astype(np.int32), done))
-        self._at = x[rows, last][:, None], State(*state, jnp.int32(0))
+        state = (jax.device_put(a[:, None]) for a in (ids.astype(np.int32), last.astype(np.int32), done))
+        self._at = picked(x, rows[:, None], last[:, None]), State(*state, jnp.int32(0))
 
     def tokens(self, how: tuple[float, float, int], ahead: int = AHEAD) -> Iterator[None]:
         """Every text grows by a token a step, until all have ended; how: temperature, top_p, seed. Up to `ahead` steps are under

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from grokscope.arguments import check_arguments
@@ -125,7 +124,7 @@ class Loaded:
 
     def on_device(self, rows: Any) -> jax.Array:
         """An array with a leading batch, where the weights are."""
-        return jnp.asarray(rows) if self.mesh is None else Layout(self.config, self.mesh).rows(np.asarray(rows))
+        return jax.device_put(rows) if self.mesh is None else Layout(self.config, self.mesh).rows(np.asarray(rows))
 
     def __repr__(self) -> str:
         c = self.config

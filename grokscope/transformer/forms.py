@@ -121,7 +121,7 @@ class PerExpert:
     @classmethod
     def of(cls, experts: Iterable[Array]) -> PerExpert:
         """From each expert's P Q (or a stack of them), one after the other."""
-        return cls(tuple(jnp.asarray(np.asarray(w).T.copy()) for w in experts))
+        return cls(tuple(jax.device_put(np.asarray(w).T.copy()) for w in experts))
 
     @property
     def shape(self) -> tuple[int, ...]:

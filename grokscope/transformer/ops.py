@@ -32,6 +32,12 @@ def rms_norm(x: Float[Array, ...], scale: Float[Array, ...], eps: float) -> Floa
     return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=axes, keepdims=True) + eps) * scale).astype(x.dtype)
 
 
+@jax.jit
+def picked(x: Array, *numbers: Any) -> Array:
+    """x[numbers]: one program for each shape, where JAX, left to itself, compiles five small ones."""
+    return x[numbers]
+
+
 def soft_cap(x: Float[Array, ...], cap: float | None) -> Float[Array, ...]:
     """cap tanh(x / cap): x where it is small, never beyond +-cap."""
     return x if cap is None else cap * jnp.tanh(x / cap)

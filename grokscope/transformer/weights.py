@@ -136,11 +136,11 @@ def random_weights(config: ModelConfig, seed: int = 0, dtype: Any = jnp.float32)
     def draw(shape: tuple[int, ...], scale: float) -> jax.Array:
         size = math.prod(shape)
         drawn = np.asarray(jax.random.normal(next(keys), 1 << (size - 1).bit_length()))  # few sizes are few programs
-        return jnp.asarray((drawn[:size].reshape(shape) * np.float32(scale)).astype(dtype))
+        return jax.device_put((drawn[:size].reshape(shape) * np.float32(scale)).astype(dtype))
 
     def array(name: str, shape: tuple[int, ...] | None) -> jax.Array | None:
         if shape is None or (name.endswith(("norm", "norm_in", "norm_out"))):
-            return None if shape is None else jnp.asarray(np.ones(shape, np.float32))
+            return None if shape is None else jax.device_put(np.ones(shape, np.float32))
         if name.endswith(("bias", "sinks")):
             return draw(shape, 0.1)
         lead, rows = CONTRACTED.get(name, (0, 1))
