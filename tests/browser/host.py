@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,6 +20,10 @@ from traitlets import TraitError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+AT_HOME = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+"""No name is found but this machine's: nothing leaves it."""
+ONE = ["--in-process-gpu", "--renderer-process-limit=1", "--disable-site-isolation-trials"]
+"""Few processes: to start and end those of a page is half a second of work, more than most tests are."""
 MISSING = (
     "no browser: install Debian's chromium (apt-get install chromium), or name one in GROKSCOPE_CHROMIUM; and "
     "`pip install playwright`, without its own browsers"
@@ -80,11 +85,26 @@ def browser() -> Iterator[Any]:
     if sync_playwright is None or executable() is None:
         (pytest.fail if os.environ.get("GROKSCOPE_REQUIRE_BROWSER") == "1" else pytest.skip)(MISSING)
     with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=executable(), args=FLAGS)
+        chromium = play.chromium.launch(executable_path=executable(), args=FLAGS + AT_HOME + ONE)
         try:
             yield chromium
         finally:
             chromium.close()
+
+
+@cache
+def _context(chromium: Any) -> Any:
+    """That of all pages which need no network. A first page stays, and with it the process that draws those that come and go."""
+    context = chromium.new_context(offline=True)
+    context.new_page()
+    return context
+
+
+def new_page(chromium: Any, width: int = 900, height: int = 1400) -> Any:
+    """A page of a browser that is offline."""
+    page = _context(chromium).new_page()
+    page.set_viewport_size({"width": width, "height": height})
+    return page
 
 
 def _plain(value: Any) -> Any:
@@ -100,8 +120,7 @@ class Host:
 
     def __init__(self, chromium: Any, widget: Any, scheme: str = "light", width: int = 900, height: int = 1400) -> None:
         self.widget, self.faults, self.sent = widget, [], 0
-        self.page = chromium.new_page(viewport={"width": width, "height": height})
-        page = self.page
+        page = self.page = new_page(chromium, width, height)
         page.on("pageerror", lambda e: self.faults.append(f"error: {e}"))
         page.on("console", lambda m: m.type == "error" and self.faults.append(f"console: {m.text}"))
         page.on("request", self._requested)

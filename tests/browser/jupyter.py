@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ READY = """() => {
 def notebook(*cells: str) -> Any:
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     made.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return made
+
+
+@cache
+def context(chromium: Any) -> Any:
+    """That of all pages, which so keep what they have read of JupyterLab's scripts, and one process."""
+    made = chromium.new_context()
+    made.new_page()
     return made
 
 
@@ -72,20 +81,18 @@ class Lab:
         nbformat.write(made, self.folder / name)
 
     def open(self, chromium: Any, name: str, at: str = "lab/tree") -> Any:
-        page = chromium.new_page(viewport={"width": 1280, "height": 1600})
+        page = context(chromium).new_page()
+        page.set_viewport_size({"width": 1280, "height": 1600})
         self.pages.append(page)
         page.on("pageerror", lambda e: self.faults.append(f"error: {e}"))
-        page.route("**/*", self._local_only)
+        page.on("request", self._local_only)
         page.goto(f"http://127.0.0.1:{self.port}/{at}/{name}?reset&token={TOKEN}")
         page.wait_for_function(READY, timeout=90_000)
         return page
 
-    def _local_only(self, route: Any) -> None:
-        if route.request.url.startswith((f"http://127.0.0.1:{self.port}/", "data:", "blob:")):
-            route.continue_()
-        else:
-            self.faults.append(f"request: {route.request.url}")
-            route.abort()
+    def _local_only(self, request: Any) -> None:
+        if not request.url.startswith((f"http://127.0.0.1:{self.port}/", "data:", "blob:")):
+            self.faults.append(f"request: {request.url}")
 
     def run_all(self, page: Any) -> None:
         """Run every cell and wait until the kernel has done them."""

@@ -10,7 +10,7 @@ import pytest
 
 import grokscope as gs
 from grokscope.harmless import visible
-from tests.browser.host import WATCH, settled
+from tests.browser.host import WATCH, new_page, settled
 from tests.browser.shapes import HOSTILE
 
 
@@ -47,7 +47,7 @@ def atlas(pocket):
 
 
 def ready(chromium, path):
-    page, faults = chromium.new_page(viewport={"width": 1100, "height": 800}, offline=True), []
+    page, faults = new_page(chromium, 1100, 800), []
     page.add_init_script(f"({WATCH})()")
     page.on("pageerror", lambda e: faults.append(str(e)))
     page.on("console", lambda m: faults.append(m.text))

@@ -8,13 +8,13 @@ import pytest
 
 import grokscope as gs
 from grokscope.text.visible import visible
-from tests.browser.host import WATCH, settled
+from tests.browser.host import WATCH, new_page, settled
 from tests.browser.shapes import HOSTILE, random_trace
 from tests.conftest import TINY
 
 
-def opened(chromium, path, **options):
-    page, faults = chromium.new_page(viewport={"width": 900, "height": 1400}, **options), []
+def opened(chromium, path):
+    page, faults = new_page(chromium), []
     page.add_init_script(f"({WATCH})()")
     page.on("pageerror", lambda e: faults.append(str(e)))
     page.on("console", lambda m: faults.append(m.text))
@@ -28,7 +28,7 @@ def opened(chromium, path, **options):
 def test_it_opens_from_disk_and_follows_a_click(chromium, pocket, tmp_path):
     texts = ["The moon is bright. 床前明月光", "def moon(): return 42"]
     trace = pocket.trace(texts, capture=["router.*", "logits"])
-    page, faults = opened(chromium, gs.report(trace, tmp_path / "x.html", model=pocket), offline=True)
+    page, faults = opened(chromium, gs.report(trace, tmp_path / "x.html", model=pocket))
     shown = page.eval_on_selector_all(".gs-tokens:not(.gs-other) [data-t]", "all => all.map(s => s.textContent)")
     assert shown == [visible(p) for p in trace.pieces[0]]
     page.click(".gs-tokens [data-t='3'] >> nth=0")

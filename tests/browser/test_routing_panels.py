@@ -204,7 +204,7 @@ def test_of_many_experts_the_best_are_shown(chromium):
 
 
 def test_both_answer_in_a_report(chromium, trace, tmp_path):
-    page, faults = opened(chromium, gs.report(trace, tmp_path / "x.html", panels=["text", "router", "experts"]), offline=True)
+    page, faults = opened(chromium, gs.report(trace, tmp_path / "x.html", panels=["text", "router", "experts"]))
     page.click(".gs-tokens [data-t='5'] >> nth=0")
     settled(page)
     assert "ahead of runner-up" in page.inner_text(".gs-margin")
