@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import jax
@@ -127,6 +128,11 @@ def block_from(get: Callable[[str], Any]) -> BlockWeights:
     return BlockWeights(part(AttentionWeights, "attn."), part(MoEWeights, "moe."), *norms)
 
 
+@partial(jax.jit, static_argnums=(2, 3))
+def _shaped(drawn: jax.Array, scale: float, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return (drawn[: math.prod(shape)].reshape(shape) * scale).astype(dtype)
+
+
 def random_weights(config: ModelConfig, seed: int = 0, dtype: Any = jnp.float32) -> ModelWeights:
     """Random weights at which activations stay near 1: normal, variance 1 / (rows contracted); norms are ones, biases and
     sinks near 0.
@@ -134,13 +140,12 @@ def random_weights(config: ModelConfig, seed: int = 0, dtype: Any = jnp.float32)
     keys = iter(jax.random.split(jax.random.key(seed), 24 * config.num_layers + 4))
 
     def draw(shape: tuple[int, ...], scale: float) -> jax.Array:
-        size = math.prod(shape)
-        drawn = np.asarray(jax.random.normal(next(keys), 1 << (size - 1).bit_length()))  # few sizes are few programs
-        return jax.device_put((drawn[:size].reshape(shape) * np.float32(scale)).astype(dtype))
+        drawn = jax.random.normal(next(keys), 1 << (math.prod(shape) - 1).bit_length())  # few sizes are few programs
+        return _shaped(drawn, scale, shape, dtype)
 
     def array(name: str, shape: tuple[int, ...] | None) -> jax.Array | None:
         if shape is None or (name.endswith(("norm", "norm_in", "norm_out"))):
-            return None if shape is None else jax.device_put(np.ones(shape, np.float32))
+            return None if shape is None else jnp.ones(shape)
         if name.endswith(("bias", "sinks")):
             return draw(shape, 0.1)
         lead, rows = CONTRACTED.get(name, (0, 1))
