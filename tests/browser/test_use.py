@@ -183,6 +183,21 @@ def test_a_wait_is_shown_and_numbers_keep_their_tokens_name(host):
         assert page.get_attribute(f"[data-panel={name}] .gs-body", "aria-busy") is None
 
 
+def test_what_is_being_typed_is_not_written_over(host):
+    field = "input[aria-label=layer]"
+    host.page.fill(field, "2")
+    host.widget.token = 5
+    settled(host.page)
+    assert host.page.input_value(field) == "2"
+    host.page.keyboard.press("Tab")
+    settled(host.page)
+    assert (host.widget.layer, host.widget.token) == (2, 5)
+    host.page.fill(field, "99")
+    host.page.keyboard.press("Tab")
+    settled(host.page)
+    assert host.page.input_value(field) == "2", "what is no layer goes back"
+
+
 def test_without_a_kernel_every_panel_says_what_to_do(chromium, trace):
     bench = gs.explore(trace)
     with Host(chromium, bench) as host:
