@@ -37,9 +37,9 @@ def plan_blocks(chosen: Int[Array, " N"], num_experts: int, size: int) -> Plan:
     if rows * (num_experts + 1) > 2**32:
         raise ValueError(f"a call: wanted rows times experts within 2**32, got {rows} x {num_experts + 1}; give fewer tokens")
     max_blocks = rows // size + num_experts
-    rank_of_row, place = jnp.arange(rows, dtype=NUMBER), jnp.arange(max_blocks * size, dtype=NUMBER)
-    row_of_rank = jnp.sort(chosen * rows + rank_of_row) % rows  # one number a row takes a quarter of the time of two
-    rank_of_row = jnp.zeros(rows, NUMBER).at[row_of_rank].set(rank_of_row)
+    row, place = jnp.arange(rows, dtype=NUMBER), jnp.arange(max_blocks * size, dtype=NUMBER)
+    row_of_rank = jnp.sort(chosen * rows + row) % rows  # one number a row takes a quarter of the time of two
+    rank_of_row = jnp.zeros(rows, NUMBER).at[row_of_rank].set(row)
 
     counts = jnp.zeros(num_experts + 1, NUMBER).at[chosen].add(1)[:num_experts]
     blocks = (counts + size - 1) // size

@@ -1,4 +1,4 @@
-"""The few formulas that a block is made of."""
+"""The few formulas that a block is made of, and what picks rows of streams outside of one."""
 
 from __future__ import annotations
 

@@ -93,16 +93,16 @@ def browser() -> Iterator[Any]:
 
 
 @cache
-def _context(chromium: Any) -> Any:
-    """That of all pages which need no network. A first page stays, and with it the process that draws those that come and go."""
-    context = chromium.new_context(offline=True)
+def _context(chromium: Any, offline: bool) -> Any:
+    """That of all pages, which so keep what they have read. A first page stays, and with it the process that draws all others."""
+    context = chromium.new_context(offline=offline)
     context.new_page()
     return context
 
 
-def new_page(chromium: Any, width: int = 900, height: int = 1400) -> Any:
-    """A page of a browser that is offline."""
-    page = _context(chromium).new_page()
+def new_page(chromium: Any, width: int = 900, height: int = 1400, offline: bool = True) -> Any:
+    """A page of its own in the context of the others."""
+    page = _context(chromium, offline).new_page()
     page.set_viewport_size({"width": width, "height": height})
     return page
 

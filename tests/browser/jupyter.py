@@ -8,13 +8,13 @@ import shutil
 import subprocess
 import time
 import urllib.request
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from grokscope.cli.lab import command, free
+from tests.browser.host import new_page
 
 TOKEN = "fox"
 READY = """() => {
@@ -27,14 +27,6 @@ READY = """() => {
 def notebook(*cells: str) -> Any:
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     made.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return made
-
-
-@cache
-def context(chromium: Any) -> Any:
-    """That of all pages, which so keep what they have read of JupyterLab's scripts, and one process."""
-    made = chromium.new_context()
-    made.new_page()
     return made
 
 
@@ -81,8 +73,7 @@ class Lab:
         nbformat.write(made, self.folder / name)
 
     def open(self, chromium: Any, name: str, at: str = "lab/tree") -> Any:
-        page = context(chromium).new_page()
-        page.set_viewport_size({"width": 1280, "height": 1600})
+        page = new_page(chromium, 1280, 1600, offline=False)
         self.pages.append(page)
         page.on("pageerror", lambda e: self.faults.append(f"error: {e}"))
         page.on("request", self._local_only)
